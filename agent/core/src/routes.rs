@@ -1,0 +1,59 @@
+//! The router's view of the node: which host leads to which revisions, and where their instances listen.
+//!
+//! Made by the reconciler at every change that concerns it, read by the router at every request.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tombolo_api::RevisionKey;
+
+use crate::supervision::InstanceId;
+
+/// Everything the router needs, in one immutable value.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteTable {
+    /// Host names, lower case, without port.
+    pub hosts: BTreeMap<String, Arc<[Split]>>,
+    pub revisions: BTreeMap<RevisionKey, Arc<Backend>>,
+}
+
+/// A share of a host's requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Percent of the host's requests; a host's splits sum to 100.
+    pub percent: u8,
+    pub revision: RevisionKey,
+}
+
+/// A revision as the router sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Instances that passed their readiness probe. Empty: hold requests, ask for an instance, unless `unavailable`.
+    pub ready: Vec<Endpoint>,
+    /// Why holding is in vain (image missing, program ends at once): reason word and message for the client's 503.
+    pub unavailable: Option<Unavailable>,
+    /// Speaks HTTP/2 with prior knowledge (port named `h2c`), otherwise HTTP/1.1.
+    pub h2c: bool,
+    /// Requests an instance takes at a time; 0: no limit.
+    pub container_concurrency: u32,
+    /// Whole request, `timeoutSeconds`, milliseconds.
+    pub timeout_ms: u64,
+    /// To the first byte of the answer, `responseStartTimeoutSeconds`, milliseconds; 0: none.
+    pub response_start_timeout_ms: u64,
+    /// Without a byte either way, `idleTimeoutSeconds`, milliseconds; 0: none.
+    pub idle_timeout_ms: u64,
+}
+
+/// Why a revision cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable {
+    pub reason: String,
+    pub message: String,
+}
+
+/// A ready instance: port on the loopback address inside its network namespace, which the dialler knows by id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub instance: InstanceId,
+    pub port: u16,
+}

@@ -1,0 +1,191 @@
+//! The protocol between the agent and the runtime supervisor: JSON messages on a unix SEQPACKET socket.
+//!
+//! One connection serves one agent at a time; a newer connection replaces the older. The supervisor answers every
+//! [`Call`] with one [`Message::Reply`] of the same `seq` and sends [`Message::Event`]s in between. Calls about different
+//! instances run at the same time (a fork each); calls about one instance run in order. Everything an agent must know
+//! after its own restart comes back from [`Request::List`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. A supervisor refuses another with [`Refusal::Version`].
+pub const VERSION: u32 = 1;
+
+/// Largest message, bytes. Specifications travel as files, so messages stay small; a list of 500 instances fits.
+pub const MESSAGE_MAX: usize = 192 * 1024;
+
+/// Most instances one supervisor holds.
+pub const INSTANCES_MAX: usize = 500;
+
+/// Name of an instance: a DNS label, unique on its node for ever (it contains randomness).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(pub String);
+
+impl std::fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Agent to supervisor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call {
+    pub seq: u64,
+    pub request: Request,
+}
+
+/// What can be asked of the supervisor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// First message of a connection. Answered with [`Answer::Hello`].
+    Hello { version: u32 },
+    /// Make namespaces, cgroup, root file system and the container's init, which waits; no user code runs.
+    /// Answered with [`Answer::Created`].
+    Create { id: InstanceId, spec: Box<CreateSpec> },
+    /// Let a created instance's program run. Answered with [`Answer::Done`].
+    Start { id: InstanceId },
+    /// Send a signal to the instance's init. [`Answer::Done`] also when it has ended already.
+    Signal { id: InstanceId, signal: i32 },
+    /// Stop the instance's processes from running at all (cgroup freezer), or let them again.
+    Freeze { id: InstanceId },
+    Thaw { id: InstanceId },
+    /// Kill whatever is left of the instance and remove its cgroup, runtime directory and record. Succeeds when there is none.
+    Delete { id: InstanceId },
+    /// Everything held, ended instances that were not deleted included. Answered with [`Answer::Instances`].
+    List,
+    /// Kill and delete every instance, answer, and exit.
+    Shutdown,
+    /// Replace the supervisor's program by the one at `binary` (`execve`), keeping children, sockets and pidfds.
+    /// The connection stays; [`Answer::Hello`] comes from the new program.
+    Upgrade { binary: PathBuf },
+}
+
+/// How to make an instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateSpec {
+    /// File holding the OCI runtime specification (`config.json`). `root.path` and user-namespace mappings are filled in by the supervisor.
+    pub config: PathBuf,
+    /// Unpacked image layers, the topmost first; each an overlayfs lower directory. Read only.
+    pub layers: Vec<PathBuf>,
+    /// Bound of the writable layer (a tmpfs), bytes. 0: no writable layer, the root file system is read only.
+    pub upper_bytes: u64,
+    /// Run in a user namespace of its own if this machine can.
+    pub user_namespace: bool,
+    /// Where standard output and error go.
+    pub log: LogSpec,
+    /// Opaque to the supervisor; given back by [`Request::List`]. Holds what a restarted agent must know.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A log in the CRI format (`time stream tag text`), rotated by size: `path`, then `path.1`, ….
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LogSpec {
+    pub path: PathBuf,
+    /// Size at which the file is rotated, bytes.
+    pub max_bytes: u64,
+    /// Files kept, the current one included; at least 1.
+    pub max_files: u32,
+}
+
+/// Supervisor to agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Message {
+    Reply { seq: u64, result: Result<Answer, Refusal> },
+    /// An instance's init has ended. Sent once to the connected agent; in any case kept in the record until deleted.
+    Exited { id: InstanceId, exit: ExitRecord },
+}
+
+/// A successful reply.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    Hello {
+        version: u32,
+        /// The supervisor's program version.
+        program: String,
+        pid: i32,
+        /// What this machine cannot do, one sentence each, e.g. user namespaces, lowering oom_score_adj.
+        limitations: Vec<String>,
+    },
+    /// `pid` of the instance's init in the host's pid namespace; `/proc/{pid}/ns/net` is its network namespace, loopback up.
+    Created { pid: i32 },
+    Done,
+    Instances(Vec<InstanceRecord>),
+}
+
+/// Why a request was not carried out. Nothing is left of a refused `Create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+pub enum Refusal {
+    #[error("the supervisor speaks protocol {supervisor}, the agent {agent}: restart the older one")]
+    Version { supervisor: u32, agent: u32 },
+    #[error("there is no instance {0}")]
+    NotFound(InstanceId),
+    #[error("there is an instance {0} already")]
+    Exists(InstanceId),
+    #[error("the supervisor holds {INSTANCES_MAX} instances, its limit")]
+    TooMany,
+    /// The request does not fit the instance's phase, e.g. starting one that has ended.
+    #[error("instance {id} is {phase:?}")]
+    WrongPhase { id: InstanceId, phase: InstancePhase },
+    #[error("the request is malformed: {0}")]
+    Malformed(String),
+    /// The container runtime failed: what it said, the innermost cause last.
+    #[error("{0}")]
+    Runtime(String),
+    /// No answer from the runtime in time; what there was of it has been killed.
+    #[error("the container runtime did not finish within {0} s")]
+    Timeout(u64),
+}
+
+/// An instance the supervisor holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceRecord {
+    pub id: InstanceId,
+    pub phase: InstancePhase,
+    /// Of the init; 0 while creating.
+    pub pid: i32,
+    pub exit: Option<ExitRecord>,
+    pub log: LogSpec,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where an instance is in its life.
+///
+/// ```text
+/// creating ─▶ created ─▶ running ⇄ frozen
+///     │          └──────────┴────────┴──▶ ended ─▶ (deleted)
+///     └─▶ (nothing: creation failed)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InstancePhase {
+    Creating,
+    Created,
+    Running,
+    Frozen,
+    Ended,
+}
+
+/// How an instance's init ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExitRecord {
+    /// Exit status, if it exited.
+    pub code: Option<i32>,
+    /// Signal that ended it, if one did. Neither is known when the supervisor had to be replaced after a crash meanwhile.
+    pub signal: Option<i32>,
+    /// The kernel killed a process of the instance for memory.
+    pub out_of_memory: bool,
+    /// Milliseconds since 1970 (UTC).
+    pub time_ms: u64,
+}

@@ -1,0 +1,145 @@
+//! The objects of a manifest: what a node needs to know of revisions and routes, and nothing that changes without need.
+//!
+//! An object's bytes are its JSON in the field order of these types; its digest is its identity. So a field is added at the
+//! end, optional and skipped when absent: otherwise every object of every fleet changes its digest with an upgrade.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{Entry, ObjectKind};
+use crate::serving::RevisionSpec;
+use crate::{Digest, RevisionKey};
+
+/// A revision a node should be able to run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevisionObject {
+    pub namespace: String,
+    pub name: String,
+    /// The Revision's uid at the hub: a revision deleted and created again under its old name is another one.
+    pub uid: String,
+    /// `K_SERVICE`; empty for a Configuration without a Service.
+    pub service: String,
+    /// `K_CONFIGURATION`.
+    pub configuration: String,
+    /// The template's annotations that say how to run (autoscaling and tombolo.dev keys).
+    pub annotations: BTreeMap<String, String>,
+    /// As at the hub, defaults filled in; every container's `image` is `registry/repository@sha256:…`.
+    pub spec: RevisionSpec,
+}
+
+/// A route a node should serve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteObject {
+    pub namespace: String,
+    pub name: String,
+    /// Host names without port, lower case. The first is the route's own.
+    pub hosts: Vec<String>,
+    /// Percentages sum to 100.
+    pub targets: Vec<RouteTarget>,
+}
+
+/// One target of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteTarget {
+    /// Share of requests to the route's own hosts, percent.
+    pub percent: u8,
+    /// Revisions of the route's namespace that may serve this share, the preferred first. The node gives it to the first
+    /// one that has been ready there; until any was, requests wait for the first.
+    pub candidates: Vec<String>,
+    /// Hosts that reach this target alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+}
+
+impl RevisionObject {
+    pub fn key(&self) -> RevisionKey {
+        RevisionKey::new(&self.namespace, &self.name)
+    }
+}
+
+/// One object with its entry in the manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    pub entry: Entry,
+    pub bytes: Vec<u8>,
+}
+
+/// Encodes a revision.
+pub fn encode_revision(object: &RevisionObject) -> Encoded {
+    encode(ObjectKind::Revision, &object.namespace, &object.name, object)
+}
+
+/// Encodes a route.
+pub fn encode_route(object: &RouteObject) -> Encoded {
+    encode(ObjectKind::Route, &object.namespace, &object.name, object)
+}
+
+fn encode(kind: ObjectKind, namespace: &str, name: &str, object: &impl Serialize) -> Encoded {
+    let bytes = serde_json::to_vec(object).expect("an object is plain data");
+    let entry = Entry {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        digest: Digest::of(&bytes),
+        size: bytes.len() as u64,
+    };
+    Encoded { entry, bytes }
+}
+
+/// Everything a node should run, decoded: always a whole manifest's worth.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// By key; the digest says whether it changed.
+    pub revisions: BTreeMap<RevisionKey, (Digest, RevisionObject)>,
+    /// By namespace and name.
+    pub routes: BTreeMap<(String, String), RouteObject>,
+}
+
+/// Why an object could not be taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind:?} {namespace}/{name} ({digest}) cannot be read: {reason}")]
+pub struct ObjectError {
+    pub kind: ObjectKind,
+    pub namespace: String,
+    pub name: String,
+    pub digest: Digest,
+    pub reason: String,
+}
+
+impl Desired {
+    /// Adds the object that `entry` names, after checking that `bytes` are its content.
+    pub fn add(&mut self, entry: &Entry, bytes: &[u8]) -> Result<(), ObjectError> {
+        let fail = |reason: String| ObjectError {
+            kind: entry.kind,
+            namespace: entry.namespace.clone(),
+            name: entry.name.clone(),
+            digest: entry.digest,
+            reason,
+        };
+        if Digest::of(bytes) != entry.digest {
+            return Err(fail("its content does not match its digest".into()));
+        }
+        let named = |namespace: &str, name: &str| namespace == entry.namespace && name == entry.name;
+        match entry.kind {
+            ObjectKind::Revision => {
+                let object: RevisionObject = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+                if !named(&object.namespace, &object.name) {
+                    return Err(fail("it names another object within".into()));
+                }
+                self.revisions.insert(object.key(), (entry.digest, object));
+            }
+            ObjectKind::Route => {
+                let object: RouteObject = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+                if !named(&object.namespace, &object.name) {
+                    return Err(fail("it names another object within".into()));
+                }
+                self.routes.insert((object.namespace.clone(), object.name.clone()), object);
+            }
+        }
+        Ok(())
+    }
+}

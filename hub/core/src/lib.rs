@@ -1,0 +1,3 @@
+//! What a hub decides, as pure functions of what it knows: no clock, no files, no sockets, no tokio.
+
+pub mod fleet;
