@@ -1,6 +1,8 @@
 //! The store against kill -9: a child process (this very test binary) writes until it is killed; what it was told is
 //! durable must be there, and every batch as a whole.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,5 +1,7 @@
 //! The store against damaged files: it opens, and says truthfully whether something is missing.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};

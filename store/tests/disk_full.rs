@@ -1,5 +1,7 @@
 //! The store on a disk that fills up: refuses, stays readable, works again when there is room. On a loop-mounted ext4.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::PathBuf;
