@@ -1,1 +1,18 @@
-//! Placeholder.
+//! What hub, agent and command line share of OCI images: the content store, layers, image documents, building, and
+//! the distribution client.
+//!
+//! Knows neither hub nor agent: nothing here decides what should be present, it only makes it present.
+
+pub mod build;
+pub mod client;
+pub mod image;
+pub mod layer;
+pub mod reference;
+pub mod store;
+
+pub use build::{BuildError, BuildOptions, BuiltImage, FileEntry, Source, build_directory};
+pub use client::{BasicAuth, Client, Endpoint, Progress, Scheme, TransferError};
+pub use image::{ImageError, ImageSummary, Platform, RunConfig};
+pub use layer::UnpackError;
+pub use reference::{HUB_HOST, ImageReference, Repository, Tag, Target};
+pub use store::{Partial, Store, StoreError};

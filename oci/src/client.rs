@@ -1,0 +1,271 @@
+//! The OCI distribution client: tags resolved, images pulled and pushed, over links that break.
+//!
+//! Everything that comes is bounded by what was announced and verified by digest before it counts. Every wait has a
+//! deadline. Must not know who a registry belongs to: where it is, and whom to believe, is in the [`Endpoint`].
+
+mod error;
+mod pull;
+mod push;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use tombolo_api::Digest;
+
+pub use error::TransferError;
+
+use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
+use crate::reference::{Repository, Target};
+
+/// To an open connection. A registry on a slow link answers within a second or two.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// From a request to the head of its answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Without a byte of a body; the transfer goes on from there in the next attempt.
+const IDLE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Text of a refusal that is told, bytes.
+const REFUSAL_MAX: usize = 300;
+
+/// A registry, and how to speak to it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub scheme: Scheme,
+    /// `host:port`.
+    pub address: String,
+    pub auth: Option<BasicAuth>,
+    /// The name the registry goes by, in requests and certificates, whatever its address. `None`: the address's own.
+    pub server_name: Option<String>,
+}
+
+/// How a connection is protected.
+#[derive(Clone, Debug)]
+pub enum Scheme {
+    Http,
+    Https(Arc<rustls::ClientConfig>),
+}
+
+/// User and password of a registry.
+#[derive(Clone)]
+pub struct BasicAuth {
+    pub user: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for BasicAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BasicAuth({})", self.user)
+    }
+}
+
+/// How far a pull is, for whoever shows it. Clones share the numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of layers that are here and bytes of all of them, compressed.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.0.done.load(Ordering::Relaxed), self.0.total.load(Ordering::Relaxed))
+    }
+
+    fn expect(&self, bytes: u64) {
+        self.0.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: u64) {
+        self.0.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A client of one registry. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    /// `https://name:port`.
+    base: String,
+    auth: Option<BasicAuth>,
+}
+
+impl Client {
+    /// Makes a client; connects to nothing yet.
+    pub fn new(endpoint: Endpoint) -> Result<Self, TransferError> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_DEADLINE)
+            .read_timeout(IDLE_DEADLINE)
+            .no_proxy()
+            .user_agent(concat!("tombolo/", env!("CARGO_PKG_VERSION")));
+        let scheme = match &endpoint.scheme {
+            Scheme::Http => {
+                builder = builder.tls_backend_preconfigured(trusts_nobody()?);
+                "http"
+            }
+            Scheme::Https(config) => {
+                builder = builder.tls_backend_preconfigured((**config).clone());
+                "https"
+            }
+        };
+        let authority = match endpoint.server_name {
+            None => endpoint.address.clone(),
+            Some(name) => {
+                let port = endpoint.address.rsplit_once(':').map_or("", |(_, port)| port);
+                let authority = format!("{name}:{port}");
+                builder =
+                    builder.dns_resolver(Arc::new(Elsewhere { name, address: endpoint.address.clone() }));
+                authority
+            }
+        };
+        let http = builder.build().map_err(|error| TransferError::Client(innermost(&error)))?;
+        Ok(Self { http, base: format!("{scheme}://{authority}"), auth: endpoint.auth })
+    }
+
+    /// The digest a tag stands for now; for a digest, that it is there.
+    pub async fn resolve(&self, repository: &Repository, target: &Target) -> Result<Digest, TransferError> {
+        let (digest, _) = self.manifest(repository, target).await?;
+        Ok(digest)
+    }
+
+    /// A manifest or index with its digest, verified if it was asked for by digest or the registry names one.
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        target: &Target,
+    ) -> Result<(Digest, Bytes), TransferError> {
+        let what = format!("{repository}:{target}");
+        let request = self
+            .request(Method::GET, &format!("{repository}/manifests/{target}"))
+            .headers(accept_manifests());
+        let answer = self.send(request, &what).await?;
+        let said =
+            answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
+        let content = body(answer, MAX_DOCUMENT, &what).await?;
+        let digest = Digest::of(&content);
+        match target.digest().or(said) {
+            Some(expected) if expected != digest => Err(TransferError::Broken {
+                what,
+                cause: format!("{expected} was expected, but the content is {digest}"),
+            }),
+            _ => Ok((digest, content)),
+        }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.authorised(self.http.request(method, format!("{}/v2/{path}", self.base)))
+    }
+
+    fn authorised(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.auth {
+            Some(auth) => request.basic_auth(&auth.user, Some(&auth.password)),
+            None => request,
+        }
+    }
+
+    /// Sends a request, and gives its answer if that is a success.
+    async fn send(&self, request: RequestBuilder, what: &str) -> Result<Response, TransferError> {
+        let answer = match tokio::time::timeout(ANSWER_DEADLINE, request.send()).await {
+            Ok(answer) => answer.map_err(|error| self.failed(&error))?,
+            Err(_) => return Err(TransferError::Timeout { address: self.base.clone() }),
+        };
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let what = what.to_owned();
+        Err(match status {
+            StatusCode::NOT_FOUND => TransferError::NotFound { what },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TransferError::Unauthorized { what },
+            _ => TransferError::Refused { what, status: status.as_u16(), said: excerpt(answer).await },
+        })
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> TransferError {
+        let address = self.base.clone();
+        if error.is_timeout() && !error.is_connect() {
+            TransferError::Timeout { address }
+        } else {
+            TransferError::Unreachable { address, cause: innermost(error) }
+        }
+    }
+}
+
+/// For clients that speak no TLS: reqwest wants a configuration all the same, and would look for the system's certificates.
+fn trusts_nobody() -> Result<rustls::ClientConfig, TransferError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TransferError::Client(error.to_string()))?;
+    Ok(builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
+}
+
+/// Says that a name is somewhere else than its own address.
+struct Elsewhere {
+    name: String,
+    address: String,
+}
+
+impl Resolve for Elsewhere {
+    fn resolve(&self, name: Name) -> Resolving {
+        // A redirect may lead to another host.
+        let address =
+            if name.as_str() == self.name { self.address.clone() } else { format!("{}:0", name.as_str()) };
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn accept_manifests() -> HeaderMap {
+    let types = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+    types.into_iter().map(|name| (ACCEPT, HeaderValue::from_static(name))).collect()
+}
+
+/// A whole body of at most `limit` bytes.
+async fn body(answer: Response, limit: u64, what: &str) -> Result<Bytes, TransferError> {
+    let broken = |cause: String| TransferError::Broken { what: what.to_owned(), cause };
+    let mut content = Vec::new();
+    let mut stream = answer.bytes_stream();
+    while let Some(piece) = stream.next().await {
+        content.extend_from_slice(&piece.map_err(|error| broken(innermost(&error)))?);
+        if content.len() as u64 > limit {
+            return Err(broken(format!("it is longer than the {limit} bytes allowed for a document")));
+        }
+    }
+    Ok(content.into())
+}
+
+/// The first line of a refusal, for a person.
+async fn excerpt(answer: Response) -> String {
+    let is_text =
+        answer.headers().get(CONTENT_TYPE).is_some_and(|kind| !kind.as_bytes().starts_with(b"image/"));
+    let content =
+        if is_text { body(answer, MAX_DOCUMENT, "").await.unwrap_or_default() } else { Bytes::new() };
+    let text = String::from_utf8_lossy(&content[..content.len().min(REFUSAL_MAX)]).into_owned();
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// The last cause of an error: what a person needs to know of it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+//! Why a transfer failed, in words that end up in a condition: what is wrong, and what to do.
+
+use std::io;
+
+use crate::image::ImageError;
+use crate::layer::UnpackError;
+use crate::store::StoreError;
+
+/// Why an image could not be resolved, pulled or pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("the registry has no {what}: push it, or correct its name")]
+    NotFound { what: String },
+    #[error("the registry does not give {what} to this client: check its user and password")]
+    Unauthorized { what: String },
+    #[error("the registry {address} cannot be reached: {cause}")]
+    Unreachable { address: String, cause: String },
+    #[error("the registry {address} does not answer in time")]
+    Timeout { address: String },
+    #[error("the registry refused {what} with status {status}{}", if said.is_empty() { String::new() } else { format!(": {said}") })]
+    Refused { what: String, status: u16, said: String },
+    #[error("the registry's answer for {what} is no good: {cause}")]
+    Broken { what: String, cause: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    #[error("no client can be made: {0}")]
+    Client(String),
+}
+
+impl TransferError {
+    /// One CamelCase word for a condition.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            _ if self.is_disk_full() => "DiskFull",
+            Self::NotFound { .. } => "ImageNotFound",
+            Self::Unauthorized { .. } => "RegistryUnauthorized",
+            Self::Unreachable { .. } | Self::Timeout { .. } => "RegistryUnreachable",
+            Self::Refused { .. } | Self::Broken { .. } => "RegistryRefused",
+            Self::Image(ImageError::Platform { .. }) => "ImagePlatformMismatch",
+            Self::Image(ImageError::Malformed { .. }) => "ImageInvalid",
+            Self::Unpack(UnpackError::Store(_) | UnpackError::Write { .. }) => "ImageStoreFailed",
+            Self::Unpack(_) => "ImageInvalid",
+            Self::Store(StoreError::DigestMismatch { .. } | StoreError::SizeMismatch { .. }) => {
+                "ImageInvalid"
+            }
+            Self::Store(_) | Self::Image(ImageError::Store(_)) => "ImageStoreFailed",
+            Self::Client(_) => "RegistryUnusable",
+        }
+    }
+
+    /// Whether the same may succeed in a moment, on the same link.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broken { .. } => true,
+            Self::Refused { status, .. } => *status == 408 || *status == 429 || *status >= 500,
+            _ => false,
+        }
+    }
+
+    fn is_disk_full(&self) -> bool {
+        let full = |error: &StoreError| matches!(error, StoreError::DiskFull { .. });
+        match self {
+            Self::Store(error)
+            | Self::Image(ImageError::Store(error))
+            | Self::Unpack(UnpackError::Store(error)) => full(error),
+            Self::Unpack(UnpackError::Write { source, .. }) => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Pulling an image by digest: documents first, then layers side by side, each going on where it broke off.
+//!
+//! ```text
+//! summary complete? ─▶ (index ─▶) manifest ─▶ config ─▶ layers: blob by range ─▶ verify ─▶ unpack ─▶ summary
+//! ```
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use reqwest::header::{CONTENT_RANGE, RANGE};
+use reqwest::{Method, Response, StatusCode};
+use tombolo_api::Digest;
+
+use super::{Client, Progress, TransferError, body, innermost};
+use crate::image::{
+    self, Blob, Config, Document, ImageError, ImageSummary, MAX_DOCUMENT, Manifest, Platform,
+};
+use crate::reference::{Repository, Target};
+use crate::store::{Partial, Store, StoreError};
+
+/// Layers fetched at the same time: more gain nothing on a link that one fills, and cost memory.
+const PARALLEL: usize = 3;
+
+/// Attempts of one blob in a row that brought not one byte.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// Before the second attempt; doubled for each further one.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+
+/// Bytes handed to the disk at once.
+const WRITE_PIECE: usize = 256 * 1024;
+
+impl Client {
+    /// Makes the image `digest` complete in `store`, for `platform`. What is there is asked of nobody.
+    pub async fn pull(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        digest: &Digest,
+        platform: &Platform,
+        progress: &Progress,
+    ) -> Result<ImageSummary, TransferError> {
+        if let Some(summary) = summary(store, digest, platform).await? {
+            return Ok(summary);
+        }
+        let (manifest_digest, manifest) = self.manifest_for(store, repository, digest, platform).await?;
+        let config = self.config(store, repository, &manifest_digest, &manifest, platform).await?;
+        manifest.layers.iter().for_each(|layer| progress.expect(layer.size));
+        // Owned: a closure over references would keep the future from being spawned.
+        let layers: Vec<_> = manifest.layers.iter().copied().zip(config.diff_ids.iter().copied()).collect();
+        stream::iter(layers)
+            .map(|(blob, diff_id)| async move { self.layer(store, repository, blob, &diff_id, progress).await })
+            .buffer_unordered(PARALLEL)
+            .try_collect::<()>()
+            .await?;
+        let complete = summary(store, digest, platform).await?;
+        complete.ok_or(TransferError::Store(StoreError::Missing(*digest)))
+    }
+
+    /// The manifest that `digest` leads to, over an index or not.
+    async fn manifest_for(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        digest: &Digest,
+        platform: &Platform,
+    ) -> Result<(Digest, Manifest), TransferError> {
+        match self.manifest_document(store, repository, digest).await? {
+            Document::Manifest(manifest) => Ok((*digest, manifest)),
+            Document::Index(entries) => {
+                let chosen = image::choose(&entries, platform)?.manifest.digest;
+                match self.manifest_document(store, repository, &chosen).await? {
+                    Document::Manifest(manifest) => Ok((chosen, manifest)),
+                    Document::Index(_) => Err(image::nested(&chosen).into()),
+                }
+            }
+        }
+    }
+
+    async fn manifest_document(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Document, TransferError> {
+        let content = match read(store, digest).await? {
+            Some(content) => content,
+            None => {
+                let (_, content) = self.manifest(repository, &Target::Digest(*digest)).await?;
+                put(store, content.to_vec()).await?
+            }
+        };
+        Ok(Document::parse(digest, &content)?)
+    }
+
+    async fn config(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        manifest_digest: &Digest,
+        manifest: &Manifest,
+        platform: &Platform,
+    ) -> Result<Config, TransferError> {
+        let Blob { digest, size } = manifest.config;
+        if size > MAX_DOCUMENT {
+            return Err(StoreError::TooLarge { digest, size, limit: MAX_DOCUMENT }.into());
+        }
+        let content = match read(store, &digest).await? {
+            Some(content) => content,
+            None => {
+                let what = format!("{repository}@{digest}");
+                let answer = self
+                    .send(self.request(Method::GET, &format!("{repository}/blobs/{digest}")), &what)
+                    .await?;
+                let content = body(answer, size, &what).await?;
+                let actual = Digest::of(&content);
+                if actual != digest {
+                    return Err(StoreError::DigestMismatch { expected: digest, actual }.into());
+                }
+                put(store, content.to_vec()).await?
+            }
+        };
+        let config = Config::parse(&digest, &content)?;
+        config.check(manifest_digest, manifest, platform)?;
+        Ok(config)
+    }
+
+    /// Makes one layer present and unpacked. A blob that turns out damaged is fetched once more.
+    async fn layer(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        blob: Blob,
+        diff_id: &Digest,
+        progress: &Progress,
+    ) -> Result<(), TransferError> {
+        let _claim = store.claim(diff_id).await;
+        let mut again = true;
+        loop {
+            if store.layer_path(diff_id).is_some() {
+                return Ok(());
+            }
+            self.blob(store, repository, blob, progress).await?;
+            let (to, diff_id) = (store.clone(), *diff_id);
+            match blocking(move || to.unpack(&blob.digest, &diff_id)).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_damage() && again => {
+                    tracing::warn!(digest = %blob.digest, error = &error as &dyn std::error::Error, "a layer is damaged, fetching it again");
+                    store.remove_blob(&blob.digest)?;
+                    again = false;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes one blob present: by range from where an earlier attempt stopped, until it is whole and verified.
+    async fn blob(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        blob: Blob,
+        progress: &Progress,
+    ) -> Result<(), TransferError> {
+        let mut attempts = 0;
+        let mut mismatched = false;
+        loop {
+            if store.contains(&blob.digest) {
+                return Ok(());
+            }
+            let to = store.clone();
+            let partial = blocking(move || to.partial(&blob.digest, blob.size)).await?;
+            let before = partial.len();
+            let outcome = self.rest_of(repository, blob, partial, progress).await;
+            let error = match outcome {
+                Ok(()) => return Ok(()),
+                Err(error @ TransferError::Store(StoreError::DigestMismatch { .. })) if !mismatched => {
+                    mismatched = true;
+                    error
+                }
+                Err(error) if error.is_retryable() => error,
+                Err(error) => return Err(error),
+            };
+            let here = store.partials()?.get(&blob.digest).copied().unwrap_or(0);
+            attempts = if here > before { 0 } else { attempts + 1 };
+            if attempts >= ATTEMPTS_MAX {
+                return Err(error);
+            }
+            tracing::debug!(digest = %blob.digest, here, of = blob.size, error = &error as &dyn std::error::Error, "a transfer broke off");
+            tokio::time::sleep(RETRY_FIRST * 2u32.pow(attempts)).await;
+        }
+    }
+
+    /// One attempt: appends what is missing, verifies, makes it a blob.
+    async fn rest_of(
+        &self,
+        repository: &Repository,
+        blob: Blob,
+        mut partial: Partial,
+        progress: &Progress,
+    ) -> Result<(), TransferError> {
+        if !partial.is_complete() {
+            let what = format!("{repository}@{}", blob.digest);
+            let mut request = self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest));
+            if !partial.is_empty() {
+                request = request.header(RANGE, format!("bytes={}-", partial.len()));
+            }
+            let answer = match self.send(request, &what).await {
+                Err(TransferError::Refused { status: 416, .. }) => {
+                    partial.restart()?;
+                    self.send(
+                        self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest)),
+                        &what,
+                    )
+                    .await?
+                }
+                other => other?,
+            };
+            if !goes_on_at(&answer, partial.len()) {
+                partial.restart()?;
+            }
+            partial = receive(answer, partial, progress, &what).await?;
+        }
+        Ok(blocking(move || partial.commit()).await?)
+    }
+}
+
+/// Whether an answer's body begins at this byte of the blob.
+fn goes_on_at(answer: &Response, position: u64) -> bool {
+    if answer.status() != StatusCode::PARTIAL_CONTENT {
+        return position == 0;
+    }
+    let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
+    start == Some(position)
+}
+
+/// Appends a body to a download.
+async fn receive(
+    answer: Response,
+    mut partial: Partial,
+    progress: &Progress,
+    what: &str,
+) -> Result<Partial, TransferError> {
+    let mut stream = answer.bytes_stream();
+    let mut waiting = Vec::with_capacity(WRITE_PIECE);
+    let mut end = Ok(());
+    loop {
+        match stream.next().await {
+            Some(Ok(piece)) => waiting.extend_from_slice(&piece),
+            Some(Err(error)) => {
+                end = Err(TransferError::Broken { what: what.to_owned(), cause: innermost(&error) });
+            }
+            None if partial.missing() > waiting.len() as u64 => {
+                end =
+                    Err(TransferError::Broken { what: what.to_owned(), cause: "it ended too early".into() });
+            }
+            None => {}
+        }
+        let ended = end.is_err() || waiting.len() as u64 >= partial.missing();
+        if waiting.len() >= WRITE_PIECE || ended {
+            let piece = std::mem::take(&mut waiting);
+            progress.add(piece.len() as u64);
+            partial = blocking(move || partial.write(&piece).map(|()| partial)).await?;
+        }
+        if ended {
+            // What came before a break is kept for the next attempt.
+            return end.map(|()| partial);
+        }
+    }
+}
+
+async fn summary(
+    store: &Store,
+    digest: &Digest,
+    platform: &Platform,
+) -> Result<Option<ImageSummary>, ImageError> {
+    let (store, digest, platform) = (store.clone(), *digest, platform.clone());
+    blocking(move || image::summary(&store, &digest, &platform)).await
+}
+
+async fn read(store: &Store, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+    let (store, digest) = (store.clone(), *digest);
+    blocking(move || match store.read_blob(&digest, MAX_DOCUMENT) {
+        Ok(content) => Ok(Some(content)),
+        Err(StoreError::Missing(_)) => Ok(None),
+        Err(StoreError::DigestMismatch { .. }) => store.remove_blob(&digest).map(|()| None),
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+async fn put(store: &Store, content: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    let store = store.clone();
+    blocking(move || store.put(&content).map(|_| content)).await
+}
+
+/// Does disk work where it holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // Blocking work is never cancelled once it runs.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

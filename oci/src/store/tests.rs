@@ -1,0 +1,121 @@
+//! The store over crashes, damage and two users.
+
+use super::*;
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+#[test]
+fn content_reads_back_under_its_digest() {
+    let (_dir, store) = open();
+    let digest = store.put(b"content").unwrap();
+    assert_eq!(digest, Digest::of(b"content"));
+    assert_eq!(store.put(b"content").unwrap(), digest);
+    assert!(store.contains(&digest));
+    assert_eq!(store.read_blob(&digest, 100).unwrap(), b"content");
+    assert!(matches!(store.read_blob(&digest, 3), Err(StoreError::TooLarge { size: 7, .. })));
+    let absent = Digest::of(b"absent");
+    assert!(matches!(store.read_blob(&absent, 100), Err(StoreError::Missing(_))));
+    assert_eq!(store.blobs().unwrap(), BTreeMap::from([(digest, 7)]));
+}
+
+#[test]
+fn only_one_process_has_it() {
+    let (dir, store) = open();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
+    drop(store);
+    Store::open(dir.path()).unwrap();
+}
+
+#[test]
+fn what_a_crash_leaves_is_cleared_and_downloads_are_kept() {
+    let (dir, store) = open();
+    let content = vec![5; 1000];
+    let digest = Digest::of(&content);
+    let mut partial = store.partial(&digest, 1000).unwrap();
+    partial.write(&content[..600]).unwrap();
+    drop(partial);
+    drop(store);
+    fs::write(dir.path().join("tmp/half"), b"x").unwrap();
+    fs::create_dir_all(dir.path().join("tmp/layer-x/fs")).unwrap();
+    // A layer without its record was never complete.
+    fs::create_dir_all(dir.path().join("layers").join(digest.hex()).join("fs")).unwrap();
+
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    assert_eq!(store.layer_path(&digest), None);
+    let mut partial = store.partial(&digest, 1000).unwrap();
+    assert_eq!((partial.len(), partial.missing()), (600, 400));
+    partial.write(&content[600..]).unwrap();
+    partial.commit().unwrap();
+    assert_eq!(store.read_blob(&digest, 2000).unwrap(), content);
+    assert!(store.partials().unwrap().is_empty());
+}
+
+#[test]
+fn a_download_is_verified_as_a_whole() {
+    let (_dir, store) = open();
+    let digest = Digest::of(b"right");
+    let mut partial = store.partial(&digest, 5).unwrap();
+    partial.write(b"wrong").unwrap();
+    assert!(matches!(partial.write(b"x"), Err(StoreError::SizeMismatch { .. })));
+    assert!(matches!(partial.commit(), Err(StoreError::DigestMismatch { .. })));
+    assert!(!store.contains(&digest) && store.partials().unwrap().is_empty());
+    let partial = store.partial(&digest, 5).unwrap();
+    assert!(matches!(partial.commit(), Err(StoreError::SizeMismatch { actual: 0, .. })));
+    let mut partial = store.partial(&digest, 5).unwrap();
+    partial.write(b"righ").unwrap();
+    // The source announces another size now: what is here is longer than that.
+    drop(partial);
+    assert!(store.partial(&digest, 3).unwrap().is_empty());
+}
+
+#[test]
+fn damage_of_a_document_is_noticed() {
+    let (_dir, store) = open();
+    let digest = store.put(b"document").unwrap();
+    fs::write(store.blob_path(&digest), b"damaged!").unwrap();
+    assert!(matches!(store.read_blob(&digest, 100), Err(StoreError::DigestMismatch { .. })));
+}
+
+#[test]
+fn a_file_becomes_a_blob_only_with_its_digest() {
+    let (dir, store) = open();
+    let path = dir.path().join("tmp/file");
+    fs::write(&path, b"content").unwrap();
+    let wrong = Digest::of(b"other");
+    assert!(matches!(store.adopt(&path, &wrong), Err(StoreError::DigestMismatch { .. })));
+    assert!(path.exists());
+    store.adopt(&path, &Digest::of(b"content")).unwrap();
+    assert!(!path.exists() && store.contains(&Digest::of(b"content")));
+}
+
+#[test]
+fn what_is_not_kept_goes() {
+    let (_dir, store) = open();
+    let (kept, gone) = (store.put(b"kept").unwrap(), store.put(b"gone").unwrap());
+    let (wanted, unwanted) = (Digest::of(b"wanted"), Digest::of(b"unwanted"));
+    for digest in [&wanted, &unwanted] {
+        store.partial(digest, 10).unwrap().write(b"ten").unwrap();
+    }
+    let keep = Keep { blobs: BTreeSet::from([kept, wanted]), layers: BTreeSet::new() };
+    let removed = store.retain(&keep).unwrap();
+    assert_eq!(removed, Removed { blobs: 1, layers: 0, partials: 1, bytes: 7 });
+    assert!(store.contains(&kept) && !store.contains(&gone));
+    assert_eq!(store.partials().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn one_at_a_time_fetches_a_digest() {
+    let (_dir, store) = open();
+    let digest = Digest::of(b"x");
+    let first = store.claim(&digest).await;
+    let second = tokio::time::timeout(std::time::Duration::from_millis(50), store.claim(&digest)).await;
+    assert!(second.is_err());
+    store.claim(&Digest::of(b"y")).await;
+    drop(first);
+    store.claim(&digest).await;
+}
