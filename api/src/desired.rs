@@ -126,14 +126,16 @@ impl Desired {
         let named = |namespace: &str, name: &str| namespace == entry.namespace && name == entry.name;
         match entry.kind {
             ObjectKind::Revision => {
-                let object: RevisionObject = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+                let object: RevisionObject =
+                    serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }
                 self.revisions.insert(object.key(), (entry.digest, object));
             }
             ObjectKind::Route => {
-                let object: RouteObject = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+                let object: RouteObject =
+                    serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }

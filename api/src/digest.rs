@@ -92,7 +92,14 @@ mod tests {
     #[test]
     fn refuses_other_notations() {
         let hex = Digest::of(b"").hex();
-        for bad in ["", "sha256:", &hex, &format!("sha512:{hex}"), &format!("sha256:{}", hex.to_uppercase()), &format!("sha256:{hex}0")] {
+        for bad in [
+            "",
+            "sha256:",
+            &hex,
+            &format!("sha512:{hex}"),
+            &format!("sha256:{}", hex.to_uppercase()),
+            &format!("sha256:{hex}0"),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

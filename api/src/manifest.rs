@@ -125,9 +125,11 @@ impl SignedManifest {
         }
         let signature = BASE64.decode(&self.signature).map_err(|_| ManifestError::BadSignature)?;
         let signature = Signature::from_slice(&signature).map_err(|_| ManifestError::BadSignature)?;
-        trusted.verify_strict(self.payload.as_bytes(), &signature).map_err(|_| ManifestError::BadSignature)?;
-        let manifest: Manifest =
-            serde_json::from_str(&self.payload).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        trusted
+            .verify_strict(self.payload.as_bytes(), &signature)
+            .map_err(|_| ManifestError::BadSignature)?;
+        let manifest: Manifest = serde_json::from_str(&self.payload)
+            .map_err(|error| ManifestError::Malformed(error.to_string()))?;
         if manifest.format != FORMAT {
             return Err(ManifestError::UnknownFormat(manifest.format));
         }
@@ -150,7 +152,14 @@ mod tests {
     use super::*;
 
     fn manifest(node: &str) -> Manifest {
-        Manifest { format: FORMAT, node: node.parse().unwrap(), generation: 3, epoch: 1, hub_time_s: 1_700_000_000, objects: vec![] }
+        Manifest {
+            format: FORMAT,
+            node: node.parse().unwrap(),
+            generation: 3,
+            epoch: 1,
+            hub_time_s: 1_700_000_000,
+            objects: vec![],
+        }
     }
 
     #[test]
@@ -161,7 +170,10 @@ mod tests {
         let signed = SignedManifest::sign(&manifest("a"), &key);
         assert_eq!(signed.verify(&key.verifying_key(), &me).unwrap(), manifest("a"));
         assert!(matches!(signed.verify(&other.verifying_key(), &me), Err(ManifestError::UnknownKey { .. })));
-        assert!(matches!(signed.verify(&key.verifying_key(), &"b".parse().unwrap()), Err(ManifestError::WrongNode { .. })));
+        assert!(matches!(
+            signed.verify(&key.verifying_key(), &"b".parse().unwrap()),
+            Err(ManifestError::WrongNode { .. })
+        ));
         let mut forged = signed.clone();
         forged.payload = forged.payload.replace("\"generation\":3", "\"generation\":4");
         assert!(matches!(forged.verify(&key.verifying_key(), &me), Err(ManifestError::BadSignature)));

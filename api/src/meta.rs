@@ -121,7 +121,8 @@ pub fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Cond
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListMeta {
-    #[serde(rename = "continue", skip_serializing_if = "String::is_empty")]
+    /// Empty, and printed all the same: lists are never cut.
+    #[serde(rename = "continue")]
     pub continue_token: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remaining_item_count: Option<i64>,

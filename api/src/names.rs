@@ -15,7 +15,9 @@ pub struct NodeId(String);
 
 /// Why a text is not a node id.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a node id: use 1 to 63 lower-case letters, digits and `-`, starting and ending with a letter or digit")]
+#[error(
+    "{0:?} is not a node id: use 1 to 63 lower-case letters, digits and `-`, starting and ending with a letter or digit"
+)]
 pub struct NodeIdError(String);
 
 impl NodeId {
@@ -34,7 +36,11 @@ impl FromStr for NodeId {
     type Err = NodeIdError;
 
     fn from_str(text: &str) -> Result<Self, NodeIdError> {
-        if is_dns1123_label(text) { Ok(Self(text.to_owned())) } else { Err(NodeIdError(text.chars().take(100).collect())) }
+        if is_dns1123_label(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NodeIdError(text.chars().take(100).collect()))
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Knative's serving resources as users write them and clients read them. Data only: what a field does is decided by
-//! the hub's and the agent's cores, whether it may be set by admission.
+//! the hub's and the agent's cores, whether it may be set by [`admission`].
 
+pub mod admission;
 pub mod keys;
 mod revision_spec;
 

@@ -105,7 +105,10 @@ pub fn node_may_publish(node: &NodeId, topic: &str) -> bool {
 
 /// Whether the client that is `node` may subscribe to `filter`: anything below its own root, wildcards included.
 pub fn node_may_subscribe(node: &NodeId, filter: &str) -> bool {
-    filter.strip_prefix(PREFIX).and_then(|rest| rest.split_once('/')).is_some_and(|(owner, _)| owner == node.as_str())
+    filter
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(owner, _)| owner == node.as_str())
 }
 
 #[cfg(test)]
@@ -136,10 +139,25 @@ mod tests {
         let me: NodeId = "a".parse().unwrap();
         assert!(node_may_publish(&me, "tombolo/v1/a/status"));
         assert!(node_may_subscribe(&me, "tombolo/v1/a/#"));
-        for topic in ["tombolo/v1/b/status", "tombolo/v1/a/manifest", "tombolo/v1/a/blob/x", "tombolo/v1/+/status", "x", "$SYS/a"] {
+        for topic in [
+            "tombolo/v1/b/status",
+            "tombolo/v1/a/manifest",
+            "tombolo/v1/a/blob/x",
+            "tombolo/v1/+/status",
+            "x",
+            "$SYS/a",
+        ] {
             assert!(!node_may_publish(&me, topic), "{topic}");
         }
-        for filter in ["#", "tombolo/#", "tombolo/v1/#", "tombolo/v1/+/manifest", "tombolo/v1/b/#", "tombolo/v1/ab/#", "$share/g/tombolo/v1/a/#"] {
+        for filter in [
+            "#",
+            "tombolo/#",
+            "tombolo/v1/#",
+            "tombolo/v1/+/manifest",
+            "tombolo/v1/b/#",
+            "tombolo/v1/ab/#",
+            "$share/g/tombolo/v1/a/#",
+        ] {
             assert!(!node_may_subscribe(&me, filter), "{filter}");
         }
     }

@@ -343,6 +343,9 @@ pub struct SecurityContext {
     pub run_as_user: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp_profile: Option<SeccompProfile>,
+    /// Never true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privileged: Option<bool>,
 }
 
 /// Kernel capabilities, without the `CAP_` prefix.
@@ -449,6 +452,9 @@ pub struct Projection {
     pub secret: Option<SourceVolume>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<ServiceAccountToken>,
+    /// Fields of the instance itself, as Kubernetes writes them.
+    #[serde(rename = "downwardAPI", skip_serializing_if = "Option::is_none")]
+    pub downward_api: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
