@@ -1,4 +1,14 @@
 //! What an agent decides, as pure functions of what it knows: no clock, no files, no sockets, no tokio.
 
+pub mod accept;
+pub mod activation;
+pub mod actual;
+pub mod annotations;
+pub mod backoff;
+pub mod bundle;
+pub mod limits;
+pub mod plan;
 pub mod routes;
+pub mod status;
 pub mod supervision;
+pub mod table;

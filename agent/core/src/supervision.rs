@@ -43,26 +43,44 @@ pub struct Call {
 #[serde(tag = "op", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
     /// First message of a connection. Answered with [`Answer::Hello`].
-    Hello { version: u32 },
+    Hello {
+        version: u32,
+    },
     /// Make namespaces, cgroup, root file system and the container's init, which waits; no user code runs.
     /// Answered with [`Answer::Created`].
-    Create { id: InstanceId, spec: Box<CreateSpec> },
+    Create {
+        id: InstanceId,
+        spec: Box<CreateSpec>,
+    },
     /// Let a created instance's program run. Answered with [`Answer::Done`].
-    Start { id: InstanceId },
+    Start {
+        id: InstanceId,
+    },
     /// Send a signal to the instance's init. [`Answer::Done`] also when it has ended already.
-    Signal { id: InstanceId, signal: i32 },
+    Signal {
+        id: InstanceId,
+        signal: i32,
+    },
     /// Stop the instance's processes from running at all (cgroup freezer), or let them again.
-    Freeze { id: InstanceId },
-    Thaw { id: InstanceId },
+    Freeze {
+        id: InstanceId,
+    },
+    Thaw {
+        id: InstanceId,
+    },
     /// Kill whatever is left of the instance and remove its cgroup, runtime directory and record. Succeeds when there is none.
-    Delete { id: InstanceId },
+    Delete {
+        id: InstanceId,
+    },
     /// Everything held, ended instances that were not deleted included. Answered with [`Answer::Instances`].
     List,
     /// Kill and delete every instance, answer, and exit.
     Shutdown,
     /// Replace the supervisor's program by the one at `binary` (`execve`), keeping children, sockets and pidfds.
     /// The connection stays; [`Answer::Hello`] comes from the new program.
-    Upgrade { binary: PathBuf },
+    Upgrade {
+        binary: PathBuf,
+    },
 }
 
 /// How to make an instance.
@@ -98,9 +116,15 @@ pub struct LogSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Message {
-    Reply { seq: u64, result: Result<Answer, Refusal> },
+    Reply {
+        seq: u64,
+        result: Result<Answer, Refusal>,
+    },
     /// An instance's init has ended. Sent once to the connected agent; in any case kept in the record until deleted.
-    Exited { id: InstanceId, exit: ExitRecord },
+    Exited {
+        id: InstanceId,
+        exit: ExitRecord,
+    },
 }
 
 /// A successful reply.
@@ -116,7 +140,9 @@ pub enum Answer {
         limitations: Vec<String>,
     },
     /// `pid` of the instance's init in the host's pid namespace; `/proc/{pid}/ns/net` is its network namespace, loopback up.
-    Created { pid: i32 },
+    Created {
+        pid: i32,
+    },
     Done,
     Instances(Vec<InstanceRecord>),
 }

@@ -1,1 +1,32 @@
-//! Placeholder.
+//! Tombolo's data plane: takes HTTP requests on a node and passes them to the instances of the revisions they are meant for.
+//!
+//! It is told routes ([`tombolo_agent_core::routes`]) and network namespaces ([`Dialer`]), and tells what it counts
+//! ([`Meter`]) and which revisions need an instance. It starts and stops nothing, and never reads the store.
+//!
+//! ```text
+//! server ─▶ session ─▶ exchange ──▶ reply ─▶ client
+//!   │          │          │  └────▶ tunnel (switched protocols)
+//!   ▼          ▼          ▼
+//! table ─▶ revision ─▶ instance ─▶ dialer ─▶ the instance's network namespace
+//! ```
+
+mod answer;
+mod body;
+mod deadline;
+mod dialer;
+mod exchange;
+mod headers;
+mod instance;
+mod meter;
+mod random;
+mod reply;
+mod revision;
+mod server;
+mod session;
+mod table;
+mod tunnel;
+
+pub use answer::REASON_HEADER;
+pub use dialer::Dialer;
+pub use meter::{Meter, RevisionMeter};
+pub use server::Router;

@@ -1,0 +1,230 @@
+//! What becomes of one request: forwarded to a ready instance, held until there is one, or refused with a reason.
+//!
+//! Pure: it must not know sockets, queues, clocks or where randomness comes from; the router hands in what it counts.
+
+use crate::routes::{Backend, Unavailable};
+
+/// Requests held for one revision. At a typical 8 KiB each this is 8 MiB, and more could not be worked off before clients give up.
+pub const HELD_PER_REVISION_MAX: usize = 1_000;
+
+/// Requests held on a node, whatever the number of revisions: bounds the router's memory to about 100 MiB.
+pub const HELD_PER_NODE_MAX: usize = 10_000;
+
+/// What the router knows when a request for a revision arrives, or when a held one is looked at again.
+pub struct View<'a, L> {
+    pub backend: &'a Backend,
+    /// Requests in flight at `backend.ready[i]`; `None` when this request must not go there.
+    pub load: L,
+    /// Requests held besides this one.
+    pub held: Held,
+    /// Uniform random bits.
+    pub random: u64,
+}
+
+/// How many requests are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub revision: usize,
+    pub node: usize,
+}
+
+/// What to do with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Send it to `backend.ready[i]`.
+    Forward(usize),
+    Hold(Hold),
+    Refuse(Refusal),
+}
+
+/// Why a request waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// No instance is ready: ask for one.
+    NoneReady,
+    /// Every ready instance takes as many requests as it may.
+    AllBusy,
+}
+
+/// Why a request is not even held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    RevisionQueueFull,
+    NodeQueueFull,
+    Unavailable(Unavailable),
+}
+
+/// Decide about one request. A ready instance always wins, then a known reason why there will be none, then the limits.
+pub fn decide<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Decision {
+    if let Some(index) = choose(view) {
+        return Decision::Forward(index);
+    }
+    if let (true, Some(unavailable)) = (view.backend.ready.is_empty(), &view.backend.unavailable) {
+        return Decision::Refuse(Refusal::Unavailable(unavailable.clone()));
+    }
+    if view.held.revision >= HELD_PER_REVISION_MAX {
+        return Decision::Refuse(Refusal::RevisionQueueFull);
+    }
+    if view.held.node >= HELD_PER_NODE_MAX {
+        return Decision::Refuse(Refusal::NodeQueueFull);
+    }
+    Decision::Hold(if view.backend.ready.is_empty() { Hold::NoneReady } else { Hold::AllBusy })
+}
+
+/// Pick one of `percents` for a roll in `0..100`. `None` when they sum to less than the roll.
+pub fn pick(percents: impl IntoIterator<Item = u8>, roll: u8) -> Option<usize> {
+    let mut below = 0u32;
+    percents.into_iter().position(|percent| {
+        below += u32::from(percent);
+        u32::from(roll) < below
+    })
+}
+
+/// The less loaded of two random instances; when neither can take the request, the least loaded of all that can.
+fn choose<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Option<usize> {
+    let count = view.backend.ready.len();
+    if count == 0 {
+        return None;
+    }
+    let first = scale(view.random & u64::from(u32::MAX), count);
+    let second = if count == 1 {
+        first
+    } else {
+        let other = scale(view.random >> 32, count - 1);
+        other + usize::from(other >= first)
+    };
+    best(view, [first, second]).or_else(|| best(view, 0..count))
+}
+
+/// Map 32 random bits onto `0..count`.
+fn scale(bits: u64, count: usize) -> usize {
+    ((bits * count as u64) >> 32) as usize
+}
+
+fn best<L: Fn(usize) -> Option<u32>>(
+    view: &View<'_, L>,
+    candidates: impl IntoIterator<Item = usize>,
+) -> Option<usize> {
+    let limit = view.backend.container_concurrency;
+    candidates
+        .into_iter()
+        .filter_map(|index| (view.load)(index).map(|load| (load, index)))
+        .filter(|(load, _)| limit == 0 || *load < limit)
+        .min_by_key(|(load, _)| *load)
+        .map(|(_, index)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::Endpoint;
+    use crate::supervision::InstanceId;
+
+    fn backend(ready: usize, concurrency: u32, unavailable: bool) -> Backend {
+        Backend {
+            ready: (0..ready)
+                .map(|i| Endpoint { instance: InstanceId(format!("i{i}")), port: 8080 })
+                .collect(),
+            unavailable: unavailable
+                .then(|| Unavailable { reason: "ImageMissing".into(), message: "no image".into() }),
+            h2c: false,
+            container_concurrency: concurrency,
+            timeout_ms: 0,
+            response_start_timeout_ms: 0,
+            idle_timeout_ms: 0,
+        }
+    }
+
+    fn decided(backend: &Backend, loads: &[Option<u32>], held: Held, random: u64) -> Decision {
+        decide(&View { backend, load: |i: usize| loads[i], held, random })
+    }
+
+    /// A small generator, so that a failure repeats.
+    fn randoms() -> impl Iterator<Item = u64> {
+        let mut state = 42u64;
+        std::iter::repeat_with(move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        })
+    }
+
+    #[test]
+    fn table() {
+        let none = Held::default();
+        let full = Held { revision: HELD_PER_REVISION_MAX, node: HELD_PER_REVISION_MAX };
+        let node_full = Held { revision: 0, node: HELD_PER_NODE_MAX };
+        let unavailable = backend(0, 0, true).unavailable.expect("made so");
+        type Row = (&'static str, Backend, Vec<Option<u32>>, Held, Decision);
+        let rows: Vec<Row> = vec![
+            ("one ready", backend(1, 0, false), vec![Some(900)], none, Decision::Forward(0)),
+            ("ready beats unavailable", backend(1, 0, true), vec![Some(0)], full, Decision::Forward(0)),
+            ("none ready", backend(0, 0, false), vec![], none, Decision::Hold(Hold::NoneReady)),
+            ("busy", backend(2, 3, false), vec![Some(3), Some(4)], none, Decision::Hold(Hold::AllBusy)),
+            ("busy, unavailable", backend(1, 1, true), vec![Some(1)], none, Decision::Hold(Hold::AllBusy)),
+            ("a slot", backend(3, 2, false), vec![Some(2), Some(2), Some(1)], none, Decision::Forward(2)),
+            ("leaving", backend(1, 0, false), vec![None], none, Decision::Hold(Hold::AllBusy)),
+            (
+                "in vain",
+                backend(0, 0, true),
+                vec![],
+                none,
+                Decision::Refuse(Refusal::Unavailable(unavailable)),
+            ),
+            ("full", backend(0, 0, false), vec![], full, Decision::Refuse(Refusal::RevisionQueueFull)),
+            ("node full", backend(0, 0, false), vec![], node_full, Decision::Refuse(Refusal::NodeQueueFull)),
+        ];
+        for (name, backend, loads, held, expected) in rows {
+            for random in randoms().take(50) {
+                assert_eq!(decided(&backend, &loads, held, random), expected, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn forwards_only_where_allowed_and_holds_only_when_nobody_can() {
+        let mut bits = randoms();
+        let mut next = move |below: u64| bits.next().expect("endless") % below;
+        for _ in 0..20_000 {
+            let count = next(6) as usize;
+            let backend = backend(count, next(4) as u32, next(2) == 0);
+            let loads: Vec<_> = (0..count).map(|_| (next(4) != 0).then(|| next(5) as u32)).collect();
+            let open = |i: usize| {
+                loads[i]
+                    .is_some_and(|l| backend.container_concurrency == 0 || l < backend.container_concurrency)
+            };
+            match decided(&backend, &loads, Held::default(), next(u64::MAX)) {
+                Decision::Forward(index) => assert!(open(index)),
+                _ => assert!(!(0..count).any(open)),
+            }
+        }
+    }
+
+    #[test]
+    fn the_busier_of_two_is_never_taken_and_idle_ones_share() {
+        assert!(randoms().take(1000).all(|random| {
+            decided(&backend(2, 0, false), &[Some(5), Some(4)], Held::default(), random)
+                == Decision::Forward(1)
+        }));
+        let mut counts = [0u32; 4];
+        for random in randoms().take(8000) {
+            match decided(&backend(4, 0, false), &[Some(0); 4], Held::default(), random) {
+                Decision::Forward(index) => counts[index] += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(counts.iter().all(|c| (1800..2200).contains(c)), "{counts:?}");
+    }
+
+    #[test]
+    fn every_roll_falls_into_its_share() {
+        let percents = [0u8, 30, 0, 69, 1];
+        let mut counts = [0u8; 5];
+        (0..100).for_each(|roll| counts[pick(percents, roll).expect("sums to 100")] += 1);
+        assert_eq!(counts, percents);
+        assert_eq!(pick([10], 10), None);
+        assert_eq!(pick([], 0), None);
+        assert_eq!(pick([200, 200], 99), Some(0));
+    }
+}

@@ -1,0 +1,160 @@
+//! What is on the node right now: the planner's second input, kept by the agent's reconciler, changed by
+//! the outcomes of actions and by what the supervisor, the probes and the router report.
+
+use std::collections::BTreeMap;
+
+use tombolo_api::{Digest, RevisionKey};
+
+use crate::supervision::{ExitRecord, InstanceId};
+
+/// A point on the node's monotonic clock, milliseconds since an arbitrary start. Passed in, never read here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// The moment `ms` milliseconds later.
+    pub fn after(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    /// Milliseconds from `earlier` to this; 0 if that is not earlier.
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Everything that is, work in flight included: planning twice starts nothing twice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Actual {
+    pub revisions: BTreeMap<RevisionKey, RevisionActual>,
+    pub instances: BTreeMap<InstanceId, InstanceActual>,
+    /// Distinguishes this agent's start from every other in the names of new instances: random, `[a-z0-9]`.
+    pub incarnation: String,
+    /// Instances named so far by this incarnation.
+    pub named: u64,
+}
+
+/// What the node knows of one desired revision. Reset when the revision's object changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RevisionActual {
+    /// Digest of the object this is about.
+    pub object: Digest,
+    pub image: ImageState,
+    /// An instance has passed its readiness probe since the object last changed. Durable.
+    pub ready_once: bool,
+    /// When a request was last seen or awaited, or when the first instance became ready.
+    pub last_active: Moment,
+    pub crashes: Crashes,
+}
+
+impl RevisionActual {
+    /// Attempts to have the image that failed in a row.
+    pub fn image_attempts(&self) -> u32 {
+        match &self.image {
+            ImageState::Failed { attempts, .. } => *attempts,
+            ImageState::Unknown | ImageState::Preparing | ImageState::Present => 0,
+        }
+    }
+}
+
+/// How far the revision's image is on this node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ImageState {
+    /// Not looked at yet.
+    Unknown,
+    /// Being looked up, fetched or unpacked for the first time.
+    Preparing,
+    Present,
+    /// Tried again at `retry_at`, being tried again if `None`; a reason word and a message for the status.
+    Failed {
+        reason: String,
+        message: String,
+        attempts: u32,
+        retry_at: Option<Moment>,
+    },
+}
+
+/// Instances of a revision that ended without being asked to, or could not be made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Crashes {
+    /// In all, since the object last changed.
+    pub total: u32,
+    /// Since an instance last stayed ready for [`crate::plan::CRASH_FORGET_MS`].
+    pub recent: u32,
+    /// No new instance before this.
+    pub retry_at: Moment,
+    /// Of the last one: a reason word and a message for the status.
+    pub reason: String,
+    pub message: String,
+}
+
+/// One instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstanceActual {
+    pub revision: RevisionKey,
+    /// Digest of the revision object it was made from.
+    pub object: Digest,
+    pub port: u16,
+    /// In the host's pid namespace; 0 until created.
+    pub pid: i32,
+    pub phase: Phase,
+    /// When it entered `phase`.
+    pub since: Moment,
+}
+
+/// Where an instance is in its life on this node.
+///
+/// ```text
+/// Launching ─▶ Probing ─▶ Ready ─▶ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
+///     │           └────────┴───────────┴───────────────────▶ Ended
+///     └─▶ (gone: could not be made)
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// The supervisor is creating and starting it.
+    Launching,
+    /// Its program runs; it has not answered its readiness probe.
+    Probing,
+    /// It answers and takes requests.
+    Ready,
+    /// It takes no new requests; those it has may finish.
+    Draining,
+    /// It was sent SIGTERM; `killed`: SIGKILL as well.
+    Stopping { killed: bool },
+    /// Its init has ended.
+    Ended { exit: ExitRecord },
+    /// What is left of it is being removed.
+    Deleting,
+}
+
+impl Phase {
+    /// Whether the instance counts towards what a revision has: it serves, or is on the way to.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Phase::Launching | Phase::Probing | Phase::Ready)
+    }
+}
+
+/// What the router says of one revision at this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Requests in instances.
+    pub in_flight: u32,
+    /// Requests waiting for an instance.
+    pub held: u32,
+    /// When a request last came or ended.
+    pub last_request: Option<Moment>,
+}
+
+/// What the router says of the node at this moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Traffic {
+    pub revisions: BTreeMap<RevisionKey, Demand>,
+    /// Requests in each instance; absent means none.
+    pub instances: BTreeMap<InstanceId, u32>,
+}
+
+impl Traffic {
+    pub fn of(&self, revision: &RevisionKey) -> Demand {
+        self.revisions.get(revision).copied().unwrap_or_default()
+    }
+}

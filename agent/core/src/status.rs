@@ -1,0 +1,142 @@
+//! From what is desired and what is: the revisions' part of the node's report.
+
+use tombolo_api::desired::Desired;
+use tombolo_api::report::{InstanceReport, Report, RevisionPhase, RevisionReport, Tier};
+
+use crate::actual::{Actual, ImageState, Phase, RevisionActual};
+
+/// One entry per desired revision, and per revision that still has instances here.
+pub fn revisions(desired: &Desired, actual: &Actual) -> Vec<RevisionReport> {
+    let mut reports = Vec::new();
+    for (key, (digest, object)) in &desired.revisions {
+        let known = actual.revisions.get(key).filter(|revision| revision.object == *digest);
+        let (phase, reason, message) =
+            known.map_or((RevisionPhase::Preparing, String::new(), String::new()), judge);
+        let restarts = known.map_or(0, |revision| revision.crashes.total);
+        reports.push(RevisionReport {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: object.uid.clone(),
+            phase,
+            reason,
+            message,
+            instances: instances(actual, |instance| instance == key, restarts),
+        });
+    }
+    reports
+}
+
+/// Longest message of a revision in a report that does not fit whole, bytes.
+const SHORT_MESSAGE_MAX: usize = 200;
+
+/// `report` as JSON of at most `most` bytes: what a person needs least goes first, and what was left out is said in the
+/// node's limitations.
+pub fn encode_within(report: &Report, most: usize) -> Vec<u8> {
+    let encode = |report: &Report| serde_json::to_vec(report).expect("a report is plain data");
+    let whole = encode(report);
+    if whole.len() <= most {
+        return whole;
+    }
+    let mut report = report.clone();
+    for revision in &mut report.revisions {
+        shorten(&mut revision.message, SHORT_MESSAGE_MAX);
+    }
+    let mut encoded = encode(&report);
+    if encoded.len() > most {
+        report
+            .info
+            .limitations
+            .push("this node's report is too large for one message and leaves out details".into());
+        for revision in &mut report.revisions {
+            revision.message.clear();
+            revision.instances.clear();
+        }
+        // Those in trouble stay longest.
+        report.revisions.sort_by_key(|revision| revision.phase == RevisionPhase::Ready);
+        encoded = encode(&report);
+    }
+    while encoded.len() > most && !report.revisions.is_empty() {
+        let keep = report.revisions.len() * 3 / 4;
+        report.revisions.truncate(keep);
+        encoded = encode(&report);
+    }
+    encoded
+}
+
+fn shorten(text: &mut String, most: usize) {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+fn judge(revision: &RevisionActual) -> (RevisionPhase, String, String) {
+    let text = |reason: &String, message: &String| (reason.clone(), message.clone());
+    let trouble = match &revision.image {
+        ImageState::Failed { reason, message, .. } => Some(text(reason, message)),
+        _ if revision.crashes.recent > 0 => Some(text(&revision.crashes.reason, &revision.crashes.message)),
+        _ => None,
+    };
+    match (revision.ready_once, trouble) {
+        (true, None) => (RevisionPhase::Ready, String::new(), String::new()),
+        (true, Some((reason, message))) => (RevisionPhase::Ready, reason, message),
+        (false, None) => (RevisionPhase::Preparing, String::new(), String::new()),
+        (false, Some((reason, message))) => (RevisionPhase::Failed, reason, message),
+    }
+}
+
+fn instances(
+    actual: &Actual,
+    belongs: impl Fn(&tombolo_api::RevisionKey) -> bool,
+    restarts: u32,
+) -> Vec<InstanceReport> {
+    let tier = |phase: &Phase| match phase {
+        Phase::Launching | Phase::Probing => Some(Tier::Starting),
+        Phase::Ready => Some(Tier::Running),
+        Phase::Draining | Phase::Stopping { .. } => Some(Tier::Stopping),
+        Phase::Ended { .. } | Phase::Deleting => None,
+    };
+    let report = |(id, instance): (&crate::supervision::InstanceId, &crate::actual::InstanceActual)| {
+        let tier = tier(&instance.phase)?;
+        Some(InstanceReport { id: id.0.clone(), tier, pid: instance.pid, restarts })
+    };
+    actual.instances.iter().filter(|(_, instance)| belongs(&instance.revision)).filter_map(report).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(revisions: usize, message: &str) -> Report {
+        let revision = |number: usize| RevisionReport {
+            namespace: "default".into(),
+            name: format!("r-{number:05}"),
+            uid: "0f8fad5b-d9cb-469f-a165-70867728950e".into(),
+            phase: if number == 7 { RevisionPhase::Failed } else { RevisionPhase::Ready },
+            reason: "X".into(),
+            message: message.into(),
+            instances: vec![],
+        };
+        Report { revisions: (0..revisions).map(revision).collect(), ..Report::default() }
+    }
+
+    #[test]
+    fn a_report_that_fits_is_sent_as_it_is() {
+        let report = report(10, "all is said");
+        let read: Report = serde_json::from_slice(&encode_within(&report, 10_000)).unwrap();
+        assert_eq!(read, report);
+    }
+
+    #[test]
+    fn long_messages_go_before_revisions_and_trouble_goes_last() {
+        let long = "ä".repeat(2_000);
+        let read: Report = serde_json::from_slice(&encode_within(&report(100, &long), 60_000)).unwrap();
+        assert_eq!(read.revisions.len(), 100);
+        let encoded = encode_within(&report(1_000, &long), 20_000);
+        assert!(encoded.len() <= 20_000);
+        let read: Report = serde_json::from_slice(&encoded).unwrap();
+        assert!(read.revisions.iter().any(|revision| revision.phase == RevisionPhase::Failed));
+        assert_eq!(read.info.limitations.len(), 1);
+    }
+}

@@ -1,0 +1,135 @@
+//! From desired routes and what is ready: the router's table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tombolo_api::desired::{Desired, RevisionObject, RouteObject, RouteTarget};
+use tombolo_api::serving::ProtocolName;
+use tombolo_api::{Digest, RevisionKey};
+
+use crate::actual::{Actual, ImageState, Moment, Phase, RevisionActual};
+use crate::limits::request_timeouts;
+use crate::routes::{Backend, Endpoint, RouteTable, Split, Unavailable};
+
+/// Builds the table. `now` decides whether a failed revision is still waiting before it is tried again.
+pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
+    let mut table = RouteTable::default();
+    let mut named = BTreeSet::new();
+    for route in desired.routes.values() {
+        add_route(route, desired, actual, &mut table, &mut named);
+    }
+    for key in named {
+        let backend = match desired.revisions.get(&key) {
+            Some((digest, object)) => backend(&key, digest, object, actual, now),
+            None => missing(&key),
+        };
+        table.revisions.insert(key, Arc::new(backend));
+    }
+    table
+}
+
+fn add_route(
+    route: &RouteObject,
+    desired: &Desired,
+    actual: &Actual,
+    table: &mut RouteTable,
+    named: &mut BTreeSet<RevisionKey>,
+) {
+    let mut splits: BTreeMap<RevisionKey, u8> = BTreeMap::new();
+    for target in &route.targets {
+        let revision = choose(&route.namespace, target, desired, actual);
+        named.insert(revision.clone());
+        if !target.hosts.is_empty() {
+            let all: Arc<[Split]> = Arc::from([Split { percent: 100, revision: revision.clone() }]);
+            for host in &target.hosts {
+                table.hosts.insert(host.clone(), all.clone());
+            }
+        }
+        if target.percent > 0 {
+            let share = splits.entry(revision).or_default();
+            *share = share.saturating_add(target.percent);
+        }
+    }
+    let splits: Arc<[Split]> =
+        splits.into_iter().map(|(revision, percent)| Split { percent, revision }).collect();
+    for host in &route.hosts {
+        table.hosts.insert(host.clone(), splits.clone());
+    }
+}
+
+/// The first candidate that has been ready here; until any was, the first that is here at all.
+fn choose(namespace: &str, target: &RouteTarget, desired: &Desired, actual: &Actual) -> RevisionKey {
+    let keys: Vec<_> = target.candidates.iter().map(|name| RevisionKey::new(namespace, name)).collect();
+    let current = |key: &&RevisionKey| -> Option<&RevisionActual> {
+        let (digest, _) = desired.revisions.get(*key)?;
+        actual.revisions.get(*key).filter(|revision| revision.object == *digest)
+    };
+    let ready = keys.iter().find(|key| current(key).is_some_and(|revision| revision.ready_once));
+    let here = || keys.iter().find(|key| desired.revisions.contains_key(key));
+    ready.or_else(here).or(keys.first()).cloned().unwrap_or_else(|| RevisionKey::new(namespace, ""))
+}
+
+fn backend(
+    key: &RevisionKey,
+    digest: &Digest,
+    object: &RevisionObject,
+    actual: &Actual,
+    now: Moment,
+) -> Backend {
+    let instances = || {
+        actual
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.revision == *key && instance.phase == Phase::Ready)
+    };
+    let fresh = instances().any(|(_, instance)| instance.object == *digest);
+    let ready: Vec<Endpoint> = instances()
+        // An instance of the object's former content serves until one of the present content does.
+        .filter(|(_, instance)| !fresh || instance.object == *digest)
+        .map(|(id, instance)| Endpoint { instance: id.clone(), port: instance.port })
+        .collect();
+    let unavailable = if ready.is_empty() {
+        actual.revisions.get(key).and_then(|revision| why_not(revision, now))
+    } else {
+        None
+    };
+    let timeouts = request_timeouts(object);
+    Backend {
+        ready,
+        unavailable,
+        h2c: object.spec.protocol() == ProtocolName::H2c,
+        container_concurrency: crate::limits::container_concurrency(object),
+        timeout_ms: timeouts.request_ms,
+        response_start_timeout_ms: timeouts.response_start_ms,
+        idle_timeout_ms: timeouts.idle_ms,
+    }
+}
+
+/// Why holding requests for a revision would be in vain at this moment.
+pub(crate) fn why_not(revision: &RevisionActual, now: Moment) -> Option<Unavailable> {
+    if let ImageState::Failed { reason, message, .. } = &revision.image {
+        return Some(Unavailable { reason: reason.clone(), message: message.clone() });
+    }
+    let crashes = &revision.crashes;
+    (crashes.recent > 0 && now < crashes.retry_at)
+        .then(|| Unavailable { reason: crashes.reason.clone(), message: crashes.message.clone() })
+}
+
+/// A route to a revision that is not among the node's objects: nothing to wait for until the next manifest.
+fn missing(key: &RevisionKey) -> Backend {
+    Backend {
+        ready: Vec::new(),
+        unavailable: Some(Unavailable {
+            reason: "RevisionMissing".into(),
+            message: format!("the route names revision {key}, which this node was not given"),
+        }),
+        h2c: false,
+        container_concurrency: 0,
+        timeout_ms: crate::limits::REQUEST_TIMEOUT_MS,
+        response_start_timeout_ms: 0,
+        idle_timeout_ms: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Which revision gets a route's requests, and what the router is told of it.
+
+use tombolo_api::desired::encode_revision;
+
+use super::*;
+use crate::actual::{Crashes, InstanceActual};
+use crate::supervision::InstanceId;
+
+const NOW: Moment = Moment(1_000);
+
+fn add_revision(desired: &mut Desired, actual: &mut Actual, name: &str, ready_once: bool) -> Digest {
+    let object = RevisionObject {
+        namespace: "default".into(),
+        name: name.into(),
+        uid: name.into(),
+        service: "s".into(),
+        configuration: "s".into(),
+        annotations: BTreeMap::new(),
+        spec: Default::default(),
+    };
+    let digest = encode_revision(&object).entry.digest;
+    let known = RevisionActual {
+        object: digest,
+        image: ImageState::Present,
+        ready_once,
+        last_active: NOW,
+        crashes: Crashes::default(),
+    };
+    actual.revisions.insert(object.key(), known);
+    desired.revisions.insert(object.key(), (digest, object));
+    digest
+}
+
+fn route(targets: Vec<RouteTarget>) -> Desired {
+    let route = RouteObject {
+        namespace: "default".into(),
+        name: "s".into(),
+        hosts: vec!["s.default.localhost".into()],
+        targets,
+    };
+    Desired { routes: [(("default".into(), "s".into()), route)].into(), ..Desired::default() }
+}
+
+fn target(percent: u8, candidates: &[&str], hosts: &[&str]) -> RouteTarget {
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    RouteTarget { percent, candidates: owned(candidates), hosts: owned(hosts) }
+}
+
+fn serves(table: &RouteTable, host: &str) -> Vec<(String, u8)> {
+    table.hosts[host].iter().map(|split| (split.revision.name.clone(), split.percent)).collect()
+}
+
+#[test]
+fn the_newest_candidate_serves_once_it_has_been_ready_here() {
+    let mut desired = route(vec![target(100, &["s-00002", "s-00001"], &[])]);
+    let mut actual = Actual::default();
+    add_revision(&mut desired, &mut actual, "s-00001", true);
+    add_revision(&mut desired, &mut actual, "s-00002", false);
+    assert_eq!(serves(&build(&desired, &actual, NOW), "s.default.localhost"), [("s-00001".into(), 100)]);
+    actual.revisions.get_mut(&RevisionKey::new("default", "s-00002")).unwrap().ready_once = true;
+    assert_eq!(serves(&build(&desired, &actual, NOW), "s.default.localhost"), [("s-00002".into(), 100)]);
+}
+
+#[test]
+fn splits_and_tags_have_their_own_hosts() {
+    let mut desired =
+        route(vec![target(90, &["s-00001"], &[]), target(10, &["s-00002"], &["next-s.default.localhost"])]);
+    let mut actual = Actual::default();
+    add_revision(&mut desired, &mut actual, "s-00001", true);
+    add_revision(&mut desired, &mut actual, "s-00002", true);
+    let table = build(&desired, &actual, NOW);
+    assert_eq!(serves(&table, "s.default.localhost"), [("s-00001".into(), 90), ("s-00002".into(), 10)]);
+    assert_eq!(serves(&table, "next-s.default.localhost"), [("s-00002".into(), 100)]);
+}
+
+#[test]
+fn only_ready_instances_are_endpoints() {
+    let mut desired = route(vec![target(100, &["s-00001"], &[])]);
+    let mut actual = Actual::default();
+    let object = add_revision(&mut desired, &mut actual, "s-00001", true);
+    let key = RevisionKey::new("default", "s-00001");
+    for (name, phase) in [("a", Phase::Ready), ("b", Phase::Probing), ("c", Phase::Draining)] {
+        let made = InstanceActual { revision: key.clone(), object, port: 8080, pid: 1, phase, since: NOW };
+        actual.instances.insert(InstanceId(name.into()), made);
+    }
+    let table = build(&desired, &actual, NOW);
+    let ready: Vec<_> =
+        table.revisions[&key].ready.iter().map(|endpoint| endpoint.instance.0.as_str()).collect();
+    assert_eq!(ready, ["a"]);
+}
+
+#[test]
+fn a_crashed_revision_is_unavailable_until_it_is_tried_again() {
+    let mut desired = route(vec![target(100, &["s-00001"], &[])]);
+    let mut actual = Actual::default();
+    add_revision(&mut desired, &mut actual, "s-00001", false);
+    let key = RevisionKey::new("default", "s-00001");
+    actual.revisions.get_mut(&key).unwrap().crashes = Crashes {
+        total: 1,
+        recent: 1,
+        retry_at: NOW.after(500),
+        reason: "OOMKilled".into(),
+        message: "m".into(),
+    };
+    let unavailable =
+        |now| build(&desired, &actual, now).revisions[&key].unavailable.clone().map(|why| why.reason);
+    assert_eq!(unavailable(NOW), Some("OOMKilled".into()));
+    assert_eq!(unavailable(NOW.after(500)), None);
+}
+
+#[test]
+fn a_route_to_an_absent_revision_says_so() {
+    let desired = route(vec![target(100, &["s-00009"], &[])]);
+    let table = build(&desired, &Actual::default(), NOW);
+    let backend = &table.revisions[&RevisionKey::new("default", "s-00009")];
+    assert_eq!(backend.unavailable.as_ref().unwrap().reason, "RevisionMissing");
+}

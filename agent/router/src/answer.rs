@@ -1,0 +1,136 @@
+//! The router's own answers: short plain text, and a word for programs in `x-tombolo-reason`.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use tombolo_agent_core::activation::{HELD_PER_NODE_MAX, HELD_PER_REVISION_MAX, Refusal};
+use tombolo_api::RevisionKey;
+
+/// Carries the reason word of an answer the router made itself.
+pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-tombolo-reason");
+
+/// Seconds after which a client refused for a full queue may come back.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// An answer the router gives without an instance.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    status: StatusCode,
+    reason: String,
+    text: String,
+    retry: bool,
+}
+
+impl Answer {
+    fn new(status: StatusCode, reason: &str, text: String) -> Self {
+        Self { status, reason: reason.to_owned(), text, retry: false }
+    }
+
+    pub(crate) fn bad_request(text: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", text.to_owned())
+    }
+
+    pub(crate) fn no_tunnel() -> Self {
+        let text = "CONNECT is not served here: this is no forward proxy";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", text.to_owned())
+    }
+
+    pub(crate) fn unknown_host(host: &str) -> Self {
+        let host: String = host.chars().take(255).collect();
+        let text = format!(
+            "no function on this node answers for host {host}\n\
+             check that:\n\
+             - the request's Host header is the function's: NAME.NAMESPACE.DOMAIN, or TAG-NAME.NAMESPACE.DOMAIN\n\
+             - its Service exists and is Ready\n\
+             - its Service is placed on this node, and the node has received it"
+        );
+        Self::new(StatusCode::NOT_FOUND, "UnknownHost", text)
+    }
+
+    pub(crate) fn revision_missing(host: &str) -> Self {
+        let text = format!("the traffic of host {host} leads to a revision that is not on this node");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "RevisionMissing", text)
+    }
+
+    pub(crate) fn refused(revision: &RevisionKey, refusal: Refusal) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        match refusal {
+            Refusal::RevisionQueueFull => {
+                let text = format!(
+                    "{HELD_PER_REVISION_MAX} requests already wait for an instance of revision {revision}"
+                );
+                Self { retry: true, ..Self::new(status, "RevisionQueueFull", text) }
+            }
+            Refusal::NodeQueueFull => {
+                let text = format!("{HELD_PER_NODE_MAX} requests already wait on this node");
+                Self { retry: true, ..Self::new(status, "NodeQueueFull", text) }
+            }
+            Refusal::Unavailable(why) => {
+                let text = format!("revision {revision} cannot serve: {}: {}", why.reason, why.message);
+                Self::new(status, &why.reason, text)
+            }
+        }
+    }
+
+    pub(crate) fn activation_timeout(revision: &RevisionKey, limit_ms: u64) -> Self {
+        let text = format!(
+            "activation timeout: no instance of revision {revision} became free within {limit_ms} ms"
+        );
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "ActivationTimeout", text)
+    }
+
+    pub(crate) fn late(revision: &RevisionKey, reason: &'static str, what: &str, limit_ms: u64) -> Self {
+        let text = format!("revision {revision} {what} within {limit_ms} ms");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, reason, text)
+    }
+
+    pub(crate) fn unreachable(revision: &RevisionKey, error: &dyn std::fmt::Display) -> Self {
+        let text =
+            format!("an instance of revision {revision} is ready but does not accept requests: {error}");
+        Self::new(StatusCode::BAD_GATEWAY, "InstanceUnreachable", text)
+    }
+
+    pub(crate) fn lost(revision: &RevisionKey, error: &dyn std::fmt::Display) -> Self {
+        let text = format!(
+            "an instance of revision {revision} ended the connection or broke the protocol before its answer: {error}"
+        );
+        Self::new(StatusCode::BAD_GATEWAY, "InstanceReset", text)
+    }
+
+    pub(crate) fn too_many_connections(limit: usize) -> Self {
+        let text = format!("this node's router has {limit} connections already");
+        Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "TooManyConnections", text) }
+    }
+
+    /// The answer as bytes, for a connection on which nothing has been read.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        let response = self.into_response();
+        let mut head = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
+        for (name, value) in response.headers() {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(format!("content-length: {}\r\n", response.body().len()).as_bytes());
+        head.extend_from_slice(b"connection: close\r\n\r\n");
+        head.extend_from_slice(response.body());
+        head
+    }
+
+    /// The response, with its text as body.
+    pub(crate) fn into_response(self) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from(self.text + "\n"));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        // A reason out of a status is a word; anything else is not worth a broken answer.
+        if let Ok(reason) = HeaderValue::try_from(self.reason) {
+            headers.insert(REASON_HEADER, reason);
+        }
+        if self.retry {
+            headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        response
+    }
+}

@@ -1,0 +1,263 @@
+//! One request: an instance is found for it or it waits for one, it is sent, and the instance's answer is passed on.
+//!
+//! Runs in the task of the client's connection, and drives the connection to the instance itself. It is cancelled by being
+//! dropped, which happens when the client leaves. It must not know how hosts lead to revisions.
+
+use std::convert::Infallible;
+use std::future::{Future, pending, poll_fn, ready};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{Either, select};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::answer::Answer;
+use crate::body::{Gate, Progress, RequestBody};
+use crate::deadline::{Limit, Limits};
+use crate::headers;
+use crate::instance::{Connection, Instance};
+use crate::reply::Reply;
+use crate::revision::{Admission, Revision, Slot, Waiter};
+use crate::session::{Open, Routed};
+use crate::tunnel::Tunnel;
+
+mod send;
+
+use send::Sent;
+
+/// How often a request is given to an instance again of which that instance has seen nothing.
+const RETRIES_MAX: u32 = 3;
+
+/// Pause before a request is given to the very instance that just refused it: the table may be about to change.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+/// How long a request is held when its revision has no limit: the largest `timeoutSeconds` there is.
+const HOLD_MAX: Duration = Duration::from_secs(600);
+
+/// One request of one client.
+struct Exchange {
+    routed: Routed,
+    open: Open,
+    start: Instant,
+    limits: Limits,
+    /// As the instance gets it. `None` once an instance may have seen something of it.
+    request: Option<Request<RequestBody>>,
+    /// The client's side of a switch of protocols, if it asked for one.
+    upgrade: Option<OnUpgrade>,
+    /// Closed until the instance wants the body, if the client asked.
+    gate: Option<Arc<Gate>>,
+    upload: Option<Arc<Progress>>,
+}
+
+/// An answer whose head has come, and what its request occupies.
+struct Answered {
+    response: Response<Incoming>,
+    /// `None`: HTTP/2.
+    connection: Option<Connection>,
+    slot: Slot,
+}
+
+/// Answer a request. What outlives a wait stands in one place, the exchange, so that the future is small.
+pub(crate) fn serve(
+    open: Open,
+    routed: Result<Routed, Answer>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
+    match routed.and_then(|routed| Exchange::prepare(open, routed, request)) {
+        Err(answer) => Either::Left(ready(Ok(own(answer)))),
+        Ok(mut exchange) => Either::Right(async move {
+            let account = Account::open(&exchange.routed.revision, exchange.start);
+            let outcome = exchange.run().await;
+            let response = outcome.and_then(|answered| exchange.answer(answered)).unwrap_or_else(own);
+            account.answered(response.status());
+            Ok(response)
+        }),
+    }
+}
+
+impl Exchange {
+    /// Turn what the client sent into what the instance gets.
+    fn prepare(open: Open, routed: Routed, mut request: Request<Incoming>) -> Result<Self, Answer> {
+        let start = Instant::now();
+        let to_http2 = routed.target.backend.h2c;
+        let (version, client) = (request.version(), &open.session.client);
+        let (authority, forwarded) = (&routed.authority, &routed.forwarded);
+        let wish =
+            headers::prepare_request(request.headers_mut(), version, to_http2, client, authority, forwarded);
+        let upgrade = wish.upgrade.map(|_| hyper::upgrade::on(&mut request));
+        let gate = (wish.expects_continue && !request.body().is_end_stream()).then(Arc::<Gate>::default);
+        let (mut parts, incoming) = request.into_parts();
+        parts.version = if to_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        parts.uri = target(parts.uri, to_http2.then_some(authority))?;
+        parts.extensions.clear();
+        let body = RequestBody::new(incoming, start, gate.clone());
+        let upload = body.progress();
+        let mut request = Request::from_parts(parts, body);
+        if let Some(gate) = gate.clone() {
+            hyper::ext::on_informational(&mut request, move |answer| {
+                if answer.status() == StatusCode::CONTINUE {
+                    gate.open();
+                }
+            });
+        }
+        let limits = Limits::new(start, &routed.target.backend);
+        Ok(Self { routed, open, start, limits, request: Some(request), upgrade, gate, upload })
+    }
+
+    async fn run(&mut self) -> Result<Answered, Answer> {
+        let mut retries = 0;
+        let mut failed: Option<Arc<Instance>> = None;
+        loop {
+            let slot = self.admit(failed.as_ref()).await?;
+            if failed.is_some_and(|failed| Arc::ptr_eq(&failed, &slot.instance)) {
+                Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
+            }
+            match self.send(&slot.instance).await {
+                Sent::Answered(response, connection) => return Ok(Answered { response, connection, slot }),
+                Sent::Nothing(_) if retries < RETRIES_MAX => {
+                    retries += 1;
+                    failed = Some(Arc::clone(&slot.instance));
+                }
+                Sent::Nothing(answer) | Sent::Lost(answer) => return Err(answer),
+            }
+        }
+    }
+
+    /// Find an instance, or wait for one.
+    async fn admit(&mut self, avoid: Option<&Arc<Instance>>) -> Result<Slot, Answer> {
+        let Routed { revision, target, .. } = &self.routed;
+        match revision.admit(target, avoid) {
+            Admission::Go(slot) => Ok(slot),
+            Admission::Refused(refusal) => Err(Answer::refused(&revision.key, refusal)),
+            Admission::Wait(waiter) => Box::pin(self.wait(waiter)).await,
+        }
+    }
+
+    async fn wait(&mut self, mut waiter: Waiter) -> Result<Slot, Answer> {
+        let end = self.limits.total().unwrap_or(self.start + HOLD_MAX);
+        let granted = pin!(waiter.granted());
+        let reading = pin!(async {
+            if let Some(request) = &mut self.request {
+                request.body_mut().read_ahead().await;
+            }
+            pending::<Infallible>().await
+        });
+        let turn = within(&mut self.open, Some(end), select(granted, reading)).await;
+        let revision = &self.routed.revision.key;
+        match turn {
+            Some(Either::Left((Ok(slot), _))) => Ok(slot),
+            Some(Either::Left((Err(refusal), _))) => Err(Answer::refused(revision, refusal)),
+            Some(Either::Right((never, _))) => match never {},
+            None => {
+                let limit_ms = end.saturating_duration_since(self.start).as_millis() as u64;
+                Err(Answer::activation_timeout(revision, limit_ms))
+            }
+        }
+    }
+
+    /// Pass an instance's answer on.
+    fn answer(self, answered: Answered) -> Result<Response<Reply>, Answer> {
+        let Answered { mut response, connection, slot } = answered;
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        headers::prepare_answer(response.headers_mut(), switched);
+        if switched {
+            return self.switch(Answered { response, connection, slot });
+        }
+        let (mut parts, incoming) = response.into_parts();
+        parts.version = if self.open.is_multiplexed() { Version::HTTP_2 } else { Version::HTTP_11 };
+        let reply = Reply::new(incoming, connection, slot, self.open, self.limits, self.upload);
+        Ok(Response::from_parts(parts, reply))
+    }
+
+    /// The instance has switched protocols: the client's connection does too, once it has got this answer.
+    fn switch(self, answered: Answered) -> Result<Response<Reply>, Answer> {
+        let Answered { mut response, connection, slot } = answered;
+        let (Some(client), Some(connection)) = (self.upgrade, connection) else {
+            let what = "it switched protocols without being asked to";
+            return Err(Answer::lost(&self.routed.revision.key, &what));
+        };
+        let instance = hyper::upgrade::on(&mut response);
+        let session = Arc::clone(&self.open.session);
+        let idle_ms = self.limits.idle_ms;
+        session.set_tunnel(Tunnel { client, instance, connection, slot, open: self.open, idle_ms });
+        Ok(response.map(|_| Reply::Whole(None)))
+    }
+
+    fn late(&self, limit: Limit) -> Answer {
+        let (reason, what, limit_ms) = match limit {
+            Limit::Total => ("RequestTimeout", "did not answer", self.limits.total_ms),
+            Limit::FirstByte => {
+                ("ResponseStartTimeout", "did not begin to answer", self.limits.first_byte_ms)
+            }
+            Limit::Idle => ("IdleTimeout", "had nothing to receive or send", self.limits.idle_ms),
+        };
+        Answer::late(&self.routed.revision.key, reason, what, limit_ms)
+    }
+}
+
+/// The future's result, or `None` if `end` comes first.
+async fn within<T>(open: &mut Open, end: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match (future.as_mut().poll(cx), end) {
+        (Poll::Ready(result), _) => Poll::Ready(Some(result)),
+        (Poll::Pending, Some(end)) => open.poll_passed(end, cx).map(|()| None),
+        (Poll::Pending, None) => Poll::Pending,
+    })
+    .await
+}
+
+/// The request target as the instance gets it. `authority`: for HTTP/2, whose target is absolute.
+fn target(uri: Uri, authority: Option<&HeaderValue>) -> Result<Uri, Answer> {
+    if authority.is_none() && uri.authority().is_none() {
+        return Ok(uri);
+    }
+    let path = uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    match authority {
+        None => Ok(Uri::from(path)),
+        Some(authority) => {
+            let uri =
+                Uri::builder().scheme(Scheme::HTTP).authority(authority.as_bytes()).path_and_query(path);
+            uri.build().map_err(|_| Answer::bad_request("the request's target is malformed"))
+        }
+    }
+}
+
+fn own(answer: Answer) -> Response<Reply> {
+    answer.into_response().map(|text| Reply::Whole(Some(text)))
+}
+
+/// Counts a request's end.
+struct Account {
+    revision: Arc<Revision>,
+    answered: bool,
+}
+
+impl Account {
+    fn open(revision: &Arc<Revision>, now: Instant) -> Self {
+        revision.touch(now);
+        Self { revision: Arc::clone(revision), answered: false }
+    }
+
+    fn answered(mut self, status: StatusCode) {
+        self.answered = true;
+        let digit = usize::from(status.as_u16() / 100);
+        if let Some(count) = self.revision.counts.answers.get(digit.wrapping_sub(1)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.revision.counts.abandoned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! An instance as the router holds it: how many requests are at it, and its open connections.
+//!
+//! A connection to an HTTP/1 instance has no task of its own: whoever uses it drives it, which saves two task switches for
+//! each request, and an idle one costs nothing. It must not know hosts, splits or queues.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tombolo_agent_core::routes::Endpoint;
+
+use crate::body::RequestBody;
+use crate::dialer::Dialer;
+
+/// Idle connections kept for one instance: as many as a busy front end has requests at once; one costs about 20 KiB.
+const IDLE_CONNECTIONS_MAX: usize = 128;
+
+/// How long an idle connection is kept. Below the 5 s after which Node.js closes one, since a new one costs only about 50 µs.
+pub(crate) const IDLE_CONNECTION_MAX_AGE: Duration = Duration::from_secs(4);
+
+/// Read and write buffer of a connection, and so the largest head of an answer.
+const CONNECTION_BUFFER_MAX: usize = 64 * 1024;
+
+/// Set in `requests` while the instance is not in the route table: takes no new requests, finishes those it has.
+const RETIRED: u32 = 1 << 31;
+
+/// A ready or leaving instance.
+pub(crate) struct Instance {
+    pub(crate) endpoint: Endpoint,
+    requests: AtomicU32,
+    /// With the moment since when. The one used last is at the end.
+    idle: Mutex<Vec<(Connection, Instant)>>,
+    multiplexed: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    /// Held while the one HTTP/2 connection is made.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// An HTTP/1 connection to an instance.
+pub(crate) struct Connection {
+    pub(crate) sender: http1::SendRequest<RequestBody>,
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    ended: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("cannot connect: {0}")]
+    Dial(#[from] std::io::Error),
+    #[error("cannot start to speak HTTP: {0}")]
+    Handshake(#[from] hyper::Error),
+}
+
+impl Instance {
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            requests: AtomicU32::new(0),
+            idle: Mutex::default(),
+            multiplexed: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Requests in flight.
+    pub(crate) fn load(&self) -> u32 {
+        self.requests.load(Ordering::SeqCst) & !RETIRED
+    }
+
+    /// Requests in flight, `None` if it takes no new ones.
+    pub(crate) fn open_load(&self) -> Option<u32> {
+        let requests = self.requests.load(Ordering::SeqCst);
+        (requests & RETIRED == 0).then_some(requests)
+    }
+
+    /// Count one more request, unless the instance leaves or has `limit` (0: none) already.
+    pub(crate) fn enter(&self, limit: u32) -> bool {
+        let admit = |requests: u32| {
+            (requests & RETIRED == 0 && (limit == 0 || requests < limit)).then_some(requests + 1)
+        };
+        self.requests.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok()
+    }
+
+    /// One request less. Returns whether this was the last one of a leaving instance.
+    pub(crate) fn leave(&self) -> bool {
+        self.requests.fetch_sub(1, Ordering::SeqCst) == RETIRED | 1
+    }
+
+    /// Take no new requests and close what is idle.
+    pub(crate) fn retire(&self) {
+        self.requests.fetch_or(RETIRED, Ordering::SeqCst);
+        self.idle.lock().expect("no panic under this lock").clear();
+        *self.multiplexed.lock().expect("no panic under this lock") = None;
+    }
+
+    pub(crate) fn revive(&self) {
+        self.requests.fetch_and(!RETIRED, Ordering::SeqCst);
+    }
+
+    /// Left the route table and serves nobody.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) == RETIRED
+    }
+
+    /// Close connections that were idle for too long.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let fresh = |(_, since): &(Connection, Instant)| {
+            now.saturating_duration_since(*since) < IDLE_CONNECTION_MAX_AGE
+        };
+        self.idle.lock().expect("no panic under this lock").retain(fresh);
+    }
+
+    /// An idle connection that is still alive, the one used last first, and for how long it was idle.
+    pub(crate) fn checkout(&self, now: Instant, cx: &mut Context<'_>) -> Option<(Connection, Duration)> {
+        loop {
+            let (mut connection, since) = self.idle.lock().expect("no panic under this lock").pop()?;
+            let idle = now.saturating_duration_since(since);
+            if idle < IDLE_CONNECTION_MAX_AGE && connection.poll_usable(cx) {
+                return Some((connection, idle));
+            }
+        }
+    }
+
+    /// Keep a connection whose exchange is over. One that still has to send or receive is closed.
+    pub(crate) fn checkin(&self, connection: Connection, now: Instant) {
+        if connection.ended || !connection.sender.is_ready() {
+            return;
+        }
+        let mut idle = self.idle.lock().expect("no panic under this lock");
+        // Looked at under the lock: an instance that leaves marks itself first and then empties the list.
+        if idle.len() < IDLE_CONNECTIONS_MAX && self.open_load().is_some() {
+            idle.push((connection, now));
+        }
+    }
+
+    pub(crate) async fn connect(&self, dialer: &Dialer) -> Result<Connection, ConnectError> {
+        let stream = dialer.dial(&self.endpoint.instance, self.endpoint.port).await?;
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(CONNECTION_BUFFER_MAX).handshake(TokioIo::new(stream)).await?;
+        Ok(Connection { sender, driver: Box::pin(driver.with_upgrades()), ended: false })
+    }
+
+    /// The instance's HTTP/2 connection, made if there is none.
+    pub(crate) async fn multiplexed(
+        &self,
+        dialer: &Dialer,
+    ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+        let _connecting = self.connecting.lock().await;
+        if let Some(sender) = self.open_multiplexed() {
+            return Ok(sender);
+        }
+        let stream = dialer.dial(&self.endpoint.instance, self.endpoint.port).await?;
+        let (sender, driver) =
+            http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await?;
+        let instance = self.endpoint.instance.clone();
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%instance, %error, "HTTP/2 connection ended");
+            }
+        });
+        let mut kept = self.multiplexed.lock().expect("no panic under this lock");
+        if self.open_load().is_some() {
+            *kept = Some(sender.clone());
+        }
+        Ok(sender)
+    }
+
+    /// The HTTP/2 connection, if there is one.
+    pub(crate) fn open_multiplexed(&self) -> Option<http2::SendRequest<RequestBody>> {
+        let mut slot = self.multiplexed.lock().expect("no panic under this lock");
+        if slot.as_ref().is_some_and(http2::SendRequest::is_closed) {
+            *slot = None;
+        }
+        slot.clone()
+    }
+}
+
+impl Connection {
+    /// Let the connection read and write what it can.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.ended && self.driver.as_mut().poll(cx).is_ready() {
+            self.ended = true;
+        }
+    }
+
+    /// Whether the next request can go out on it now.
+    fn poll_usable(&mut self, cx: &mut Context<'_>) -> bool {
+        self.drive(cx);
+        !self.ended && matches!(self.sender.poll_ready(cx), Poll::Ready(Ok(())))
+    }
+
+    /// Drive until the peer has switched protocols and the raw stream was handed over.
+    pub(crate) async fn finish(self) {
+        if !self.ended {
+            // Its error reaches whoever waits for the raw stream.
+            drop(self.driver.await);
+        }
+    }
+}

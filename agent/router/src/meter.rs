@@ -1,0 +1,202 @@
+//! What the router counts, for whoever scales, drains and reports. Read from outside at any time; written by the data path
+//! through shared atomics, without locks.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
+
+use tokio::sync::{Notify, mpsc};
+use tombolo_agent_core::actual::{Demand, Moment, Traffic};
+use tombolo_agent_core::routes::{Endpoint, RouteTable};
+use tombolo_agent_core::supervision::InstanceId;
+use tombolo_api::RevisionKey;
+
+use crate::instance::Instance;
+use crate::revision::{Node, Revision};
+
+/// Counters of a node's revisions and instances.
+pub struct Meter {
+    pub(crate) node: Arc<Node>,
+    revisions: RwLock<BTreeMap<RevisionKey, Arc<Revision>>>,
+    instances: RwLock<BTreeMap<Endpoint, Arc<Instance>>>,
+    in_force: Mutex<Option<Arc<RouteTable>>>,
+}
+
+/// One revision's counters at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevisionMeter {
+    /// Requests at its instances, upgraded connections included.
+    pub in_flight: usize,
+    /// Requests that wait for an instance.
+    pub held: usize,
+    /// Arrival or end of its latest request.
+    pub last_activity: Option<Instant>,
+    /// Answers by first digit of their status, from 1; the router's own (503, 504, …) included.
+    pub answers: [u64; 5],
+    /// Requests whose client left before the answer.
+    pub abandoned: u64,
+}
+
+impl RevisionMeter {
+    /// Requests finished, one way or the other.
+    pub fn requests(&self) -> u64 {
+        self.answers.iter().sum::<u64>() + self.abandoned
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Meter {
+    pub fn new() -> Self {
+        let node = Node { start: Instant::now(), held: AtomicUsize::new(0), settled: Notify::new() };
+        Self {
+            node: Arc::new(node),
+            revisions: RwLock::default(),
+            instances: RwLock::default(),
+            in_force: Mutex::default(),
+        }
+    }
+
+    /// All revisions in the table, and those that left it and still have requests.
+    pub fn snapshot(&self) -> BTreeMap<RevisionKey, RevisionMeter> {
+        let revisions = self.revisions.read().expect("no panic under this lock");
+        revisions.values().map(|revision| (revision.key.clone(), read(revision))).collect()
+    }
+
+    pub fn revision(&self, key: &RevisionKey) -> Option<RevisionMeter> {
+        self.revisions.read().expect("no panic under this lock").get(key).map(|revision| read(revision))
+    }
+
+    /// What the planner is told. `moment`: how it counts time.
+    pub fn traffic(&self, moment: impl Fn(Instant) -> Moment) -> Traffic {
+        let demand = |revision: &Revision| Demand {
+            in_flight: count(revision.counts.in_flight.load(Ordering::Relaxed)),
+            held: count(revision.held()),
+            last_request: revision.last_activity().map(&moment),
+        };
+        let revisions = self.revisions.read().expect("no panic under this lock");
+        let revisions = revisions.iter().map(|(key, revision)| (key.clone(), demand(revision))).collect();
+        let mut loads = BTreeMap::new();
+        for instance in self.instances.read().expect("no panic under this lock").values() {
+            if instance.load() > 0 {
+                *loads.entry(instance.endpoint.instance.clone()).or_default() += instance.load();
+            }
+        }
+        Traffic { revisions, instances: loads }
+    }
+
+    /// Requests held on the node.
+    pub fn held(&self) -> usize {
+        self.node.held.load(Ordering::Relaxed)
+    }
+
+    /// Requests at an instance. See [`Meter::is_released`] for when it may be stopped.
+    pub fn instance_in_flight(&self, id: &InstanceId) -> u32 {
+        self.of_instance(id).iter().map(|instance| instance.load()).sum()
+    }
+
+    /// Whether the router sends the instance nothing any more and nothing is left at it.
+    /// Meaningful once [`Meter::is_in_force`] says so of a table without the instance.
+    pub fn is_released(&self, id: &InstanceId) -> bool {
+        self.of_instance(id).iter().all(|instance| instance.is_drained())
+    }
+
+    /// Whether requests are routed by exactly this table.
+    pub fn is_in_force(&self, table: &Arc<RouteTable>) -> bool {
+        self.in_force
+            .lock()
+            .expect("no panic under this lock")
+            .as_ref()
+            .is_some_and(|t| Arc::ptr_eq(t, table))
+    }
+
+    /// Wait until another table came into force or a leaving instance served its last request.
+    /// Create the future before checking, so that nothing is missed: it counts from its creation.
+    pub fn settled(&self) -> tokio::sync::futures::Notified<'_> {
+        self.node.settled.notified()
+    }
+
+    /// Wait until `table`, which lacks the instance, is in force and the instance is released.
+    pub async fn drained(&self, table: &Arc<RouteTable>, id: &InstanceId) {
+        loop {
+            let settled = self.settled();
+            if self.is_in_force(table) && self.is_released(id) {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    pub(crate) fn set_in_force(&self, table: Arc<RouteTable>) {
+        *self.in_force.lock().expect("no panic under this lock") = Some(table);
+        self.node.settled.notify_waiters();
+    }
+
+    pub(crate) fn find_revision(
+        &self,
+        key: &RevisionKey,
+        demand: &mpsc::Sender<RevisionKey>,
+    ) -> Arc<Revision> {
+        let mut revisions = self.revisions.write().expect("no panic under this lock");
+        let make = || Arc::new(Revision::new(key.clone(), Arc::clone(&self.node), demand.clone()));
+        Arc::clone(revisions.entry(key.clone()).or_insert_with(make))
+    }
+
+    /// The instance at an endpoint, taking requests.
+    pub(crate) fn find_instance(&self, endpoint: &Endpoint) -> Arc<Instance> {
+        let mut instances = self.instances.write().expect("no panic under this lock");
+        let make = || Arc::new(Instance::new(endpoint.clone()));
+        let instance = instances.entry(endpoint.clone()).or_insert_with(make);
+        instance.revive();
+        Arc::clone(instance)
+    }
+
+    pub(crate) fn instances(&self) -> Vec<Arc<Instance>> {
+        self.instances.read().expect("no panic under this lock").values().cloned().collect()
+    }
+
+    pub(crate) fn revisions(&self) -> Vec<Arc<Revision>> {
+        self.revisions.read().expect("no panic under this lock").values().cloned().collect()
+    }
+
+    /// Forget what left the table and has no requests.
+    pub(crate) fn forget(&self, table: &RouteTable) {
+        let mut revisions = self.revisions.write().expect("no panic under this lock");
+        revisions.retain(|key, revision| {
+            let busy = revision.held() + revision.counts.in_flight.load(Ordering::Relaxed) > 0;
+            busy || table.revisions.contains_key(key)
+        });
+        self.instances
+            .write()
+            .expect("no panic under this lock")
+            .retain(|_, instance| !instance.is_drained());
+    }
+
+    /// An instance may listen on several ports.
+    fn of_instance(&self, id: &InstanceId) -> Vec<Arc<Instance>> {
+        let first = Endpoint { instance: id.clone(), port: 0 };
+        let last = Endpoint { instance: id.clone(), port: u16::MAX };
+        let instances = self.instances.read().expect("no panic under this lock");
+        instances.range(first..=last).map(|(_, instance)| Arc::clone(instance)).collect()
+    }
+}
+
+fn count(requests: usize) -> u32 {
+    u32::try_from(requests).unwrap_or(u32::MAX)
+}
+
+fn read(revision: &Revision) -> RevisionMeter {
+    let counts = &revision.counts;
+    RevisionMeter {
+        in_flight: counts.in_flight.load(Ordering::Relaxed),
+        held: revision.held(),
+        last_activity: revision.last_activity(),
+        answers: std::array::from_fn(|digit| counts.answers[digit].load(Ordering::Relaxed)),
+        abandoned: counts.abandoned.load(Ordering::Relaxed),
+    }
+}

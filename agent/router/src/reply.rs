@@ -1,0 +1,227 @@
+//! The answer's body on its way to the client.
+//!
+//! Holds what the request occupies, the slot at the instance and the connection to it, until the body has ended. It must not
+//! know routes or retries.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use crate::body::{BoxError, Progress};
+use crate::deadline::Limits;
+use crate::instance::Connection;
+use crate::revision::Slot;
+use crate::session::Open;
+
+/// Pieces of an answer that wait for an HTTP/2 client; one is at most 64 KiB here.
+const PIECES_AHEAD_MAX: usize = 2;
+
+/// The body of an answer.
+pub(crate) enum Reply {
+    /// Nothing, or the router's own text.
+    Whole(Option<Bytes>),
+    /// Passed on by the task of the client's connection.
+    Streamed(Streaming),
+    /// Passed on by a task of its own: a stream of several on a connection is not polled while its client reads nothing.
+    Piped { pieces: mpsc::Receiver<Piece>, ended: bool },
+}
+
+/// A body in progress, and what it occupies.
+pub(crate) struct Streaming {
+    incoming: Incoming,
+    /// `None`: HTTP/2, whose connection drives itself.
+    connection: Option<Connection>,
+    /// `None` once the body has ended.
+    held: Option<(Slot, Open)>,
+    limits: Limits,
+    moved: Instant,
+    upload: Option<Arc<Progress>>,
+}
+
+pub(crate) enum Piece {
+    Frame(Result<Frame<Bytes>, BoxError>),
+    End,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the answer took too long")]
+    Late,
+    #[error("the answer was not complete")]
+    Incomplete,
+}
+
+impl Reply {
+    /// Pass on an instance's answer.
+    pub(crate) fn new(
+        incoming: Incoming,
+        connection: Option<Connection>,
+        slot: Slot,
+        open: Open,
+        limits: Limits,
+        upload: Option<Arc<Progress>>,
+    ) -> Self {
+        let multiplexed = open.is_multiplexed();
+        let now = Instant::now();
+        let ended = incoming.is_end_stream();
+        let mut streaming =
+            Streaming { incoming, connection, held: Some((slot, open)), limits, moved: now, upload };
+        if ended {
+            streaming.end(now);
+            return Self::Whole(None);
+        }
+        streaming.watch();
+        if !multiplexed {
+            return Self::Streamed(streaming);
+        }
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD_MAX);
+        tokio::spawn(streaming.pipe(sender));
+        Self::Piped { pieces, ended: false }
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Whole(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Streamed(streaming) => streaming.poll_frame(cx),
+            Self::Piped { ended: true, .. } => Poll::Ready(None),
+            Self::Piped { pieces, ended } => match ready!(pieces.poll_recv(cx)) {
+                Some(Piece::Frame(frame)) => Poll::Ready(Some(frame)),
+                Some(Piece::End) => {
+                    *ended = true;
+                    Poll::Ready(None)
+                }
+                None => {
+                    *ended = true;
+                    Poll::Ready(Some(Err(Broken::Incomplete.into())))
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(text) => text.is_none(),
+            Self::Streamed(streaming) => streaming.incoming.is_end_stream(),
+            Self::Piped { ended, .. } => *ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Streamed(streaming) => streaming.incoming.size_hint(),
+            // The answer's own Content-Length says it.
+            Self::Piped { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl Streaming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if polled.is_pending()
+            && let Some(connection) = &mut self.connection
+        {
+            connection.drive(cx);
+            polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        let Poll::Ready(frame) = polled else {
+            ready!(self.poll_late(cx));
+            self.abandon();
+            return Poll::Ready(Some(Err(Broken::Late.into())));
+        };
+        match &frame {
+            Some(Ok(_)) if !self.incoming.is_end_stream() => self.touch(),
+            Some(Err(_)) => self.abandon(),
+            // All of it has arrived, and so the connection is free.
+            Some(Ok(_)) | None => self.end(Instant::now()),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+    }
+
+    /// Ready when the answer has taken too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let moved = self.moved();
+        match (self.limits.streaming(moved), &mut self.held) {
+            (Some((at, _)), Some((_, open))) => open.poll_passed(at, cx),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// When a byte last passed, either way.
+    fn moved(&self) -> Instant {
+        self.upload.as_ref().map_or(self.moved, |upload| upload.last_moved().max(self.moved))
+    }
+
+    fn touch(&mut self) {
+        if self.limits.watch_idle() {
+            self.moved = Instant::now();
+            self.watch();
+        }
+    }
+
+    fn watch(&self) {
+        if let (Some((at, _)), Some((_, open))) = (self.limits.streaming(self.moved), &self.held) {
+            open.watch(at);
+        }
+    }
+
+    /// Everything has arrived: leave the connection to the next request.
+    fn end(&mut self, now: Instant) {
+        if let Some((slot, _open)) = self.held.take() {
+            if let Some(connection) = self.connection.take() {
+                slot.instance.checkin(connection, now);
+            }
+            slot.revision().touch(now);
+        }
+    }
+
+    /// The exchange cannot be completed: close the connection.
+    fn abandon(&mut self) {
+        self.connection = None;
+        self.end(Instant::now());
+    }
+
+    /// Pass the body on, waiting for its client no longer than the limits allow.
+    async fn pipe(mut self, pieces: mpsc::Sender<Piece>) {
+        loop {
+            let place = tokio::select! {
+                place = pieces.reserve() => place,
+                () = poll_fn(|cx| self.poll_late(cx)) => return,
+            };
+            let Ok(place) = place else { return };
+            let frame = tokio::select! {
+                frame = poll_fn(|cx| self.poll_frame(cx)) => frame,
+                () = pieces.closed() => return,
+            };
+            match frame {
+                Some(frame) => place.send(Piece::Frame(frame)),
+                None => {
+                    place.send(Piece::End);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}

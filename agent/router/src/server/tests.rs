@@ -1,0 +1,82 @@
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+const QUIET: Duration = Duration::from_millis(200);
+
+/// Both ends of a new connection; the router's is served.
+async fn connect(connections: &mut Connections) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, peer) = listener.accept().await.unwrap();
+    let session = Session::new(Arc::default(), Dialer::start().unwrap(), peer.ip(), QUIET);
+    connections.add(stream, session);
+    client
+}
+
+async fn rest(mut client: TcpStream) -> String {
+    let mut answer = String::new();
+    tokio::time::timeout(QUIET * 20, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_why() {
+    let mut connections = Connections::new(1);
+    let first = connect(&mut connections).await;
+    let answer = rest(connect(&mut connections).await).await;
+    assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+    assert!(answer.contains("x-tombolo-reason: TooManyConnections\r\n"), "{answer}");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{answer}");
+
+    drop(first);
+    let ended = connections.tasks.join_next_with_id().await.unwrap();
+    connections.remove(ended);
+    let mut next = connect(&mut connections).await;
+    next.write_all(b"GET / HTTP/1.1\r\nhost: nobody\r\nconnection: close\r\n\r\n").await.unwrap();
+    assert!(rest(next).await.starts_with("HTTP/1.1 404 "), "there is room again");
+}
+
+#[tokio::test]
+async fn a_quiet_connection_is_closed() {
+    let mut connections = Connections::new(10);
+    for said in ["", "GET / HTTP/1.1\r\nhost: slo", "GET / HTTP/1.1\r\nhost: nobody\r\n\r\n"] {
+        let mut client = connect(&mut connections).await;
+        client.write_all(said.as_bytes()).await.unwrap();
+        let start = Instant::now();
+        let answer = rest(client).await;
+        assert_eq!(answer.contains("UnknownHost"), said.ends_with("\r\n\r\n"), "{answer}");
+        assert!(start.elapsed() >= QUIET, "{said:?} {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_in_use_is_not_quiet() {
+    let mut connections = Connections::new(10);
+    let mut client = connect(&mut connections).await;
+    for _ in 0..8 {
+        client.write_all(b"GET / HTTP/1.1\r\nhost: nobody\r\n\r\n").await.unwrap();
+        let mut answer = [0; 4096];
+        assert!(client.read(&mut answer).await.unwrap() > 0);
+        tokio::time::sleep(QUIET / 4).await;
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_http2_connection_is_closed() {
+    let mut connections = Connections::new(10);
+    let io = TokioIo::new(connect(&mut connections).await);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), io).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let request = Request::get("http://nobody/").body(Empty::new()).unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), 404);
+    let start = Instant::now();
+    let ended = tokio::time::timeout(QUIET * 20, ended).await.unwrap().unwrap();
+    assert!(start.elapsed() >= QUIET / 2 && ended.is_ok(), "{ended:?}");
+}

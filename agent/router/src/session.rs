@@ -1,0 +1,245 @@
+//! One client's connection: the route it took last, how many of its requests are open, and when it has to end.
+//!
+//! An HTTP/1 connection has one request at a time, which runs in the connection's own task and leaves its deadline here, so
+//! that one timer serves all of them. It must not know instances or what is done with a request.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, Method, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::answer::Answer;
+use crate::deadline::Watchdog;
+use crate::dialer::Dialer;
+use crate::exchange;
+use crate::headers::{self, Client};
+use crate::reply::Reply;
+use crate::revision::{Revision, Target};
+use crate::table::{Host, Routes};
+use crate::tunnel::Tunnel;
+
+/// Value of `deadline_ms` while there is none.
+const NO_DEADLINE: u64 = u64::MAX;
+
+/// A client's connection.
+pub(crate) struct Session {
+    pub(crate) dialer: Dialer,
+    pub(crate) client: Client,
+    routes: Arc<Routes>,
+    start: Instant,
+    /// How long the connection may be without a request.
+    quiet_max: Duration,
+    /// Requests between their arrival and the end of their answers.
+    open: AtomicUsize,
+    /// When `open` last became 0, milliseconds after `start`.
+    free_since_ms: AtomicU64,
+    /// Of the open HTTP/1 request, milliseconds after `start`.
+    deadline_ms: AtomicU64,
+    /// What the connection turns into when it has switched protocols.
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+/// A request of a session, from its arrival to the end of its answer.
+pub(crate) struct Open {
+    pub(crate) session: Arc<Session>,
+    /// One of several requests of a connection watches its time itself.
+    watchdog: Option<Watchdog>,
+}
+
+/// Where a request goes.
+pub(crate) struct Routed {
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) target: Arc<Target>,
+    pub(crate) authority: HeaderValue,
+    /// This hop's element of `Forwarded`.
+    pub(crate) forwarded: HeaderValue,
+}
+
+impl Session {
+    pub(crate) fn new(routes: Arc<Routes>, dialer: Dialer, peer: IpAddr, quiet_max: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            dialer,
+            client: Client::new(peer),
+            routes,
+            start: Instant::now(),
+            quiet_max,
+            open: AtomicUsize::new(0),
+            free_since_ms: AtomicU64::new(0),
+            deadline_ms: AtomicU64::new(NO_DEADLINE),
+            tunnel: Mutex::default(),
+        })
+    }
+
+    /// Serve the connection until it ends. `stop`: no new requests from now on.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        builder: &auto::Builder<TokioExecutor>,
+        mut stop: oneshot::Receiver<()>,
+    ) {
+        let entrance = Entrance { session: Arc::clone(&self), known: RefCell::default() };
+        let service = service_fn(move |request| entrance.enter(request));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let mut watchdog = Watchdog::default();
+        let mut stopping = false;
+        let ended = poll_fn(|cx| {
+            if !stopping && Pin::new(&mut stop).poll(cx).is_ready() {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+            ready!(watchdog.poll_passed(self.next_look(), cx));
+            // A request that is late notices it when it is polled now. What is late after that does not listen.
+            if self.open.load(Ordering::Relaxed) == 0 {
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+            watchdog.poll_passed(self.next_look(), cx).map(Ok)
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "client connection ended");
+        }
+        let tunnel = self.tunnel.lock().expect("no panic under this lock").take();
+        if let Some(tunnel) = tunnel {
+            tunnel.run().await;
+        }
+    }
+
+    /// Leave what the connection turns into once the answer in progress has been sent.
+    pub(crate) fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.lock().expect("no panic under this lock") = Some(tunnel);
+    }
+
+    /// When the connection is late unless something happens.
+    fn next_look(&self) -> Instant {
+        if self.open.load(Ordering::Relaxed) == 0 {
+            return self.at(self.free_since_ms.load(Ordering::Relaxed)) + self.quiet_max;
+        }
+        match self.deadline_ms.load(Ordering::Relaxed) {
+            NO_DEADLINE => Instant::now() + self.quiet_max,
+            deadline_ms => self.at(deadline_ms),
+        }
+    }
+
+    fn at(&self, after_ms: u64) -> Instant {
+        self.start + Duration::from_millis(after_ms)
+    }
+}
+
+impl Open {
+    fn new(session: &Arc<Session>, version: Version) -> Self {
+        session.open.fetch_add(1, Ordering::Relaxed);
+        let watchdog = (version == Version::HTTP_2).then(Watchdog::default);
+        Self { session: Arc::clone(session), watchdog }
+    }
+
+    /// Whether the connection has other requests at the same time.
+    pub(crate) fn is_multiplexed(&self) -> bool {
+        self.watchdog.is_some()
+    }
+
+    /// Ready when `at` has passed.
+    pub(crate) fn poll_passed(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.watchdog {
+            Some(watchdog) => watchdog.poll_passed(at, cx),
+            None if Instant::now() >= at => Poll::Ready(()),
+            None => {
+                self.watch(at);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Have an HTTP/1 connection ended if this request is still open at `at` and cannot be polled, as its client reads nothing.
+    pub(crate) fn watch(&self, at: Instant) {
+        if self.watchdog.is_none() {
+            let after = at.saturating_duration_since(self.session.start);
+            self.session.deadline_ms.store(after.as_millis() as u64 + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let session = &self.session;
+        session.deadline_ms.store(NO_DEADLINE, Ordering::Relaxed);
+        session.free_since_ms.store(session.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        session.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where a session's requests come in.
+struct Entrance {
+    session: Arc<Session>,
+    known: RefCell<Option<Known>>,
+}
+
+/// The host the session asked for last.
+struct Known {
+    version: u64,
+    authority: HeaderValue,
+    forwarded: HeaderValue,
+    host: Option<Arc<Host>>,
+}
+
+impl Entrance {
+    fn enter(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
+        let open = Open::new(&self.session, request.version());
+        exchange::serve(open, self.route(&request), request)
+    }
+
+    fn route(&self, request: &Request<Incoming>) -> Result<Routed, Answer> {
+        if request.method() == Method::CONNECT {
+            return Err(Answer::no_tunnel());
+        }
+        let (uri, headers) = (request.uri(), request.headers());
+        let version = self.session.routes.version();
+        let mut slot = self.known.borrow_mut();
+        let known = match slot.take() {
+            Some(known)
+                if known.version == version && headers::has_authority(uri, headers, &known.authority) =>
+            {
+                known
+            }
+            _ => {
+                let authority = headers::authority(uri, headers).map_err(Answer::bad_request)?;
+                let forwarded = self.session.client.forwarded(&authority);
+                let host = self.session.routes.host(&headers::host_name(text(&authority)));
+                Known { version, authority, forwarded, host }
+            }
+        };
+        let known = slot.insert(known);
+        let host = known.host.as_ref().ok_or_else(|| Answer::unknown_host(text(&known.authority)))?;
+        let share = host.draw().ok_or_else(|| Answer::revision_missing(text(&known.authority)))?;
+        Ok(Routed {
+            revision: Arc::clone(&share.revision),
+            target: Arc::clone(&share.target),
+            authority: known.authority.clone(),
+            forwarded: known.forwarded.clone(),
+        })
+    }
+}
+
+fn text(authority: &HeaderValue) -> &str {
+    authority.to_str().expect("a checked authority is ASCII")
+}

@@ -1,0 +1,161 @@
+//! A route table made ready for the data path: hosts hashed, revisions and instances found.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use tokio::sync::mpsc;
+use tombolo_agent_core::activation::pick;
+use tombolo_agent_core::routes::{Endpoint, RouteTable, Split};
+use tombolo_api::RevisionKey;
+
+use crate::meter::Meter;
+use crate::random;
+use crate::revision::{Revision, Target};
+
+/// The routes in force. Readers keep what they read and look here again only when [`Routes::version`] has moved.
+#[derive(Default)]
+pub(crate) struct Routes {
+    version: AtomicU64,
+    hosts: RwLock<Arc<HashMap<String, Arc<Host>>>>,
+}
+
+/// A host's shares.
+pub(crate) struct Host {
+    shares: Box<[Share]>,
+}
+
+/// One share of a host's requests.
+pub(crate) struct Share {
+    percent: u8,
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) target: Arc<Target>,
+}
+
+impl Routes {
+    /// Changes whenever the routes do.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn host(&self, name: &str) -> Option<Arc<Host>> {
+        self.hosts.read().expect("no panic under this lock").get(name).cloned()
+    }
+
+    /// Put a table in force: new requests follow it, waiting ones are looked at again, instances not in it are left.
+    pub(crate) fn apply(&self, table: Arc<RouteTable>, meter: &Meter, demand: &mpsc::Sender<RevisionKey>) {
+        let mut targets = HashMap::with_capacity(table.revisions.len());
+        for (key, backend) in &table.revisions {
+            let instances = backend.ready.iter().map(|endpoint| meter.find_instance(endpoint)).collect();
+            let target = Arc::new(Target { backend: Arc::clone(backend), instances });
+            targets.insert(key, (meter.find_revision(key, demand), target));
+        }
+        let hosts = table.hosts.iter().map(|(name, splits)| {
+            let share = |split: &Split| {
+                let (revision, target) = targets.get(&split.revision)?;
+                let (revision, target) = (Arc::clone(revision), Arc::clone(target));
+                Some(Share { percent: split.percent, revision, target })
+            };
+            (name.clone(), Arc::new(Host { shares: splits.iter().filter_map(share).collect() }))
+        });
+        *self.hosts.write().expect("no panic under this lock") = Arc::new(hosts.collect());
+        self.version.fetch_add(1, Ordering::Release);
+        let routed: BTreeSet<&Endpoint> =
+            table.revisions.values().flat_map(|backend| &backend.ready).collect();
+        for instance in meter.instances() {
+            if !routed.contains(&instance.endpoint) {
+                instance.retire();
+            }
+        }
+        for revision in meter.revisions() {
+            revision.retarget(targets.get(&revision.key).map(|(_, target)| Arc::clone(target)));
+        }
+        meter.forget(&table);
+        meter.set_in_force(table);
+    }
+}
+
+impl Host {
+    /// The share that gets the next request; none if the drawn one leads to a revision the table lacks.
+    pub(crate) fn draw(&self) -> Option<&Share> {
+        match &*self.shares {
+            [share] if share.percent == 100 => Some(share),
+            shares => shares.get(pick(shares.iter().map(|share| share.percent), random::percent())?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tombolo_agent_core::routes::Backend;
+
+    use super::*;
+
+    const DRAWS: u32 = 10_000;
+
+    fn applied(splits: &[(u8, &str)], revisions: &[&str]) -> (Routes, Meter) {
+        let key = |name: &str| RevisionKey::new("default", name);
+        let backend = Arc::new(Backend {
+            ready: Vec::new(),
+            unavailable: None,
+            h2c: false,
+            container_concurrency: 0,
+            timeout_ms: 0,
+            response_start_timeout_ms: 0,
+            idle_timeout_ms: 0,
+        });
+        let splits = splits.iter().map(|(percent, name)| Split { percent: *percent, revision: key(name) });
+        let table = RouteTable {
+            hosts: BTreeMap::from([("a.b".to_owned(), splits.collect())]),
+            revisions: revisions.iter().map(|name| (key(name), Arc::clone(&backend))).collect(),
+        };
+        let (routes, meter) = (Routes::default(), Meter::new());
+        routes.apply(Arc::new(table), &meter, &mpsc::channel(1).0);
+        (routes, meter)
+    }
+
+    fn draws(routes: &Routes) -> BTreeMap<String, u32> {
+        let host = routes.host("a.b").unwrap();
+        let mut counts = BTreeMap::new();
+        for _ in 0..DRAWS {
+            let name = host.draw().map_or("none".to_owned(), |share| share.revision.key.name.to_string());
+            *counts.entry(name).or_default() += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn shares_are_drawn_as_often_as_they_say() {
+        for shares in [&[(50, "x"), (50, "y")][..], &[(1, "x"), (29, "y"), (70, "z")], &[(100, "x")]] {
+            let names: Vec<_> = shares.iter().map(|(_, name)| *name).collect();
+            let counts = draws(&applied(shares, &names).0);
+            let deviation = |(percent, name): &(u8, &str)| {
+                let expected = f64::from(DRAWS) * f64::from(*percent) / 100.0;
+                (f64::from(counts.get(*name).copied().unwrap_or_default()) - expected).powi(2) / expected
+            };
+            // At two degrees of freedom chance exceeds this once in 160,000 runs.
+            let chi_squared: f64 = shares.iter().map(deviation).sum();
+            assert!(chi_squared < 24.0, "{chi_squared} {counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_share_of_nothing_is_never_drawn() {
+        assert_eq!(
+            draws(&applied(&[(0, "x"), (100, "y")], &["x", "y"]).0),
+            BTreeMap::from([("y".into(), DRAWS)])
+        );
+    }
+
+    #[test]
+    fn hosts_and_versions_follow_the_table() {
+        let (routes, meter) = applied(&[(100, "x")], &["x"]);
+        let version = routes.version();
+        assert!(routes.host("a.b").is_some() && routes.host("c.d").is_none());
+        routes.apply(Arc::default(), &meter, &mpsc::channel(1).0);
+        assert!(routes.version() != version && routes.host("a.b").is_none());
+        assert!(meter.snapshot().is_empty());
+    }
+}

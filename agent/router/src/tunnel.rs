@@ -1,0 +1,114 @@
+//! A connection that has switched protocols: bytes, both ways, until both sides have ended.
+//!
+//! Counts as a request in flight for as long as it lasts. It must not know what is spoken.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join3;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+
+use crate::instance::Connection;
+use crate::revision::Slot;
+use crate::session::Open;
+
+/// Buffer for each direction.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// Two connections about to become one.
+pub(crate) struct Tunnel {
+    pub(crate) client: OnUpgrade,
+    pub(crate) instance: OnUpgrade,
+    /// Must be driven until it hands over its stream.
+    pub(crate) connection: Connection,
+    pub(crate) slot: Slot,
+    pub(crate) open: Open,
+    /// Longest silence, milliseconds; 0: no limit. A tunnel has no limit of its whole length.
+    pub(crate) idle_ms: u64,
+}
+
+impl Tunnel {
+    pub(crate) async fn run(self) {
+        let Self { client, instance, connection, slot, open, idle_ms } = self;
+        let (client, instance, ()) = join3(client, instance, connection.finish()).await;
+        match (client, instance) {
+            (Ok(client), Ok(instance)) => carry(client, instance, idle_ms).await,
+            (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "protocols were not switched"),
+        }
+        slot.revision().touch(Instant::now());
+        drop((slot, open));
+    }
+}
+
+async fn carry(client: Upgraded, instance: Upgraded, idle_ms: u64) {
+    let heard = Heard { start: Instant::now(), at_ms: AtomicU64::new(0) };
+    let mut client = Listening { stream: TokioIo::new(client), heard: &heard };
+    let mut instance = Listening { stream: TokioIo::new(instance), heard: &heard };
+    let copy = copy_bidirectional_with_sizes(&mut client, &mut instance, BUFFER_BYTES, BUFFER_BYTES);
+    tokio::select! {
+        copied = copy => if let Err(error) = copied {
+            tracing::debug!(%error, "tunnel broke");
+        },
+        () = heard.silence(idle_ms) => tracing::debug!(idle_ms, "tunnel was silent for too long"),
+    }
+}
+
+/// When a byte last came, from either side.
+struct Heard {
+    start: Instant,
+    at_ms: AtomicU64,
+}
+
+impl Heard {
+    /// Ends after `idle_ms` without a byte; never if that is 0.
+    async fn silence(&self, idle_ms: u64) {
+        if idle_ms == 0 {
+            return std::future::pending().await;
+        }
+        loop {
+            let at = self.start + Duration::from_millis(self.at_ms.load(Ordering::Relaxed) + idle_ms);
+            if Instant::now() >= at {
+                return;
+            }
+            tokio::time::sleep_until(at.into()).await;
+        }
+    }
+}
+
+struct Listening<'a> {
+    stream: TokioIo<Upgraded>,
+    heard: &'a Heard,
+}
+
+impl AsyncRead for Listening<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.heard.at_ms.store(self.heard.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Listening<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,175 @@
+//! Requests that wait for an instance.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Semaphore, mpsc};
+use tombolo_agent_core::activation::HELD_PER_REVISION_MAX;
+use tombolo_agent_core::actual::Moment;
+use tombolo_agent_core::routes::{Backend, RouteTable, Unavailable};
+
+use crate::ground::{Client, HOST, backend, body_text, ground, id, key, reason, table, text, until};
+
+#[tokio::test]
+async fn a_request_is_held_until_the_first_instance_is_ready() {
+    let mut ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let mut posting = ground.client().await;
+    let post = tokio::spawn(async move {
+        let request = Request::post("/").header("host", HOST).body(Full::new(Bytes::from_static(b"held")));
+        posting.send(request.unwrap()).await.unwrap()
+    });
+    let mut getting = ground.client().await;
+    let get = tokio::spawn(async move { getting.get("/").await });
+    until("both are held", || ground.held() == 2).await;
+    assert_eq!(ground.demand.recv().await, Some(key("a")));
+    assert!(ground.demand.try_recv().is_err(), "asked once");
+    assert_eq!(ground.meter.held(), 2);
+    let traffic = ground.meter.traffic(|_| Moment(7));
+    assert_eq!((traffic.of(&key("a")).held, traffic.of(&key("a")).last_request), (2, Some(Moment(7))));
+
+    ground.serve("i1", |request: Request<Incoming>| async move {
+        text(request.into_body().collect().await.unwrap().to_bytes())
+    });
+    ground.put(table(backend(&["i1"]))).await;
+    assert_eq!(body_text(&post.await.unwrap()), "held");
+    assert_eq!(get.await.unwrap().status(), StatusCode::OK);
+    until("nothing is in flight", || ground.in_flight() + ground.held() == 0).await;
+
+    // To zero and back: asked again.
+    ground.put(table(backend(&[]))).await;
+    let mut client = ground.client().await;
+    let again = tokio::spawn(async move { client.get("/").await });
+    assert_eq!(ground.demand.recv().await, Some(key("a")));
+    ground.put(table(backend(&["i1"]))).await;
+    assert_eq!(again.await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_was_never_asked_for_has_no_last_request() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let traffic = ground.meter.traffic(|_| Moment(7));
+    assert_eq!(traffic.revisions[&key("a")].last_request, None);
+    assert!(traffic.instances.is_empty());
+}
+
+#[tokio::test]
+async fn holding_ends_with_the_request_s_time() {
+    let ground = ground!();
+    ground.put(table(Backend { timeout_ms: 150, ..backend(&[]) })).await;
+    let start = Instant::now();
+    let answer = ground.get("/").await;
+    assert_eq!((answer.status(), reason(&answer)), (StatusCode::GATEWAY_TIMEOUT, "ActivationTimeout"));
+    assert!(start.elapsed() >= Duration::from_millis(150));
+    assert_eq!(ground.held(), 0);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_what_will_not_come() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let mut client = ground.client().await;
+    let held = tokio::spawn(async move { client.get("/").await });
+    until("it is held", || ground.held() == 1).await;
+    let why = Unavailable { reason: "ImageMissing".into(), message: "no such image".into() };
+    ground.put(table(Backend { unavailable: Some(why), ..backend(&[]) })).await;
+    let answer = held.await.unwrap();
+    assert_eq!((answer.status(), reason(&answer)), (StatusCode::SERVICE_UNAVAILABLE, "ImageMissing"));
+    assert!(body_text(&answer).contains("no such image"));
+    assert_eq!(reason(&ground.get("/").await), "ImageMissing", "nor does a new one");
+
+    ground.put(table(backend(&[]))).await;
+    let mut client = ground.client().await;
+    let held = tokio::spawn(async move { client.get("/").await });
+    until("it is held", || ground.held() == 1).await;
+    ground.put(RouteTable::default()).await;
+    assert_eq!(reason(&held.await.unwrap()), "RevisionRemoved");
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    let mut waiting = Vec::new();
+    for _ in 0..HELD_PER_REVISION_MAX {
+        let mut stream = ground.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    until("the queue is full", || ground.held() == HELD_PER_REVISION_MAX).await;
+    let answer = ground.get("/").await;
+    assert_eq!((answer.status(), reason(&answer)), (StatusCode::SERVICE_UNAVAILABLE, "RevisionQueueFull"));
+    assert_eq!(answer.headers()["retry-after"], "1");
+    drop(waiting);
+    until("they have left", || ground.held() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_gives_up_its_place() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    for request in [
+        format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
+        format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 4\r\n\r\nbody"),
+    ] {
+        let mut stream = ground.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        until("it is held", || ground.held() == 1).await;
+        drop(stream);
+        until("it has left", || ground.held() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_instance_gets_as_many_requests_as_it_takes_and_the_rest_in_order() {
+    let ground = ground!();
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let (gate, most) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (inner_gate, inner_most, now) = (Arc::clone(&gate), Arc::clone(&most), Arc::new(AtomicUsize::new(0)));
+    ground.serve("i1", move |request: Request<Incoming>| {
+        let (gate, most, now, arrived) =
+            (Arc::clone(&inner_gate), Arc::clone(&inner_most), Arc::clone(&now), arrived.clone());
+        async move {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            arrived.send(request.uri().path().to_owned()).unwrap();
+            gate.acquire().await.unwrap().forget();
+            now.fetch_sub(1, Ordering::SeqCst);
+            text("done")
+        }
+    });
+    ground.put(table(Backend { container_concurrency: 2, ..backend(&["i1"]) })).await;
+    let mut tasks = Vec::new();
+    for number in 0..20 {
+        let mut client: Client = ground.client().await;
+        tasks.push(tokio::spawn(async move { client.get(&format!("/{number}")).await }));
+        let counted = || ground.in_flight() + ground.held() == number + 1;
+        until("it is at the instance or in line", counted).await;
+    }
+    assert_eq!((ground.in_flight(), ground.held()), (2, 18));
+    // Of those in line the sixth leaves.
+    tasks.remove(7).abort();
+    until("it has left", || ground.held() == 17).await;
+    gate.add_permits(20);
+    for task in tasks {
+        assert_eq!(task.await.unwrap().status(), StatusCode::OK);
+    }
+    let mut order = Vec::new();
+    while let Ok(path) = arrivals.try_recv() {
+        order.push(path[1..].parse::<usize>().unwrap());
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+    // Two are under way at a time, so that neighbours may overtake each other on their way to the instance.
+    let expected: Vec<_> = (0..20).filter(|number| *number != 7).collect();
+    assert!(order.iter().zip(&expected).all(|(is, should)| is.abs_diff(*should) <= 2), "{order:?}");
+    order.sort_unstable();
+    assert_eq!(order, expected);
+    until("nothing is left", || ground.meter.instance_in_flight(&id("i1")) == 0).await;
+}

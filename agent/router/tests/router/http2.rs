@@ -1,0 +1,124 @@
+//! HTTP/2 with prior knowledge, on either side.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tombolo_agent_core::routes::Backend;
+
+use crate::ground::{Ground, HOST, backend, ground, reason, table, text, until};
+
+pub(crate) async fn client<B>(ground: &Ground) -> SendRequest<B>
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
+    let io = TokioIo::new(ground.connect().await);
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn trailers(name: &'static str, value: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(http::HeaderName::from_static(name), http::HeaderValue::from_static(value))])
+}
+
+/// As gRPC: a message each way, and the outcome in trailers. Without `te: trailers` it fails.
+async fn grpc(request: Request<Incoming>) -> Response<BoxBody<Bytes, Infallible>> {
+    let (parts, body) = request.into_parts();
+    assert_eq!(parts.version, Version::HTTP_2);
+    assert_eq!(parts.uri.authority().unwrap().as_str(), HOST);
+    assert!(parts.headers["forwarded"].to_str().unwrap().contains("proto=http"));
+    let collected = body.collect().await.unwrap();
+    let asked = collected.trailers().and_then(|trailers| trailers.get("x-check")).is_some();
+    let status = if asked && parts.headers["te"] == "trailers" { "0" } else { "3" };
+    let frames =
+        [Ok(Frame::data(collected.to_bytes())), Ok(Frame::trailers(trailers("grpc-status", status)))];
+    Response::new(StreamBody::new(stream::iter(frames)).boxed())
+}
+
+fn call(message: &'static [u8]) -> Request<BoxBody<Bytes, Infallible>> {
+    let frames =
+        [Ok(Frame::data(Bytes::from_static(message))), Ok(Frame::trailers(trailers("x-check", "1")))];
+    let body = StreamBody::new(stream::iter(frames)).boxed();
+    Request::post(format!("http://{HOST}/pkg.Service/Call")).header("te", "trailers").body(body).unwrap()
+}
+
+#[tokio::test]
+async fn grpc_calls_pass_with_their_trailers() {
+    let ground = ground!();
+    ground.serve("i1", grpc);
+    ground.put(table(Backend { h2c: true, ..backend(&["i1"]) })).await;
+    let client = client(&ground).await;
+    let mut calls = Vec::new();
+    for _ in 0..50 {
+        let mut client = client.clone();
+        calls.push(tokio::spawn(async move { client.send_request(call(b"message")).await.unwrap() }));
+    }
+    for answer in calls {
+        let collected = answer.await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(collected.to_bytes(), "message");
+    }
+    until("nothing is in flight", || ground.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn an_http1_instance_serves_http2_clients() {
+    let ground = ground!();
+    ground.serve("i1", |request: Request<Incoming>| async move {
+        let head = format!(
+            "{:?} {} {} ",
+            request.version(),
+            request.headers()["host"].to_str().unwrap(),
+            request.headers().get("cookie").map_or("", |cookie| cookie.to_str().unwrap()),
+        );
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        text(head + std::str::from_utf8(&body).unwrap())
+    });
+    ground.put(table(backend(&["i1"]))).await;
+    let mut client = client(&ground).await;
+    let request = Request::post(format!("http://{HOST}/")).header("cookie", "a=1").header("cookie", "b=2");
+    let answer = client.send_request(request.body(Full::from("body")).unwrap()).await.unwrap();
+    assert_eq!(answer.version(), Version::HTTP_2);
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, format!("HTTP/1.1 {HOST} a=1; b=2 body"));
+}
+
+#[tokio::test]
+async fn an_http2_instance_serves_http1_clients() {
+    let ground = ground!();
+    ground.serve("i1", |request: Request<Incoming>| async move {
+        text(format!("{:?} {} {}", request.version(), request.method(), request.uri()))
+    });
+    ground.put(table(Backend { h2c: true, ..backend(&["i1"]) })).await;
+    let mut client = ground.client().await;
+    for _ in 0..3 {
+        assert_eq!(client.get("/x?y").await.body(), &format!("HTTP/2.0 GET http://{HOST}/x?y"));
+    }
+    ground.put(table(Backend { h2c: true, ..backend(&["gone"]) })).await;
+    assert_eq!(reason(&client.get("/").await), "InstanceUnreachable");
+}
+
+#[tokio::test]
+async fn held_streams_and_refusals_work_as_with_http1() {
+    let ground = ground!();
+    ground.put(table(Backend { timeout_ms: 150, ..backend(&[]) })).await;
+    let mut client = client(&ground).await;
+    let get = |host: &str| Request::get(format!("http://{host}/")).body(Empty::<Bytes>::new()).unwrap();
+    let answer = client.send_request(get(HOST)).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(client.send_request(get("nobody")).await.unwrap().status(), StatusCode::NOT_FOUND);
+
+    ground.put(table(backend(&[]))).await;
+    let left = client.send_request(get(HOST));
+    until("it is held", || ground.held() == 1).await;
+    drop(left);
+    until("it has left", || ground.held() == 0).await;
+}

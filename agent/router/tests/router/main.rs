@@ -1,0 +1,14 @@
+//! The router with real sockets: instances are small servers in network namespaces of their own.
+
+#![allow(clippy::unwrap_used)]
+
+mod deadlines;
+mod draining;
+mod forwarding;
+mod ground;
+mod holding;
+mod http2;
+mod netns;
+mod retrying;
+mod streaming;
+mod upgrading;
