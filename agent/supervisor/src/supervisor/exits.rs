@@ -1,0 +1,106 @@
+//! Processes that have ended: reaped, told apart, recorded, reported.
+
+use std::collections::VecDeque;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, Message};
+
+use super::Supervisor;
+
+/// Most unknown processes remembered: an init that ends before its worker has said its name is among the last few.
+const REMEMBERED_MAX: usize = 64;
+
+/// How a process ended, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Status {
+    code: Option<i32>,
+    signal: Option<i32>,
+}
+
+/// Processes that ended and belonged to nobody yet. The container runtime leaves one behind with every creation.
+#[derive(Debug, Default)]
+pub(super) struct Reaped(VecDeque<(Pid, Status)>);
+
+impl Reaped {
+    fn remember(&mut self, pid: Pid, status: Status) {
+        if self.0.len() == REMEMBERED_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((pid, status));
+    }
+}
+
+impl Supervisor {
+    /// Reaps every child that has ended.
+    pub(super) fn reap(&mut self) {
+        loop {
+            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, Status { code: Some(code), signal: None }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, Status { code: None, signal: Some(signal as i32) })
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => continue,
+            };
+            if self.worker_ended(pid) {
+                continue;
+            }
+            match self.instance_of_process(pid) {
+                Some(id) => self.ended(&id, status),
+                None => self.reaped.remember(pid, status),
+            }
+        }
+    }
+
+    fn instance_of_process(&self, pid: Pid) -> Option<InstanceId> {
+        let is_it = |instance: &&crate::instance::Instance| {
+            instance.pidfd.is_some()
+                && instance.record.process.as_ref().is_some_and(|process| process.id() == pid)
+        };
+        self.instances.values().find(is_it).map(|instance| instance.record.id.clone())
+    }
+
+    /// The init of the instance in `slot` has ended, says its pidfd. It may be another's child: then nobody tells how.
+    pub(super) fn collect(&mut self, slot: u16) {
+        let Some(id) = self.slots.get(&slot).cloned() else { return };
+        let instance = &self.instances[&id];
+        let Some(process) = instance.record.process.as_ref().filter(|_| instance.pidfd.is_some()) else {
+            return;
+        };
+        let status = match waitpid(process.id(), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => Status { code: Some(code), signal: None },
+            Ok(WaitStatus::Signaled(_, signal, _)) => Status { code: None, signal: Some(signal as i32) },
+            Ok(_) => return,
+            Err(_) if process.is_alive() => return,
+            Err(_) => Status::default(),
+        };
+        self.ended(&id, status);
+    }
+
+    pub(super) fn ended(&mut self, id: &InstanceId, status: Status) {
+        let Some(mut instance) = self.instances.remove(id) else { return };
+        instance.drain();
+        instance.log.close();
+        for source in [instance.output.take(), instance.error.take()].into_iter().flatten() {
+            self.unwatch(&source);
+        }
+        if let Some(pidfd) = instance.pidfd.take() {
+            self.unwatch(&pidfd);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let exit = ExitRecord {
+            code: status.code,
+            signal: status.signal,
+            out_of_memory: self.hierarchies.oom_kills(&instance.record.cgroup) > 0,
+            time_ms: u64::try_from(now).unwrap_or(u64::MAX),
+        };
+        instance.record.exit = Some(exit.clone());
+        instance.enter(InstancePhase::Ended);
+        self.instances.insert(id.clone(), instance);
+        if let Some(agent) = self.agent {
+            self.send(agent, &Message::Exited { id: id.clone(), exit });
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! What each call does. Calls about one instance keep their order: while a worker is at it, they wait with it.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde::Deserialize;
+use tombolo_agent_core::supervision::{
+    Answer, CreateSpec, INSTANCES_MAX, InstanceId, InstancePhase, MESSAGE_MAX, Refusal, Request, VERSION,
+};
+
+use super::jobs::Purpose;
+use super::{Ending, Supervisor, Token};
+use crate::cgroup::CgroupPath;
+use crate::instance::{Caller, Instance};
+use crate::output::{LOG_BYTES_MIN, Log, Stream};
+use crate::record::Record;
+use crate::user_namespace::UserRange;
+use crate::worker::Task;
+use crate::worker::create::{CreateTask, RUNTIME_DIRECTORY};
+
+/// Calls that wait for one instance. An agent has one or two under way.
+const WAITING_MAX: usize = 32;
+
+/// Largest `config.json`, bytes.
+const CONFIG_MAX: u64 = 1 << 20;
+
+/// What an exit and a process id can add to an instance in a list.
+const LIST_SPARE: usize = 160;
+
+impl Supervisor {
+    pub(super) fn call(&mut self, caller: Caller, request: Request) {
+        let is_greeted =
+            self.connections.get(&caller.connection).is_some_and(|connection| connection.is_greeted);
+        match request {
+            Request::Hello { version } => self.greet(caller, version),
+            _ if !is_greeted => {
+                self.reply(caller, Err(Refusal::Malformed("the first message is not hello".into())))
+            }
+            _ if self.ending.is_some() => {
+                self.reply(caller, Err(Refusal::Runtime("the supervisor is ending".into())))
+            }
+            Request::List => {
+                let list = self.instances.values().map(|instance| instance.record.public()).collect();
+                self.reply(caller, Ok(Answer::Instances(list)));
+            }
+            Request::Shutdown => self.shut_down(Some(caller)),
+            Request::Upgrade { binary } => self.upgrade(caller, binary),
+            request => self.about_instance(caller, request),
+        }
+    }
+
+    fn greet(&mut self, caller: Caller, version: u32) {
+        if version != VERSION {
+            return self.reply(caller, Err(Refusal::Version { supervisor: VERSION, agent: version }));
+        }
+        if let Some(older) = self.agent.filter(|older| *older != caller.connection) {
+            self.disconnect(older);
+        }
+        if let Some(connection) = self.connections.get_mut(&caller.connection) {
+            connection.is_greeted = true;
+            self.agent = Some(caller.connection);
+        }
+        let hello = self.hello();
+        self.reply(caller, Ok(hello));
+    }
+
+    /// Kills and removes everything, then ends.
+    pub(super) fn shut_down(&mut self, caller: Option<Caller>) {
+        let waiting: Vec<_> =
+            self.instances.values_mut().flat_map(|instance| instance.waiting.drain(..)).collect();
+        let interrupted = match self.ending.replace(Ending::Shutdown { caller, failures: Vec::new() }) {
+            Some(Ending::Upgrade { caller, .. }) => Some(caller),
+            _ => None,
+        };
+        for caller in waiting.into_iter().map(|(caller, _)| caller).chain(interrupted) {
+            self.reply(caller, Err(Refusal::Runtime("the supervisor is ending".into())));
+        }
+        let idle = |(id, instance): (&InstanceId, &Instance)| (!instance.is_busy).then(|| id.clone());
+        let ids: Vec<InstanceId> = self.instances.iter().filter_map(idle).collect();
+        for id in ids {
+            self.delete(None, &id);
+        }
+    }
+
+    fn upgrade(&mut self, caller: Caller, binary: PathBuf) {
+        let is_program = fs::metadata(&binary).is_ok_and(|metadata| metadata.is_file());
+        if !binary.is_absolute() || !is_program {
+            let reason = format!("{} is not the absolute path of a program", binary.display());
+            return self.reply(caller, Err(Refusal::Malformed(reason)));
+        }
+        tracing::info!(binary = %binary.display(), "to be replaced");
+        self.ending = Some(Ending::Upgrade { caller, binary });
+        self.update_interest(caller.connection);
+    }
+
+    /// A call about one instance: now, or when its turn comes.
+    pub(super) fn about_instance(&mut self, caller: Caller, request: Request) {
+        let Some(id) = instance_of(&request) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return match request {
+                Request::Create { id, spec } => self.create(caller, id, *spec),
+                Request::Delete { .. } => self.reply(caller, Ok(Answer::Done)),
+                _ => {
+                    let refusal = Refusal::NotFound(id.clone());
+                    self.reply(caller, Err(refusal));
+                }
+            };
+        };
+        if instance.is_busy || !instance.waiting.is_empty() {
+            if instance.waiting.len() >= WAITING_MAX {
+                let refusal = Refusal::Runtime(format!("{WAITING_MAX} calls about {id} wait already"));
+                return self.reply(caller, Err(refusal));
+            }
+            return instance.waiting.push_back((caller, request));
+        }
+        self.perform(caller, request);
+    }
+
+    /// The instance exists and nothing is under way about it.
+    pub(super) fn perform(&mut self, caller: Caller, request: Request) {
+        let result = match request {
+            Request::Create { id, .. } => Err(Refusal::Exists(id)),
+            Request::Start { id } => self.start_program(&id),
+            Request::Signal { id, signal } => self.signal(&id, signal),
+            Request::Thaw { id } => self.thaw(&id),
+            Request::Freeze { id } => match self.instances[&id].phase() {
+                InstancePhase::Running => {
+                    let task = Task::Freeze(self.instances[&id].record.cgroup.clone());
+                    return self.plan(&id, task, Purpose::Freeze { caller });
+                }
+                InstancePhase::Frozen => Ok(Answer::Done),
+                phase => Err(Refusal::WrongPhase { id, phase }),
+            },
+            Request::Delete { id } => return self.delete(Some(caller), &id),
+            // These are not about an instance.
+            Request::Hello { .. } | Request::List | Request::Shutdown | Request::Upgrade { .. } => return,
+        };
+        self.reply(caller, result);
+    }
+
+    fn create(&mut self, caller: Caller, id: InstanceId, spec: CreateSpec) {
+        match self.new_instance(&id, &spec) {
+            Ok((instance, task)) => {
+                self.slots.insert(instance.record.slot, id.clone());
+                self.instances.insert(id.clone(), instance);
+                self.watch_output(&id);
+                self.plan(&id, Task::Create(Box::new(task)), Purpose::Create { caller });
+            }
+            Err(refusal) => self.reply(caller, Err(refusal)),
+        }
+    }
+
+    /// Checks the call and makes the instance's directory with record, FIFOs and log; nothing is left if that fails.
+    fn new_instance(&self, id: &InstanceId, spec: &CreateSpec) -> Result<(Instance, CreateTask), Refusal> {
+        if !is_label(&id.0) {
+            return Err(Refusal::Malformed(format!("{id:?} is not a DNS label")));
+        }
+        check(spec)?;
+        let cgroup = cgroup_of(&spec.config)?;
+        if self.instances.values().any(|instance| instance.record.cgroup == cgroup) {
+            return Err(Refusal::Malformed("another instance has this linux.cgroupsPath".into()));
+        }
+        let slot =
+            (0..).find(|slot| !self.slots.contains_key(slot)).expect("there are more slots than instances");
+        let record = Record::new(id.clone(), slot, spec.log.clone(), spec.labels.clone(), cgroup.clone());
+        let size = |record: &Record| {
+            serde_json::to_vec(&record.public()).map_or(MESSAGE_MAX, |bytes| bytes.len() + LIST_SPARE)
+        };
+        let listed: usize = self.instances.values().map(|instance| size(&instance.record)).sum();
+        if self.instances.len() >= INSTANCES_MAX || listed + size(&record) > MESSAGE_MAX {
+            return Err(Refusal::TooMany);
+        }
+        let directory = self.directories.of(id);
+        let instance = self.set_up(record, &directory).map_err(|error| {
+            // What is there of it is of no use to anybody.
+            let _ = fs::remove_dir_all(&directory);
+            Refusal::Runtime(format!("cannot set {} or the log up: {error}", directory.display()))
+        })?;
+        let users = (spec.user_namespace && self.abilities.user_namespaces).then(|| UserRange::of_slot(slot));
+        let task = CreateTask {
+            id: id.0.clone(),
+            config: spec.config.clone(),
+            layers: spec.layers.clone(),
+            upper_bytes: spec.upper_bytes,
+            cgroup,
+            users,
+            directory,
+            open_files: self.abilities.open_files,
+        };
+        Ok((instance, task))
+    }
+
+    fn set_up(&self, record: Record, directory: &Path) -> io::Result<Instance> {
+        fs::DirBuilder::new().mode(0o700).create(directory)?;
+        record.write(directory)?;
+        for stream in Stream::BOTH {
+            mkfifo(&directory.join(stream.name()), Mode::S_IRUSR | Mode::S_IWUSR)?;
+        }
+        let log = Log::open(record.log.clone())?;
+        let mut instance = Instance::new(record, directory.to_owned(), log);
+        instance.open_output()?;
+        Ok(instance)
+    }
+
+    /// What the container runtime's own start does, without changing the working directory: init waits for a connection
+    /// to its socket and executes the program when that closes.
+    fn start_program(&mut self, id: &InstanceId) -> Result<Answer, Refusal> {
+        let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        if instance.phase() != InstancePhase::Created {
+            return Err(Refusal::WrongPhase { id: id.clone(), phase: instance.phase() });
+        }
+        match notify(&instance.directory.join(RUNTIME_DIRECTORY).join(&id.0)) {
+            Ok(()) => {}
+            // Nobody listens, yet its init lives: an earlier supervisor started it and had no time to write that down.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && instance.pidfd.is_some() => {}
+            Err(error) => {
+                return Err(Refusal::Runtime(format!("cannot reach the container's init: {error}")));
+            }
+        }
+        instance.enter(InstancePhase::Running);
+        Ok(Answer::Done)
+    }
+
+    fn signal(&mut self, id: &InstanceId, signal: i32) -> Result<Answer, Refusal> {
+        if !(1..=libc::SIGRTMAX()).contains(&signal) {
+            return Err(Refusal::Malformed(format!("there is no signal {signal}")));
+        }
+        let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        instance
+            .signal(signal)
+            .map_err(|error| Refusal::Runtime(format!("cannot send the signal: {error}")))?;
+        if signal == libc::SIGKILL && instance.phase() == InstancePhase::Frozen {
+            // On cgroup v1 a frozen process does not even die.
+            return self.thaw(id);
+        }
+        Ok(Answer::Done)
+    }
+
+    fn thaw(&mut self, id: &InstanceId) -> Result<Answer, Refusal> {
+        let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        match instance.phase() {
+            InstancePhase::Running => Ok(Answer::Done),
+            InstancePhase::Frozen => {
+                let thawed = self.hierarchies.thaw(&instance.record.cgroup);
+                thawed.map_err(|error| Refusal::Runtime(format!("cannot thaw: {error}")))?;
+                instance.enter(InstancePhase::Running);
+                Ok(Answer::Done)
+            }
+            phase => Err(Refusal::WrongPhase { id: id.clone(), phase }),
+        }
+    }
+
+    pub(super) fn delete(&mut self, caller: Option<Caller>, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        // What the worker does too; the sooner it dies, the sooner the cgroup is empty.
+        let _ = instance.signal(libc::SIGKILL);
+        let task = Task::Remove(instance.record.cgroup.clone());
+        self.plan(id, task, Purpose::Delete { caller });
+    }
+
+    pub(super) fn watch_output(&self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        for stream in Stream::BOTH {
+            if let Some(source) = instance.source(stream)
+                && let Err(error) = self.watch(source, Token::Output(instance.record.slot, stream))
+            {
+                tracing::error!(instance = %id, %error, "cannot watch its output");
+            }
+        }
+    }
+}
+
+fn instance_of(request: &Request) -> Option<&InstanceId> {
+    match request {
+        Request::Create { id, .. }
+        | Request::Start { id }
+        | Request::Signal { id, .. }
+        | Request::Freeze { id }
+        | Request::Thaw { id }
+        | Request::Delete { id } => Some(id),
+        Request::Hello { .. } | Request::List | Request::Shutdown | Request::Upgrade { .. } => None,
+    }
+}
+
+/// The id names a directory, a cgroup and a host.
+fn is_label(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(is_allowed)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn check(spec: &CreateSpec) -> Result<(), Refusal> {
+    let absolute = |what: &str, path: &Path| {
+        if path.is_absolute() {
+            Ok(())
+        } else {
+            Err(Refusal::Malformed(format!("the {what} {path:?} is not an absolute path")))
+        }
+    };
+    absolute("config", &spec.config)?;
+    absolute("log", &spec.log.path)?;
+    if spec.layers.is_empty() {
+        return Err(Refusal::Malformed("it has no layers".into()));
+    }
+    for layer in &spec.layers {
+        absolute("layer", layer)?;
+    }
+    if spec.log.max_files == 0 || spec.log.max_bytes < LOG_BYTES_MIN {
+        return Err(Refusal::Malformed(format!(
+            "a log has at least one file of at least {LOG_BYTES_MIN} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// What the supervisor itself must know of the specification; the rest is the worker's.
+fn cgroup_of(config: &Path) -> Result<CgroupPath, Refusal> {
+    #[derive(Deserialize)]
+    struct Config {
+        linux: Linux,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Linux {
+        cgroups_path: PathBuf,
+    }
+    let malformed =
+        |error: &dyn std::fmt::Display| Refusal::Malformed(format!("{}: {error}", config.display()));
+    let metadata = fs::metadata(config).map_err(|error| malformed(&error))?;
+    if !metadata.is_file() || metadata.len() > CONFIG_MAX {
+        return Err(malformed(&format!("it is not a file of at most {CONFIG_MAX} bytes")));
+    }
+    let bytes = fs::read(config).map_err(|error| malformed(&error))?;
+    let config: Config = serde_json::from_slice(&bytes).map_err(|error| malformed(&error))?;
+    CgroupPath::try_from(config.linux.cgroups_path).map_err(|error| Refusal::Malformed(error.into()))
+}
+
+/// Connects to init's socket in `directory`, whose path may be longer than a socket's may be.
+fn notify(directory: &Path) -> io::Result<()> {
+    let directory =
+        fs::File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory)?;
+    let path =
+        format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), libcontainer::notify_socket::NOTIFY_FILE);
+    UnixStream::connect(path)?.write_all(b"start container")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels() {
+        for good in ["a", "hello-00001-x7k2p", &"a".repeat(63)] {
+            assert!(is_label(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a.b", "..", "a/b", "ä", &"a".repeat(64)] {
+            assert!(!is_label(bad), "{bad}");
+        }
+    }
+}

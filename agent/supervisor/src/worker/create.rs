@@ -1,0 +1,278 @@
+//! Making a container: the specification completed for this machine, the root file system, then the container runtime.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{OpenOptionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, setrlimit};
+use oci_spec::runtime::{
+    LinuxCapabilities, LinuxDeviceCgroup, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder,
+    LinuxNamespaceType, Mount, RootBuilder, Spec,
+};
+
+use crate::cgroup::{CgroupPath, Hierarchies};
+use crate::executor::FilteredExecutor;
+use crate::rootfs::{self, HostSource, Users};
+use crate::seccomp::Filters;
+use crate::user_namespace::{self, UserRange};
+use crate::worker::Outcome;
+use crate::{bpf, sys};
+
+/// Where the container runtime keeps its state of an instance, below the instance's directory.
+pub(crate) const RUNTIME_DIRECTORY: &str = "runtime";
+
+/// A container to make.
+#[derive(Debug)]
+pub(crate) struct CreateTask {
+    pub(crate) id: String,
+    pub(crate) config: PathBuf,
+    pub(crate) layers: Vec<PathBuf>,
+    pub(crate) upper_bytes: u64,
+    pub(crate) cgroup: CgroupPath,
+    /// Host users for the container's; none: no user namespace.
+    pub(crate) users: Option<UserRange>,
+    /// The instance's directory below the run directory, with its two FIFOs.
+    pub(crate) directory: PathBuf,
+    /// What a program may expect as its limit of open files; the supervisor's own is higher.
+    pub(crate) open_files: (u64, u64),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error("cannot read the specification {path}")]
+    Specification { path: PathBuf, source: oci_spec::OciSpecError },
+    #[error("the specification has no `{0}`")]
+    Lacks(&'static str),
+    #[error("the specification has hooks, which are not supported")]
+    Hooks,
+    #[error("cannot build the specification")]
+    Complete(#[from] oci_spec::OciSpecError),
+    #[error("cannot make a user namespace")]
+    Users(#[source] io::Error),
+    #[error("cannot make the cgroup")]
+    Cgroup(#[source] io::Error),
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::RootfsError),
+    #[error("cannot open the program's standard {stream}")]
+    Stdio { stream: &'static str, source: io::Error },
+    #[error("cannot limit the number of open files")]
+    OpenFiles(#[source] io::Error),
+    #[error("cannot compile the seccomp filter")]
+    Seccomp(#[from] seccompiler::BackendError),
+    #[error("the container runtime failed")]
+    Runtime(#[from] libcontainer::error::LibcontainerError),
+    #[error("the container has no process")]
+    NoProcess,
+    #[error("cannot bring the loopback interface up")]
+    Loopback(#[source] io::Error),
+}
+
+/// Makes the container; its init waits for the start.
+pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Outcome, CreateError> {
+    let specification = |source| CreateError::Specification { path: task.config.clone(), source };
+    let mut spec = Spec::load(&task.config).map_err(specification)?;
+    if spec.hooks().is_some() {
+        return Err(CreateError::Hooks);
+    }
+    let mut limitation = None;
+    let users = users(task, &mut limitation)?;
+    complete_process(&mut spec, &mut limitation)?;
+    hierarchies.prepare(&task.cgroup).map_err(CreateError::Cgroup)?;
+    complete_linux(&mut spec, users.as_ref(), hierarchies, &task.cgroup)?;
+    let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
+    let first = users.as_ref().map_or(0, |users| users.range.first);
+    let stdio = Stdio::open(&task.directory, first + user)?;
+    raise_rootfs(&mut spec, task, users.as_ref())?;
+    let (soft, hard) = task.open_files;
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| CreateError::OpenFiles(error.into()))?;
+    let pid = build(&task.id, stdio)?;
+    if hierarchies.is_unified()
+        && let Err(error) = restrict_devices(&spec, hierarchies, &task.cgroup)
+    {
+        limitation = Some(format!("containers may open any device that is in their /dev: {error}"));
+    }
+    let network = fs::File::open(format!("/proc/{pid}/ns/net")).map_err(CreateError::Loopback)?;
+    setns(network, CloneFlags::CLONE_NEWNET).map_err(|error| CreateError::Loopback(error.into()))?;
+    sys::loopback_up().map_err(CreateError::Loopback)?;
+    Ok(Outcome::Created { pid, limitation })
+}
+
+/// The instance's users, or none where its layers are on a file system that cannot be seen through a mapping.
+fn users(task: &CreateTask, limitation: &mut Option<String>) -> Result<Option<Users>, CreateError> {
+    let Some(range) = task.users else { return Ok(None) };
+    let namespace = user_namespace::make(range).map_err(CreateError::Users)?;
+    for layer in &task.layers {
+        if let Err(error) = user_namespace::can_map(layer, namespace.as_fd()) {
+            *limitation = Some(format!(
+                "containers run without a user namespace: the file system of {} cannot be id-mapped ({error})",
+                layer.display()
+            ));
+            return Ok(None);
+        }
+    }
+    Ok(Some(Users { range, namespace }))
+}
+
+fn complete_process(spec: &mut Spec, limitation: &mut Option<String>) -> Result<(), CreateError> {
+    let process = spec.process_mut().as_mut().ok_or(CreateError::Lacks("process"))?;
+    process.set_terminal(Some(false));
+    process.set_no_new_privileges(Some(true));
+    let mut capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
+    // Capabilities that survive an exec would survive a change of user, too.
+    capabilities.set_inheritable(None);
+    capabilities.set_ambient(None);
+    process.set_capabilities(Some(capabilities));
+    if let Some(score) = process.oom_score_adj()
+        && let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        process.set_oom_score_adj(None);
+        *limitation = Some(format!("oom_score_adj cannot be set to {score}: {error}"));
+    }
+    Ok(())
+}
+
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(Some(Default::default()));
+    none.set_effective(Some(Default::default()));
+    none.set_permitted(Some(Default::default()));
+    none
+}
+
+fn complete_linux(
+    spec: &mut Spec,
+    users: Option<&Users>,
+    hierarchies: &Hierarchies,
+    cgroup: &CgroupPath,
+) -> Result<(), CreateError> {
+    let linux = spec.linux_mut().as_mut().ok_or(CreateError::Lacks("linux"))?;
+    if let Some(users) = users {
+        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+        namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::User);
+        namespaces.push(LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::User).build()?);
+        linux.set_namespaces(Some(namespaces));
+        linux.set_uid_mappings(Some(vec![mapping(users.range)?]));
+        linux.set_gid_mappings(Some(vec![mapping(users.range)?]));
+    }
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut devices = vec![nothing()];
+    devices.extend(resources.devices().clone().unwrap_or_default());
+    resources.set_devices(Some(devices));
+    // A limit whose controller is absent would make every creation fail; the supervisor reports what is absent.
+    if !hierarchies.has("memory") {
+        resources.set_memory(None);
+    } else if let Some(memory) = resources.memory_mut()
+        && !hierarchies.limits_swap(cgroup)
+    {
+        memory.set_swap(None);
+    }
+    if !hierarchies.has("cpu") {
+        resources.set_cpu(None);
+    }
+    if !hierarchies.has("pids") {
+        resources.set_pids(None);
+    }
+    linux.set_resources(Some(resources));
+    Ok(())
+}
+
+fn mapping(range: UserRange) -> Result<LinuxIdMapping, CreateError> {
+    let mapping =
+        LinuxIdMappingBuilder::default().container_id(0_u32).host_id(range.first).size(user_namespace::USERS);
+    Ok(mapping.build()?)
+}
+
+/// The rule that a container may use no device, before those that it may.
+fn nothing() -> LinuxDeviceCgroup {
+    let mut rule = LinuxDeviceCgroup::default();
+    rule.set_allow(false);
+    rule.set_access(Some("rwm".into()));
+    rule
+}
+
+fn restrict_devices(spec: &Spec, hierarchies: &Hierarchies, cgroup: &CgroupPath) -> io::Result<()> {
+    let rules = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref()?.devices().clone())
+        .unwrap_or_default();
+    let directory = hierarchies.directory("devices", cgroup).ok_or(io::ErrorKind::NotFound)?;
+    bpf::restrict_devices(&directory, &rules)
+}
+
+/// Builds scaffold and overlay, and writes the specification with its paths into the bundle.
+fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Result<(), CreateError> {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let (mut bound, mut sources) = (Vec::new(), Vec::new());
+    for (index, mount) in mounts.iter().enumerate() {
+        if let Some(source) = host_source(mount) {
+            bound.push(index);
+            sources.push(source);
+        }
+    }
+    let paths = rootfs::raise_scaffold(&task.directory, &sources, &task.layers, users)?;
+    for (index, path) in bound.into_iter().zip(paths) {
+        mounts[index].set_source(Some(path));
+    }
+    spec.set_mounts(Some(mounts));
+    rootfs::mount_overlay(task.layers.len(), task.upper_bytes, users)?;
+    let read_only =
+        task.upper_bytes == 0 || spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    spec.set_root(Some(RootBuilder::default().path(rootfs::ROOTFS).readonly(read_only).build()?));
+    spec.save(Path::new(rootfs::BUNDLE).join("config.json"))?;
+    Ok(())
+}
+
+fn host_source(mount: &Mount) -> Option<HostSource> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let has = |name: &str| options.iter().any(|option| option == name);
+    if mount.typ().as_deref() != Some("bind") && !has("bind") && !has("rbind") {
+        return None;
+    }
+    Some(HostSource { path: mount.source().clone()?, recursive: has("rbind") })
+}
+
+/// The program's standard input, output and error.
+struct Stdio {
+    input: fs::File,
+    output: fs::File,
+    error: fs::File,
+}
+
+impl Stdio {
+    /// The FIFOs are opened for reading, too: then writing to them works while no supervisor reads.
+    fn open(directory: &Path, owner: u32) -> Result<Self, CreateError> {
+        let fifo = |stream| {
+            let path = directory.join(stream);
+            let open = || {
+                // Programs open /dev/stdout by its name.
+                chown(&path, Some(owner), None)?;
+                fs::File::options().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(&path)
+            };
+            open().map_err(|source| CreateError::Stdio { stream, source })
+        };
+        let input =
+            fs::File::open("/dev/null").map_err(|source| CreateError::Stdio { stream: "input", source })?;
+        Ok(Self { input, output: fifo("stdout")?, error: fifo("stderr")? })
+    }
+}
+
+fn build(id: &str, stdio: Stdio) -> Result<i32, CreateError> {
+    let container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
+        .with_executor(FilteredExecutor { filters: Filters::compile()? })
+        .with_root_path(Path::new(rootfs::INSTANCE).join(RUNTIME_DIRECTORY))?
+        .with_stdin(stdio.input)
+        .with_stdout(stdio.output)
+        .with_stderr(stdio.error)
+        .validate_id()?
+        .as_init(rootfs::BUNDLE)
+        .with_systemd(false)
+        .as_sibling(true)
+        .build()?;
+    Ok(container.pid().ok_or(CreateError::NoProcess)?.as_raw())
+}

@@ -1,0 +1,141 @@
+//! Memory, processes, processor, and the writable layer: each bound holds, and what it says when it is met.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::machine::{Machine, is_root, until};
+
+#[test]
+fn too_much_memory_is_killed_and_said() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let limit = 32 << 20;
+    let limited = |config: &mut serde_json::Value| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit })
+    };
+    let spec = machine.spec("eats", &["/guest", "eat:8", "eat:200"], limited);
+    client.create(&machine.id("eats"), spec);
+    let file = machine.cgroup_file("eats", ("memory", "memory.limit_in_bytes"), "memory.max").unwrap();
+    assert_eq!(file.trim(), limit.to_string());
+    client.start(&machine.id("eats"));
+    let exit = client.exit(&machine.id("eats"));
+    assert_eq!((exit.code, exit.signal, exit.out_of_memory), (None, Some(libc::SIGKILL), true));
+    assert_eq!(machine.printed("eats", "stdout"), ["ate 8"]);
+
+    let (exit, _) =
+        machine.run_spec(&mut client, "fits", machine.spec("fits", &["/guest", "eat:8"], limited));
+    assert_eq!((exit.code, exit.out_of_memory), (Some(0), false));
+}
+
+#[test]
+fn a_fork_bomb_meets_its_bound() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let spec = machine.spec("bomb", &["/guest", "fork:500"], |config| {
+        config["linux"]["resources"]["pids"] = json!({ "limit": 20 })
+    });
+    let (_, lines) = machine.run_spec(&mut client, "bomb", spec);
+    assert_eq!(lines, ["threads 19"]);
+}
+
+#[test]
+fn processor_time_is_bounded() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let id = machine.id("slow");
+    let spec = machine.spec("slow", &["/guest", "spin"], |config| {
+        config["linux"]["resources"]["cpu"] = json!({ "shares": 102, "quota": 10_000, "period": 100_000 });
+    });
+    client.create(&id, spec);
+    client.start(&id);
+    let throttled = |text: &str| {
+        let count = text.lines().find_map(|line| line.strip_prefix("nr_throttled "))?;
+        count.trim().parse::<u64>().ok().filter(|count| *count > 1)
+    };
+    until("it to be throttled", || {
+        throttled(&machine.cgroup_file("slow", ("cpu", "cpu.stat"), "cpu.stat")?)
+    });
+    client.delete(&id);
+}
+
+#[test]
+fn the_writable_layer_is_bounded_and_the_image_untouched() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let acts =
+        ["/guest", "cat:/etc/marker", "write:/etc/marker", "cat:/etc/marker", "write:/new", "fill:/big"];
+    let mut spec = machine.spec("writes", &acts, |_| {});
+    spec.upper_bytes = 1 << 20;
+    let (exit, lines) = machine.run_spec(&mut client, "writes", spec);
+    assert_eq!(exit.code, Some(0), "{:?}", machine.printed("writes", "stderr"));
+    assert_eq!(
+        lines[..4],
+        ["/etc/marker=of the image", "write /etc/marker: ok", "/etc/marker=x", "write /new: ok"]
+    );
+    let (written, error) = lines[4].strip_prefix("filled ").unwrap().split_once(": ").unwrap();
+    let written: u64 = written.parse().unwrap();
+    assert!((900_000..=1 << 20).contains(&written), "{written}");
+    assert_eq!(error, format!("error {}", libc::ENOSPC));
+    let mut names: Vec<String> = fs::read_dir(machine.path("layer"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["etc", "guest", "hello"]);
+    assert_eq!(fs::read_to_string(machine.path("layer/etc/marker")).unwrap(), "of the image\n");
+}
+
+#[test]
+fn without_a_writable_layer_the_root_is_read_only() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let mut spec = machine
+        .guest("read", &["write:/x", "write:/etc/marker", "write:/tmp/x", "write:/var/log/x", "ls:/etc"]);
+    spec.upper_bytes = 0;
+    let (_, lines) = machine.run_spec(&mut client, "read", spec);
+    let erofs = libc::EROFS;
+    let want = [format!("write /x: error {erofs}"), format!("write /etc/marker: error {erofs}")];
+    assert_eq!(lines[..2], want);
+    assert_eq!(lines[2..], ["write /tmp/x: ok", "write /var/log/x: ok", "/etc=hosts,marker,resolv.conf"]);
+}
+
+#[test]
+fn layers_cover_one_another_topmost_first() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let top = machine.path("top");
+    fs::create_dir_all(top.join("etc")).unwrap();
+    fs::write(top.join("etc/marker"), "of the top\n").unwrap();
+    // Many of them, and with paths that mount(2) could not take.
+    let mut layers = vec![top];
+    for number in 0..60 {
+        let long = machine.path(&format!("{}:{number}, x", "long".repeat(20)));
+        fs::create_dir_all(&long).unwrap();
+        fs::write(long.join(format!("file-{number}")), "").unwrap();
+        layers.push(long);
+    }
+    layers.push(machine.path("layer"));
+    let mut spec = machine.guest("layers", &["cat:/etc/marker", "cat:/file-0", "cat:/file-59"]);
+    spec.layers = layers;
+    let (_, lines) = machine.run_spec(&mut client, "layers", spec);
+    assert_eq!(lines, ["/etc/marker=of the top", "/file-0=", "/file-59="]);
+}
