@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The Tombolo agent: runs functions on an edge node, with or without its hub.
+//!
+//! `app` wires the edges, each of which knows one outside thing; `tombolo_agent_core` decides.
+
+mod accepted;
+mod admin;
+mod app;
+pub mod config;
+mod enrol;
+mod execute;
+mod export;
+mod gather;
+mod identity;
+mod keep;
+mod link;
+mod log_files;
+mod node_info;
+mod outbox;
+mod ready;
+mod reconcile;
+mod restore;
+mod supervisor;
+mod sync;
+mod tail;
+mod tls;
+
+pub use app::{Agent, Instances, Start, start};

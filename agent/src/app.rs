@@ -1,0 +1,365 @@
+//! Wires the agent's edges together and decides nothing. Knows every edge; no edge knows this file.
+
+use std::fs::DirBuilder;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tombolo_agent_core::plan::Settings;
+use tombolo_agent_core::routes::RouteTable;
+use tombolo_api::NodeId;
+use tombolo_api::report::{EventKind, Report};
+use tombolo_router::{Dialer, Meter, Router};
+
+use crate::accepted::Accepted;
+use crate::admin::{Admin, Shown};
+use crate::config::Config;
+use crate::enrol::Enrol;
+use crate::execute::{Executor, Tools};
+use crate::identity::{Identity, IdentityDir};
+use crate::keep::Keep;
+use crate::link::{Link, LinkState, Traffic};
+use crate::node_info;
+use crate::outbox::Outbox;
+use crate::ready::ReadyRecord;
+use crate::reconcile::{Inputs, Outputs, Reconciler};
+use crate::restore;
+use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
+use crate::sync::Sync;
+use crate::tail;
+use crate::tls::TimeFloor;
+
+/// Messages from the hub that wait for sync: the blobs asked for at a time, several times over.
+const RECEIVED: usize = 128;
+
+/// Outcomes that wait for the reconciler.
+const OUTCOMES: usize = 256;
+
+/// Revisions that wait for the reconciler to see their demand; more of them are one look at the router's counts.
+const DEMAND: usize = 256;
+
+/// Log requests and chunks under way; a chunk is up to 32 KiB.
+const TAIL_REQUESTS: usize = 16;
+const TAIL_CHUNKS: usize = 8;
+
+/// Longest wait for requests and farewells when the agent stops: the router gives open requests ten seconds.
+const STOP_DEADLINE: Duration = Duration::from_secs(12);
+
+/// Longest wait for the disk to take the last events.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How to start an agent.
+pub struct Start {
+    pub config: Config,
+    /// The supervisor's program and its leading arguments.
+    pub supervisor_command: Vec<PathBuf>,
+}
+
+/// What becomes of the instances when the agent stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instances {
+    /// They run on, and the next agent finds them.
+    Keep,
+    /// They end, and the supervisor with them.
+    Remove,
+}
+
+/// A running agent.
+pub struct Agent {
+    router_address: SocketAddr,
+    admin_address: SocketAddr,
+    executor: Executor,
+    outbox: Outbox,
+    stop: CancellationToken,
+    /// Tasks that end when `stop` is cancelled.
+    ending: JoinSet<&'static str>,
+    /// Tasks that run for ever.
+    lasting: JoinSet<&'static str>,
+}
+
+/// What lies on the disk, opened.
+struct Opened {
+    keep: Keep,
+    damage: Option<String>,
+    images: tombolo_oci::Store,
+    dir: IdentityDir,
+    identity: Option<Arc<Identity>>,
+}
+
+/// What the edges share.
+struct Shared {
+    me: NodeId,
+    config: Config,
+    keep: Keep,
+    session: String,
+    outbox: Outbox,
+    floor: TimeFloor,
+    identity: watch::Sender<Option<Arc<Identity>>>,
+    accepted: watch::Sender<Option<Arc<Accepted>>>,
+}
+
+/// What serves, for those who report on it.
+struct Served {
+    address: SocketAddr,
+    executor: Executor,
+    tables: watch::Receiver<Arc<RouteTable>>,
+    meter: Arc<Meter>,
+    report: watch::Receiver<Report>,
+    ready: watch::Receiver<bool>,
+}
+
+/// The agent's tasks, as they are started.
+struct Tasks {
+    stop: CancellationToken,
+    /// End when `stop` is cancelled.
+    ending: JoinSet<&'static str>,
+    /// Run for ever.
+    lasting: JoinSet<&'static str>,
+}
+
+/// As many descriptors as this process may have: the usual soft limit of 1,024 is some 500 proxied connections.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Starts an agent. When this returns, router and admin API listen and the routes of the store are in force.
+pub async fn start(start: Start) -> anyhow::Result<Agent> {
+    let Start { config, supervisor_command } = start;
+    let me: NodeId = config.node.parse().context("node")?;
+    raise_descriptor_limit();
+    for dir in [&config.state_dir, &config.run_dir] {
+        DirBuilder::new()
+            .recursive(true)
+            .create(dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let supervisor = SupervisorConfig {
+        run_dir: config.run_dir.clone(),
+        command: supervisor_command,
+        log: config.run_dir.join("supervisor.log"),
+    };
+    let (opening_config, node) = (config.clone(), me.clone());
+    let opening = tokio::task::spawn_blocking(move || open(&opening_config, &node));
+    let (opened, supervised) = tokio::join!(opening, Supervisor::start(supervisor));
+    let Opened { keep, damage, images, dir, identity } = opened.context("opening the state directory")??;
+    let accepted = match &identity {
+        Some(identity) => restore::load(&keep, &config.state_dir, identity, &me).await.map(Arc::new),
+        None => None,
+    };
+    let outbox = Outbox::load(&keep);
+    if let Some(damage) = damage {
+        outbox.push(EventKind::Warning, "StoreDamaged", "node", damage);
+    }
+    let shared = Shared {
+        me,
+        config,
+        keep,
+        session: uuid::Uuid::new_v4().simple().to_string(),
+        outbox: outbox.clone(),
+        floor: TimeFloor::default(),
+        identity: watch::Sender::new(identity),
+        accepted: watch::Sender::new(accepted),
+    };
+    let stop = CancellationToken::new();
+    let mut tasks = Tasks { stop: stop.clone(), ending: JoinSet::new(), lasting: JoinSet::new() };
+    let served = serve(&shared, images, supervised?, &mut tasks)?;
+    let (router_address, executor) = (served.address, served.executor.clone());
+    let admin_listen = shared.config.admin.listen;
+    let shown = connect(shared, dir, served, &mut tasks);
+    let admin = Admin::bind(admin_listen, shown).await;
+    let admin = admin.with_context(|| format!("admin.listen: cannot listen on {admin_listen}"))?;
+    let admin_address = admin.address().context("admin.listen")?;
+    tasks.ending("admin API", admin.run(stop));
+    tracing::info!(router = %router_address, admin = %admin_address, "the agent serves");
+    let Tasks { stop, ending, lasting } = tasks;
+    Ok(Agent { router_address, admin_address, executor, outbox, stop, ending, lasting })
+}
+
+/// Starts what serves: executor, reconciler, router. None of them needs the hub.
+fn serve(
+    shared: &Shared,
+    images: tombolo_oci::Store,
+    (supervisor, supervisor_events): (Supervisor, mpsc::Receiver<SupervisorEvent>),
+    tasks: &mut Tasks,
+) -> anyhow::Result<Served> {
+    let Shared { config, keep, outbox, floor, identity, accepted, .. } = shared;
+    let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
+    let (demand_sender, demand) = mpsc::channel(DEMAND);
+    let dialer = Dialer::start().context("cannot start the dialling thread")?;
+    let tools = Tools {
+        supervisor,
+        dialer: dialer.clone(),
+        images,
+        identity: identity.subscribe(),
+        floor: floor.clone(),
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+    };
+    let executor = Executor::new(tools, outcome_sender);
+    let table = watch::Sender::new(Arc::new(RouteTable::default()));
+    let tables = table.subscribe();
+    let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
+    let (reports, readiness) = (report.subscribe(), ready.subscribe());
+    let meter = Arc::new(Meter::new());
+    let ready_record = ReadyRecord::load(keep);
+    let settings = Settings { idle_timeout_ms: config.serving.idle_timeout_s.saturating_mul(1000) };
+    let outputs = Outputs { table, report, outbox: outbox.clone(), ready };
+    let mut reconciler =
+        Reconciler::new(executor.clone(), outputs, meter.clone(), settings, ready_record.clone());
+    // Before the router listens, so that no host is unknown to it at first.
+    reconciler.prime(accepted.borrow().clone());
+    let listen = config.router.listen;
+    let router = Router::bind(listen, tables.clone(), demand_sender, dialer, meter.clone())
+        .with_context(|| format!("router.listen: cannot listen on {listen}"))?;
+    let address = router.address();
+    reconciler.describe(node_info::read(config, address));
+    let inputs = Inputs { accepted: accepted.subscribe(), supervisor: supervisor_events, demand, outcomes };
+    tasks.lasting("reconciler", reconciler.run(inputs));
+    tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
+    tasks.lasting("ready record", ready_record.write(keep.clone()));
+    tasks.lasting("outbox", outbox.clone().write(keep.clone()));
+    tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
+    Ok(Served { address, executor, tables, meter, report: reports, ready: readiness })
+}
+
+impl Agent {
+    /// Where requests to functions come in.
+    pub fn router_address(&self) -> SocketAddr {
+        self.router_address
+    }
+
+    /// Where `/status` and the like answer.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Resolves only when a task ended that must not end.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        let ended = tokio::select! {
+            Some(ended) = self.ending.join_next() => ended,
+            Some(ended) = self.lasting.join_next() => ended,
+            else => return anyhow!("the agent has no tasks left"),
+        };
+        match ended {
+            Ok(name) => anyhow!("the {name} ended by itself"),
+            Err(error) => anyhow!("a task of the agent failed: {error}"),
+        }
+    }
+
+    /// Lets open requests end, says goodbye to the hub, and ends or keeps the instances.
+    pub async fn stop(mut self, instances: Instances) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let ending = async { while self.ending.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_DEADLINE, ending).await.is_err() {
+            tracing::warn!("not everything ended in time");
+        }
+        let _ = tokio::time::timeout(FLUSH_DEADLINE, self.outbox.flushed()).await;
+        self.ending.shutdown().await;
+        self.lasting.shutdown().await;
+        let cleared = match instances {
+            Instances::Keep => Ok(()),
+            Instances::Remove => self.executor.clear().await.context("cannot end the instances"),
+        };
+        self.executor.abandon().await;
+        cleared
+    }
+}
+
+fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
+    let dir = IdentityDir::open(&config.state_dir)?;
+    let identity = dir.load(me)?.map(Arc::new);
+    let (keep, damage) = Keep::open(&config.state_dir)?;
+    let images = tombolo_oci::Store::open(&config.state_dir.join("images"))?;
+    Ok(Opened { keep, damage, images, dir, identity })
+}
+
+/// Starts what speaks with the hub; what the admin API shows.
+fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) -> Shown {
+    let Shared { me, config, keep, session, outbox, floor, identity, accepted } = shared;
+    let Served { tables, meter, report, ready, .. } = served;
+    let (received_sender, received) = mpsc::channel(RECEIVED);
+    let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
+    let (chunk_sender, chunks) = mpsc::channel(TAIL_CHUNKS);
+    let (wanted, refusals) = (watch::Sender::default(), watch::Sender::new(keep.refusals()));
+    let (link_state, trouble) = (watch::Sender::new(LinkState::Waiting), watch::Sender::default());
+    let (renew, traffic) = (Arc::<Notify>::default(), Arc::<Traffic>::default());
+    let shown = Shown {
+        node: me.clone(),
+        session: session.clone(),
+        ready: ready.clone(),
+        table: tables,
+        identity: identity.subscribe(),
+        trouble: trouble.subscribe(),
+        link: link_state.subscribe(),
+        traffic: traffic.clone(),
+        accepted: accepted.subscribe(),
+        report: report.clone(),
+        refusals: refusals.subscribe(),
+        outbox: outbox.clone(),
+        meter,
+    };
+    let link = Link {
+        me: me.clone(),
+        session,
+        floor: floor.clone(),
+        identity: identity.subscribe(),
+        accepted: accepted.subscribe(),
+        report,
+        ready,
+        refusals: refusals.subscribe(),
+        wanted: wanted.subscribe(),
+        outbox: outbox.clone(),
+        chunks,
+        received: received_sender,
+        tail_requests: tail_sender,
+        state: link_state,
+        traffic,
+        renew: renew.clone(),
+    };
+    tasks.ending("link", link.run(tasks.stop.clone()));
+    tasks.lasting("log tail", tail::run(config.state_dir.clone(), tail_requests, chunk_sender));
+    let (state_dir, identities) = (config.state_dir.clone(), identity.subscribe());
+    let sync =
+        Sync { keep, me: me.clone(), state_dir, identity: identities, accepted, wanted, refusals, outbox };
+    tasks.lasting("sync", sync.run(received));
+    let enrol = Enrol { me, hub: config.hub, dir, floor, identity, renew, trouble };
+    tasks.lasting("enrolment", enrol.run());
+    shown
+}
+
+impl Tasks {
+    fn ending(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.ending.spawn(named(name, task));
+    }
+
+    fn lasting(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.lasting.spawn(named(name, task));
+    }
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// The hub's last signed time has passed, whatever the node's clock says.
+async fn raise_floor(floor: TimeFloor, mut accepted: watch::Receiver<Option<Arc<Accepted>>>) {
+    loop {
+        if let Some(accepted) = &*accepted.borrow_and_update() {
+            floor.raise(accepted.hub_time_s);
+        }
+        if accepted.changed().await.is_err() {
+            return;
+        }
+    }
+}

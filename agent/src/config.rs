@@ -1,0 +1,263 @@
+//! The agent's configuration: one TOML file and environment overrides, read here and nowhere else.
+//!
+//! Every key has a default; unknown keys are refused by name. `TOMBOLO_AGENT__ROUTER__LISTEN=…` overrides `[router] listen`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Prefix of environment overrides; `__` separates the levels.
+const ENV_PREFIX: &str = "TOMBOLO_AGENT__";
+
+/// What an agent is told.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// This node's name at its hub. Empty: the host name.
+    pub node: String,
+    /// What must survive a reboot: identity, desired state, images, logs.
+    pub state_dir: PathBuf,
+    /// What must not: sockets, bundles, records of instances.
+    pub run_dir: PathBuf,
+    /// Where the kernel says which boot this is.
+    pub boot_id_file: PathBuf,
+    /// Labels for placement, beside those the agent adds itself.
+    pub labels: BTreeMap<String, String>,
+    pub hub: HubConfig,
+    pub router: RouterConfig,
+    pub admin: AdminConfig,
+    pub supervisor: SupervisorSection,
+    pub serving: ServingConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HubConfig {
+    /// The hub's node listener, `https://host:port`. Empty: no hub; the node serves what it has.
+    pub url: String,
+    /// Join token, needed until the node is enrolled. `token_file` is read if this is empty.
+    pub token: String,
+    pub token_file: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouterConfig {
+    /// Where requests to functions come in.
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Where `/healthz`, `/readyz` and `/status` answer.
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SupervisorSection {
+    /// The supervisor's program. Empty: `tombolo-supervisor` beside the agent's own.
+    pub binary: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServingConfig {
+    /// Without a request for this long a revision goes to zero instances, seconds.
+    pub idle_timeout_s: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// As `tracing`'s filters: `info`, `debug`, `tombolo_agent=debug,info`.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Human,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            state_dir: "/var/lib/tombolo/agent".into(),
+            run_dir: "/run/tombolo".into(),
+            boot_id_file: "/proc/sys/kernel/random/boot_id".into(),
+            labels: BTreeMap::new(),
+            hub: HubConfig::default(),
+            router: RouterConfig::default(),
+            admin: AdminConfig::default(),
+            supervisor: SupervisorSection::default(),
+            serving: ServingConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7081)) }
+    }
+}
+
+impl Default for ServingConfig {
+    fn default() -> Self {
+        Self { idle_timeout_s: 60 }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Human, level: "info".into() }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {path}")]
+    Read { path: String, source: std::io::Error },
+    #[error("{origin}: {message}")]
+    Invalid { origin: String, message: String },
+}
+
+impl Config {
+    /// Reads `file` (defaults only, if `None`), then applies the overrides among `env`.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let (origin, text) = match file {
+            None => ("defaults".to_owned(), String::new()),
+            Some(path) => {
+                let origin = path.display().to_string();
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Read { path: origin.clone(), source })?;
+                (origin, text)
+            }
+        };
+        let invalid = |message: String| ConfigError::Invalid { origin: origin.clone(), message };
+        // Read once as it stands, for messages that show the line; once more with the overrides in place.
+        toml::from_str::<Self>(&text).map_err(|error| invalid(error.to_string()))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        for (name, value) in env {
+            if let Some(path) = name.strip_prefix(ENV_PREFIX) {
+                override_key(&mut table, path, &value)
+                    .map_err(|message| ConfigError::Invalid { origin: name.clone(), message })?;
+            }
+        }
+        let config: Self =
+            table.try_into().map_err(|error: toml::de::Error| invalid(error.message().to_owned()))?;
+        config.check().map_err(invalid)
+    }
+
+    fn check(mut self) -> Result<Self, String> {
+        if self.node.is_empty() {
+            let name = nix::unistd::gethostname()
+                .map_err(|error| format!("node: cannot read the host name: {error}"))?;
+            self.node =
+                name.to_string_lossy().to_lowercase().split('.').next().unwrap_or_default().to_owned();
+        }
+        self.node.parse::<tombolo_api::NodeId>().map_err(|error| format!("node: {error}"))?;
+        if !self.hub.url.is_empty() && !self.hub.url.starts_with("https://") {
+            return Err(format!("hub.url: {:?} must start with https://", self.hub.url));
+        }
+        if self.serving.idle_timeout_s == 0 {
+            return Err("serving.idle_timeout_s: must be at least 1".into());
+        }
+        for (name, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
+            if !dir.is_absolute() {
+                return Err(format!("{name}: {} must be an absolute path", dir.display()));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Sets `path` (`ROUTER__LISTEN`) in `table`. Numbers and booleans are read as such, everything else is a string.
+fn override_key(table: &mut toml::Table, path: &str, value: &str) -> Result<(), String> {
+    let parts: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+    let (last, sections) = parts.split_last().ok_or("empty name")?;
+    let mut at = table;
+    for section in sections {
+        at = at
+            .entry(section.clone())
+            .or_insert_with(|| toml::Table::new().into())
+            .as_table_mut()
+            .ok_or_else(|| format!("{section} is not a section"))?;
+    }
+    let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
+        (Ok(number), _) => number.into(),
+        (_, Ok(flag)) => flag.into(),
+        _ => value.into(),
+    };
+    at.insert(last.clone(), parsed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let file = std::env::temp_dir().join(format!("tombolo-config-{}-{:p}", std::process::id(), text));
+        std::fs::write(&file, text).unwrap();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let result = Config::load(Some(&file), env).map_err(|error| error.to_string());
+        std::fs::remove_file(&file).unwrap();
+        result
+    }
+
+    #[test]
+    fn reads_a_file_and_overrides_it() {
+        let text = "node = \"press-7\"\n[labels]\nline = \"3\"\n[router]\nlisten = \"0.0.0.0:80\"\n";
+        let config =
+            load(text, &[("TOMBOLO_AGENT__SERVING__IDLE_TIMEOUT_S", "5"), ("PATH", "/bin")]).unwrap();
+        assert_eq!(config.node, "press-7");
+        assert_eq!(config.labels["line"], "3");
+        assert_eq!(config.router.listen.port(), 80);
+        assert_eq!(config.serving.idle_timeout_s, 5);
+    }
+
+    #[test]
+    fn unknown_and_unfit_keys_are_named() {
+        for (text, env, named) in [
+            ("nod = \"a\"", None, "nod"),
+            ("[router]\nlisen = \"x\"", None, "lisen"),
+            ("node = \"Press 7\"", None, "node:"),
+            ("state_dir = \"relative\"", None, "state_dir"),
+            ("[hub]\nurl = \"http://h\"", None, "hub.url"),
+            ("", Some(("TOMBOLO_AGENT__ROUTER__LISTNE", "x")), "listne"),
+        ] {
+            let error = load(text, env.as_slice()).unwrap_err();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_packaged_example_is_the_default() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/agent.toml");
+        let mut expected = Config::default().check().unwrap();
+        expected.hub.url = "https://127.0.0.1:7443".into();
+        expected.hub.token_file = "/etc/tombolo/join-token".into();
+        let read = Config::load(Some(&file), std::iter::empty()).unwrap();
+        assert_eq!(read, expected);
+    }
+}

@@ -1,0 +1,379 @@
+//! Does what the plan says: images, bundles, instances, probes, leftovers. Every action runs as a task of its own and
+//! reports its [`Outcome`]; nothing is decided here, and a failing action never holds up another.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{RwLock, Semaphore, mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tombolo_agent_core::supervision::{
+    Answer, ExitRecord, InstanceId, InstancePhase, InstanceRecord, Refusal, Request,
+};
+use tombolo_api::desired::{Desired, RevisionObject};
+use tombolo_api::serving::Probe;
+use tombolo_api::{Digest, RevisionKey};
+use tombolo_oci::{Platform, Store, StoreError};
+use tombolo_router::Dialer;
+
+use crate::identity::Identity;
+use crate::log_files;
+use crate::supervisor::{CallError, Supervisor};
+use crate::tls::TimeFloor;
+
+mod collect;
+mod image;
+mod launch;
+mod probe;
+mod users;
+
+use collect::Wanted;
+use image::Prepared;
+
+/// What an instance's labels say, so that a restarted agent knows what it found.
+pub(crate) const LABEL_NAMESPACE: &str = "tombolo.dev/namespace";
+pub(crate) const LABEL_NAME: &str = "tombolo.dev/revision";
+/// Digest of the revision object it was made from.
+pub(crate) const LABEL_OBJECT: &str = "tombolo.dev/object";
+pub(crate) const LABEL_PORT: &str = "tombolo.dev/port";
+/// Digest of its image, which must not be collected under it.
+pub(crate) const LABEL_IMAGE: &str = "tombolo.dev/image";
+
+/// Images fetched at a time: more would only share the same link.
+const PULLS_MAX: usize = 2;
+
+/// Instances made at a time: creation is work for the kernel, not waiting.
+const LAUNCHES_MAX: usize = 8;
+
+/// Before an instance that could not be deleted is reported, and so tried again.
+const DELETE_PAUSE: Duration = Duration::from_secs(2);
+
+/// Pauses before a program that has only just begun is asked to end again.
+const TERMINATE_AGAIN: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// How long instances may take to end when the whole node is cleared.
+const CLEAR_GRACE: Duration = Duration::from_secs(10);
+
+/// What came of an action.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// `Ok(true)`: something had to be fetched.
+    ImagePrepared {
+        revision: RevisionKey,
+        object: Digest,
+        result: Result<bool, Trouble>,
+    },
+    /// With the pid of its init.
+    Launched {
+        instance: InstanceId,
+        result: Result<i32, Trouble>,
+    },
+    ProbePassed {
+        instance: InstanceId,
+    },
+    ExitExplained {
+        instance: InstanceId,
+        exit: ExitRecord,
+        last_words: Option<String>,
+    },
+    Deleted {
+        instance: InstanceId,
+    },
+    DeleteFailed {
+        instance: InstanceId,
+        exit: ExitRecord,
+    },
+}
+
+/// Why an action failed: for the status, as every refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// One CamelCase word.
+    pub(crate) reason: String,
+    /// What happened and what to do.
+    pub(crate) message: String,
+}
+
+/// What the executor works with.
+pub(crate) struct Tools {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) dialer: Dialer,
+    pub(crate) images: Store,
+    pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub(crate) floor: TimeFloor,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+}
+
+/// Handle of the executor. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Executor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tools: Tools,
+    platform: Platform,
+    outcomes: mpsc::Sender<Outcome>,
+    /// Images that are complete, by revision object.
+    prepared: Mutex<BTreeMap<Digest, Arc<Prepared>>>,
+    in_use: Mutex<BTreeMap<InstanceId, InUse>>,
+    probes: Mutex<BTreeMap<InstanceId, AbortHandle>>,
+    /// Everything under way.
+    tasks: Mutex<JoinSet<()>>,
+    pulls: Semaphore,
+    launches: Semaphore,
+    /// Held for reading while an image is prepared, for writing while unwanted ones are removed.
+    collecting: RwLock<()>,
+    wanted: watch::Sender<Wanted>,
+}
+
+/// What an instance needs on the disk.
+#[derive(Clone, Debug)]
+struct InUse {
+    revision: RevisionKey,
+    image: Option<Digest>,
+}
+
+impl Executor {
+    pub(crate) fn new(tools: Tools, outcomes: mpsc::Sender<Outcome>) -> Self {
+        let inner = Inner {
+            tools,
+            platform: Platform::host(),
+            outcomes,
+            prepared: Mutex::default(),
+            in_use: Mutex::default(),
+            probes: Mutex::default(),
+            tasks: Mutex::default(),
+            pulls: Semaphore::new(PULLS_MAX),
+            launches: Semaphore::new(LAUNCHES_MAX),
+            collecting: RwLock::new(()),
+            wanted: watch::Sender::default(),
+        };
+        let inner = Arc::new(inner);
+        inner.spawn(collect::run(Arc::downgrade(&inner), inner.wanted.subscribe()));
+        Self { inner }
+    }
+
+    /// Looks the image of a revision up; fetches and unpacks what is missing.
+    pub(crate) fn prepare_image(&self, digest: Digest, object: RevisionObject) {
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            let result = image::prepare(&inner, digest, &object).await;
+            inner.tell(Outcome::ImagePrepared { revision: object.key(), object: digest, result }).await;
+        });
+    }
+
+    /// Creates and starts an instance.
+    pub(crate) fn launch(&self, instance: InstanceId, digest: Digest, object: RevisionObject) {
+        let inner = self.inner.clone();
+        lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
+        self.inner.spawn(async move {
+            let _permit = inner.launches.acquire().await;
+            let result = launch::launch(&inner, &instance, digest, &object).await;
+            if result.is_err() {
+                inner.forget(&instance);
+            }
+            inner.tell(Outcome::Launched { instance, result }).await;
+        });
+    }
+
+    /// Makes an instance that was found usable: its network namespace known, its image kept.
+    pub(crate) fn adopt(&self, record: &InstanceRecord) -> io::Result<()> {
+        let label = |name: &str| record.labels.get(name).cloned().unwrap_or_default();
+        let revision = RevisionKey::new(label(LABEL_NAMESPACE), label(LABEL_NAME));
+        let image = label(LABEL_IMAGE).parse().ok();
+        lock(&self.inner.in_use).insert(record.id.clone(), InUse { revision, image });
+        self.inner.enter(&record.id, record.pid)
+    }
+
+    /// Probes an instance until it answers.
+    pub(crate) fn probe(&self, instance: InstanceId, port: u16, probe: Option<Probe>) {
+        let inner = self.inner.clone();
+        let id = instance.clone();
+        let task = self.inner.spawn(async move {
+            let dialer = inner.tools.dialer.clone();
+            let plan = probe::ProbePlan::of(probe.as_ref(), port);
+            probe::until_ready(&plan, || dialer.dial(&instance, plan.port())).await;
+            lock(&inner.probes).remove(&instance);
+            inner.tell(Outcome::ProbePassed { instance }).await;
+        });
+        if let Some(before) = lock(&self.inner.probes).insert(id, task) {
+            before.abort();
+        }
+    }
+
+    /// Asks an instance's program to end. `fresh`: it has only just begun, and may not listen yet; as the first process of its
+    /// namespace it ignores what it does not handle, so it is asked again.
+    pub(crate) fn terminate(&self, instance: InstanceId, fresh: bool) {
+        self.inner.stop_probing(&instance);
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            inner.signal(&instance, libc::SIGTERM).await;
+            for pause in TERMINATE_AGAIN.into_iter().filter(|_| fresh) {
+                tokio::time::sleep(pause).await;
+                // Forgotten once it is deleted.
+                if !lock(&inner.in_use).contains_key(&instance) {
+                    return;
+                }
+                inner.signal(&instance, libc::SIGTERM).await;
+            }
+        });
+    }
+
+    pub(crate) fn kill(&self, instance: InstanceId) {
+        let inner = self.inner.clone();
+        self.inner.spawn(async move { inner.signal(&instance, libc::SIGKILL).await });
+    }
+
+    /// Finds out what an ended instance said last.
+    pub(crate) fn explain_exit(&self, instance: InstanceId, revision: RevisionKey, exit: ExitRecord) {
+        self.inner.stop_probing(&instance);
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            let (state_dir, id) = (inner.tools.state_dir.clone(), instance.clone());
+            let read =
+                tokio::task::spawn_blocking(move || log_files::last_line(&state_dir, &revision, &id)).await;
+            inner.tell(Outcome::ExitExplained { instance, exit, last_words: read.ok().flatten() }).await;
+        });
+    }
+
+    /// Removes what is left of an instance.
+    pub(crate) fn delete(&self, instance: InstanceId) {
+        self.inner.stop_probing(&instance);
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            match inner.tools.supervisor.call(Request::Delete { id: instance.clone() }).await {
+                Ok(_) => {
+                    inner.forget(&instance);
+                    inner.tell(Outcome::Deleted { instance }).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%instance, %error, "cannot delete an instance, trying again");
+                    tokio::time::sleep(DELETE_PAUSE).await;
+                    let exit =
+                        ExitRecord { code: None, signal: None, out_of_memory: false, time_ms: now_ms() };
+                    inner.tell(Outcome::DeleteFailed { instance, exit }).await;
+                }
+            }
+        });
+    }
+
+    /// The instance is gone by itself.
+    pub(crate) fn forget(&self, instance: &InstanceId) {
+        self.inner.forget(instance);
+    }
+
+    /// Says what is wanted on this node; everything else of images, logs and bundles is removed in time.
+    pub(crate) fn retain(&self, desired: &Desired, instances: &BTreeMap<InstanceId, RevisionKey>) {
+        lock(&self.inner.prepared)
+            .retain(|object, _| desired.revisions.values().any(|(digest, _)| digest == object));
+        self.inner.wanted.send_replace(Wanted::of(desired, instances));
+    }
+
+    /// Drops everything under way and lets go of the supervisor; the instances run on.
+    pub(crate) async fn abandon(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.inner.tasks));
+        tasks.shutdown().await;
+        self.inner.tools.supervisor.close();
+    }
+
+    /// Ends every instance, and the supervisor.
+    pub(crate) async fn clear(&self) -> Result<(), CallError> {
+        let supervisor = &self.inner.tools.supervisor;
+        for id in running(supervisor).await? {
+            supervisor.call(Request::Signal { id, signal: libc::SIGTERM }).await?;
+        }
+        let deadline = tokio::time::Instant::now() + CLEAR_GRACE;
+        while !running(supervisor).await?.is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        supervisor.call(Request::Shutdown).await?;
+        // What is not there needs no removal.
+        let _ = std::fs::remove_dir_all(self.inner.tools.run_dir.join("bundles"));
+        Ok(())
+    }
+}
+
+async fn running(supervisor: &Supervisor) -> Result<Vec<InstanceId>, CallError> {
+    let Answer::Instances(records) = supervisor.call(Request::List).await? else {
+        return Err(CallError::Unexpected);
+    };
+    let runs =
+        |record: &InstanceRecord| matches!(record.phase, InstancePhase::Running | InstancePhase::Created);
+    Ok(records.into_iter().filter(runs).map(|record| record.id).collect())
+}
+
+impl Inner {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task)
+    }
+
+    async fn tell(&self, outcome: Outcome) {
+        // Without a reconciler the agent is stopping, and nobody wants to know.
+        let _ = self.outcomes.send(outcome).await;
+    }
+
+    async fn signal(&self, instance: &InstanceId, signal: i32) {
+        // One that is gone has ended, and its end is told by itself.
+        let request = Request::Signal { id: instance.clone(), signal };
+        match self.tools.supervisor.call(request).await {
+            Ok(_) | Err(CallError::Refused(Refusal::NotFound(_))) => {}
+            Err(error) => tracing::warn!(%instance, signal, %error, "cannot signal an instance"),
+        }
+    }
+
+    /// Makes the instance's network namespace known to the dialer.
+    fn enter(&self, instance: &InstanceId, pid: i32) -> io::Result<()> {
+        let netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        self.tools.dialer.add(instance.clone(), netns.into());
+        Ok(())
+    }
+
+    fn stop_probing(&self, instance: &InstanceId) {
+        if let Some(probe) = lock(&self.probes).remove(instance) {
+            probe.abort();
+        }
+    }
+
+    fn forget(&self, instance: &InstanceId) {
+        self.stop_probing(instance);
+        self.tools.dialer.remove(instance);
+        lock(&self.in_use).remove(instance);
+        // Collected later if it cannot be removed now.
+        let _ = std::fs::remove_dir_all(launch::bundle_dir(&self.tools.run_dir, instance));
+    }
+}
+
+impl Trouble {
+    pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into() }
+    }
+
+    /// An error of the node's file system.
+    fn of_io(act: &str, path: &std::path::Path, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::disk_full(path),
+            _ => Self::new("StorageFailed", format!("cannot {act} {}: {error}", path.display())),
+        }
+    }
+
+    fn disk_full(path: &std::path::Path) -> Self {
+        let message = StoreError::DiskFull { path: path.to_owned() }.to_string();
+        Self::new("DiskFull", format!("{message}; what runs goes on"))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,350 @@
+//! The reconciler: the one task that owns what is known of this node's revisions and instances, asks the planner, has its
+//! actions executed, and tells router and hub what came of it.
+//!
+//! Takes: the accepted desired state, what the supervisor says, outcomes of actions, the router's demand. Gives: the route
+//! table, the report, events. Decides nothing itself: `tombolo_agent_core::plan` does. Removals come first; an action under
+//! way is part of what is, so nothing is started twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tombolo_agent_core::actual::{
+    Actual, Crashes, ImageState, InstanceActual, Moment, Phase, RevisionActual, Traffic,
+};
+use tombolo_agent_core::annotations::Scale;
+use tombolo_agent_core::plan::{self, Action, CRASH_FORGET_MS, Settings};
+use tombolo_agent_core::routes::RouteTable;
+use tombolo_agent_core::supervision::InstanceId;
+use tombolo_agent_core::{status, table};
+use tombolo_api::RevisionKey;
+use tombolo_api::report::{EventKind, NodeInfo, Report};
+use tombolo_router::Meter;
+
+use crate::accepted::Accepted;
+use crate::execute::{Executor, Outcome, Trouble};
+use crate::outbox::Outbox;
+use crate::ready::ReadyRecord;
+use crate::supervisor::SupervisorEvent;
+
+mod outcomes;
+
+/// While an instance drains, how often its requests are counted.
+const DRAIN_POLL: Duration = Duration::from_millis(25);
+
+/// Longest sleep: bounds what a missed notification could cost.
+const IDLE_POLL: Duration = Duration::from_secs(60);
+
+/// What the reconciler is given.
+pub(crate) struct Inputs {
+    pub(crate) accepted: watch::Receiver<Option<Arc<Accepted>>>,
+    pub(crate) supervisor: mpsc::Receiver<SupervisorEvent>,
+    /// Revisions for which the router holds a request.
+    pub(crate) demand: mpsc::Receiver<RevisionKey>,
+    pub(crate) outcomes: mpsc::Receiver<Outcome>,
+}
+
+/// What the reconciler writes.
+pub(crate) struct Outputs {
+    pub(crate) table: watch::Sender<Arc<RouteTable>>,
+    pub(crate) report: watch::Sender<Report>,
+    pub(crate) outbox: Outbox,
+    /// Becomes true once desired state (if there is any) and instances are known, and stays so.
+    pub(crate) ready: watch::Sender<bool>,
+}
+
+/// The task's state.
+pub(crate) struct Reconciler {
+    executor: Executor,
+    outputs: Outputs,
+    meter: Arc<Meter>,
+    settings: Settings,
+    ready_record: ReadyRecord,
+    info: NodeInfo,
+    accepted: Option<Arc<Accepted>>,
+    actual: Actual,
+    /// The supervisor is connected and has said what it holds.
+    supervised: bool,
+    started: Instant,
+}
+
+impl Reconciler {
+    pub(crate) fn new(
+        executor: Executor,
+        outputs: Outputs,
+        meter: Arc<Meter>,
+        settings: Settings,
+        ready_record: ReadyRecord,
+    ) -> Self {
+        let actual = Actual { incarnation: incarnation(), ..Actual::default() };
+        let started = Instant::now();
+        Self {
+            executor,
+            outputs,
+            meter,
+            settings,
+            ready_record,
+            info: NodeInfo::default(),
+            accepted: None,
+            actual,
+            supervised: false,
+            started,
+        }
+    }
+
+    /// Says what the node is, for the report.
+    pub(crate) fn describe(&mut self, info: NodeInfo) {
+        self.info = info;
+    }
+
+    /// Publishes the routes of `accepted` before any instance is known: requests are held until they are, not refused.
+    pub(crate) fn prime(&mut self, accepted: Option<Arc<Accepted>>) {
+        self.adopt_desired(accepted);
+        self.publish();
+    }
+
+    /// Runs until the supervisor's events end.
+    pub(crate) async fn run(mut self, mut inputs: Inputs) {
+        let accepted = inputs.accepted.borrow_and_update().clone();
+        self.adopt_desired(accepted);
+        loop {
+            let sleep = self.pass();
+            tokio::select! {
+                changed = inputs.accepted.changed() => {
+                    if changed.is_err() { return }
+                    let accepted = inputs.accepted.borrow_and_update().clone();
+                    self.adopt_desired(accepted);
+                }
+                event = inputs.supervisor.recv() => {
+                    let Some(event) = event else { return };
+                    self.supervisor_event(event);
+                }
+                Some(outcome) = inputs.outcomes.recv() => self.outcome(outcome),
+                Some(_) = inputs.demand.recv() => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+            self.drain_inputs(&mut inputs);
+        }
+    }
+
+    /// Takes what else has come meanwhile, so that a burst costs one pass.
+    fn drain_inputs(&mut self, inputs: &mut Inputs) {
+        while let Ok(event) = inputs.supervisor.try_recv() {
+            self.supervisor_event(event);
+        }
+        while let Ok(outcome) = inputs.outcomes.try_recv() {
+            self.outcome(outcome);
+        }
+        while inputs.demand.try_recv().is_ok() {}
+    }
+
+    /// One pass: plan, start the actions, publish. Returns how long nothing need be done.
+    fn pass(&mut self) -> Duration {
+        let now = self.now();
+        let Some(accepted) = self.accepted.clone().filter(|_| self.supervised) else {
+            self.publish();
+            return IDLE_POLL;
+        };
+        let traffic = self.traffic();
+        self.forget_old_crashes(now);
+        let plan = plan::plan(&accepted.desired, &self.actual, &traffic, &self.settings, now);
+        for action in plan.actions {
+            tracing::debug!(?action, "acting");
+            self.act(action, &accepted, now);
+        }
+        self.publish();
+        let until_wake = plan.wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1));
+        let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
+        if draining { until_wake.min(DRAIN_POLL) } else { until_wake.min(IDLE_POLL) }
+    }
+
+    fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
+        match action {
+            Action::Drain { instance } => self.set_phase(&instance, Phase::Draining, now),
+            Action::Terminate { instance } => {
+                self.note_missed_deadline(&instance, accepted, now);
+                let fresh =
+                    self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Probing);
+                self.set_phase(&instance, Phase::Stopping { killed: false }, now);
+                self.executor.terminate(instance, fresh);
+            }
+            Action::Kill { instance } => {
+                self.set_phase(&instance, Phase::Stopping { killed: true }, now);
+                self.executor.kill(instance);
+            }
+            Action::Delete { instance } => {
+                self.set_phase(&instance, Phase::Deleting, now);
+                self.executor.delete(instance);
+            }
+            Action::PrepareImage { revision } => {
+                let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
+                if let Some(known) = self.actual.revisions.get_mut(&revision) {
+                    match &mut known.image {
+                        ImageState::Failed { retry_at, .. } => *retry_at = None,
+                        image => *image = ImageState::Preparing,
+                    }
+                }
+                self.executor.prepare_image(*digest, object.clone());
+            }
+            Action::Launch { instance, revision } => {
+                let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
+                self.actual.named += 1;
+                let port = object.spec.port();
+                let entry = InstanceActual {
+                    revision,
+                    object: *digest,
+                    port,
+                    pid: 0,
+                    phase: Phase::Launching,
+                    since: now,
+                };
+                self.actual.instances.insert(instance.clone(), entry);
+                self.executor.launch(instance, *digest, object.clone());
+            }
+        }
+    }
+
+    /// An instance that is stopped because it did not answer in time counts as a failed one.
+    fn note_missed_deadline(&mut self, id: &InstanceId, accepted: &Accepted, now: Moment) {
+        let Some(instance) =
+            self.actual.instances.get(id).filter(|known| known.phase == Phase::Probing).cloned()
+        else {
+            return;
+        };
+        let object = accepted
+            .desired
+            .revisions
+            .get(&instance.revision)
+            .filter(|(digest, _)| *digest == instance.object);
+        let Some((_, object)) = object else { return };
+        let deadline_ms = Scale::of(&object.annotations).progress_deadline_ms;
+        if now.since(instance.since) >= deadline_ms {
+            let (port, seconds) = (instance.port, deadline_ms / 1000);
+            let what =
+                format!("the program did not pass its readiness probe on port {port} within {seconds} s");
+            let trouble =
+                Trouble::new("ProgressDeadlineExceeded", format!("{what}: it must listen on $PORT"));
+            self.crashed(&instance, false, trouble, now);
+        }
+    }
+
+    /// Brings what is known of revisions in line with a new desired state.
+    fn adopt_desired(&mut self, accepted: Option<Arc<Accepted>>) {
+        let Some(accepted) = accepted else { return };
+        let now = self.now();
+        let desired = &accepted.desired;
+        self.actual.revisions.retain(|key, _| desired.revisions.contains_key(key));
+        for (key, (digest, _)) in &desired.revisions {
+            if self.actual.revisions.get(key).is_some_and(|known| known.object == *digest) {
+                continue;
+            }
+            let fresh = RevisionActual {
+                object: *digest,
+                image: ImageState::Unknown,
+                ready_once: self.ready_record.contains(key, digest),
+                last_active: now,
+                crashes: Crashes::default(),
+            };
+            self.actual.revisions.insert(key.clone(), fresh);
+        }
+        self.ready_record.retain(desired);
+        self.accepted = Some(accepted);
+        self.collect();
+    }
+
+    /// Has everything removed that belongs to no desired revision and no instance. Not before the instances are known.
+    fn collect(&self) {
+        if let Some(accepted) = self.accepted.as_ref().filter(|_| self.supervised) {
+            let instances = self.actual.instances.iter();
+            let instances: BTreeMap<_, _> =
+                instances.map(|(id, instance)| (id.clone(), instance.revision.clone())).collect();
+            self.executor.retain(&accepted.desired, &instances);
+        }
+    }
+
+    /// Publishes table and report if they changed.
+    fn publish(&mut self) {
+        let now = self.now();
+        let mut report = Report { info: self.info.clone(), ..Report::default() };
+        if let Some(accepted) = &self.accepted {
+            report.revisions = status::revisions(&accepted.desired, &self.actual);
+            let table = table::build(&accepted.desired, &self.actual, now);
+            self.outputs.table.send_if_modified(|current| {
+                let changed = **current != table;
+                if changed {
+                    *current = Arc::new(table);
+                }
+                changed
+            });
+        }
+        self.outputs.report.send_if_modified(|current| {
+            let changed = *current != report;
+            if changed {
+                *current = report;
+            }
+            changed
+        });
+        let ready = self.supervised;
+        self.outputs
+            .ready
+            .send_if_modified(|current| !std::mem::replace(current, *current || ready) && ready);
+    }
+
+    fn traffic(&self) -> Traffic {
+        let mut traffic = self.meter.traffic(|instant| self.moment(instant));
+        let in_force = self.meter.is_in_force(&self.outputs.table.borrow());
+        for (id, instance) in &self.actual.instances {
+            // Until the router has let go of it, a draining instance may get one request more.
+            if instance.phase == Phase::Draining && !(in_force && self.meter.is_released(id)) {
+                traffic.instances.entry(id.clone()).or_insert(1);
+            }
+        }
+        traffic
+    }
+
+    fn forget_old_crashes(&mut self, now: Moment) {
+        for instance in self.actual.instances.values() {
+            if instance.phase == Phase::Ready
+                && now.since(instance.since) >= CRASH_FORGET_MS
+                && let Some(revision) = self.actual.revisions.get_mut(&instance.revision)
+            {
+                revision.crashes.recent = 0;
+            }
+        }
+    }
+
+    fn set_phase(&mut self, id: &InstanceId, phase: Phase, now: Moment) {
+        if let Some(instance) = self.actual.instances.get_mut(id) {
+            instance.phase = phase;
+            instance.since = now;
+        }
+    }
+
+    fn event(&self, kind: EventKind, reason: &str, revision: &RevisionKey, message: String) {
+        let object = format!("revision/{}/{}", revision.namespace, revision.name);
+        self.outputs.outbox.push(kind, reason, &object, message);
+    }
+
+    fn now(&self) -> Moment {
+        self.moment(Instant::now())
+    }
+
+    /// One hour is added so that moments before this agent's start have a place.
+    fn moment(&self, instant: Instant) -> Moment {
+        const START: Duration = Duration::from_secs(3600);
+        let since = (instant + START).saturating_duration_since(self.started);
+        Moment(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Five random letters and digits: instances of different starts of the agent never share a name.
+fn incarnation() -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut random = [0; 5];
+    // Without randomness from the kernel the process id still tells this start from the last.
+    if getrandom::fill(&mut random).is_err() {
+        random[..4].copy_from_slice(&std::process::id().to_le_bytes());
+    }
+    random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()
+}

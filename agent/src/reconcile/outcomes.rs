@@ -1,0 +1,265 @@
+//! How outcomes of actions and the supervisor's words change what the reconciler knows. Starts no action.
+
+use std::collections::BTreeMap;
+
+use tombolo_agent_core::actual::{Crashes, ImageState, InstanceActual, Moment, Phase};
+use tombolo_agent_core::backoff;
+use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
+use tombolo_api::report::EventKind;
+use tombolo_api::{Digest, RevisionKey};
+
+use super::Reconciler;
+use crate::execute::{LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble};
+use crate::supervisor::SupervisorEvent;
+
+impl Reconciler {
+    pub(super) fn outcome(&mut self, outcome: Outcome) {
+        let now = self.now();
+        match outcome {
+            Outcome::ImagePrepared { revision, object, result } => {
+                let Some(known) =
+                    self.actual.revisions.get_mut(&revision).filter(|known| known.object == object)
+                else {
+                    return;
+                };
+                match result {
+                    Ok(fetched) => {
+                        known.image = ImageState::Present;
+                        if fetched {
+                            self.event(
+                                EventKind::Normal,
+                                "ImagePulled",
+                                &revision,
+                                "its image is on this node".into(),
+                            );
+                        }
+                    }
+                    Err(trouble) => {
+                        let attempts = known.image_attempts() + 1;
+                        let retry_at = now.after(backoff::image_retry_ms(attempts));
+                        tracing::warn!(%revision, reason = trouble.reason, message = trouble.message, "image cannot be had");
+                        known.image = ImageState::Failed {
+                            reason: trouble.reason.clone(),
+                            message: trouble.message.clone(),
+                            attempts,
+                            retry_at: Some(retry_at),
+                        };
+                        if attempts == 1 {
+                            self.event(EventKind::Warning, &trouble.reason, &revision, trouble.message);
+                        }
+                    }
+                }
+            }
+            Outcome::Launched { instance, result: Ok(pid) } => {
+                if let Some(known) = self.actual.instances.get_mut(&instance)
+                    && known.phase == Phase::Launching
+                {
+                    known.pid = pid;
+                    known.phase = Phase::Probing;
+                    known.since = now;
+                    let (revision, port) = (known.revision.clone(), known.port);
+                    self.probe(instance, &revision, port);
+                }
+            }
+            Outcome::Launched { instance, result: Err(trouble) } => {
+                // One whose end was told meanwhile has been counted already.
+                let launching =
+                    self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Launching);
+                if launching && let Some(known) = self.actual.instances.remove(&instance) {
+                    self.crashed(&known, false, trouble, now);
+                }
+            }
+            Outcome::ProbePassed { instance } => self.probe_passed(instance, now),
+            Outcome::ExitExplained { instance, exit, last_words } => {
+                self.ended(instance, exit, last_words, now)
+            }
+            Outcome::Deleted { instance } => {
+                self.actual.instances.remove(&instance);
+                self.collect();
+            }
+            // What is left of it stays known and is asked to be deleted again.
+            Outcome::DeleteFailed { instance, exit } => self.set_phase(&instance, Phase::Ended { exit }, now),
+        }
+    }
+
+    fn probe(&self, instance: InstanceId, revision: &RevisionKey, port: u16) {
+        let object = self.accepted.as_ref().and_then(|accepted| accepted.desired.revisions.get(revision));
+        let probe = object.and_then(|(_, object)| object.spec.serving_container()?.readiness_probe.clone());
+        self.executor.probe(instance, port, probe);
+    }
+
+    fn probe_passed(&mut self, instance: InstanceId, now: Moment) {
+        let Some(known) =
+            self.actual.instances.get_mut(&instance).filter(|known| known.phase == Phase::Probing)
+        else {
+            return;
+        };
+        known.phase = Phase::Ready;
+        known.since = now;
+        let (key, object) = (known.revision.clone(), known.object);
+        if let Some(revision) =
+            self.actual.revisions.get_mut(&key).filter(|revision| revision.object == object)
+        {
+            revision.last_active = now;
+            if !revision.ready_once {
+                revision.ready_once = true;
+                revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
+                self.ready_record.insert(&key, &object);
+                self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));
+            }
+        }
+    }
+
+    /// An instance's init has ended, and its last words are known.
+    fn ended(&mut self, instance: InstanceId, exit: ExitRecord, last_words: Option<String>, now: Moment) {
+        let Some(known) = self.actual.instances.get(&instance).cloned() else { return };
+        if matches!(known.phase, Phase::Ended { .. } | Phase::Deleting) {
+            return;
+        }
+        self.set_phase(&instance, Phase::Ended { exit: exit.clone() }, now);
+        let was_ready = matches!(known.phase, Phase::Ready | Phase::Draining);
+        if matches!(known.phase, Phase::Stopping { .. } | Phase::Draining) {
+            return;
+        }
+        let trouble = explain(&exit, was_ready, known.port, last_words.as_deref());
+        self.crashed(&known, was_ready, trouble, now);
+    }
+
+    /// An instance came to nothing by itself: counted, told, and not tried again before its time.
+    pub(super) fn crashed(
+        &mut self,
+        instance: &InstanceActual,
+        was_ready: bool,
+        trouble: Trouble,
+        now: Moment,
+    ) {
+        let Trouble { reason, message } = trouble;
+        tracing::warn!(revision = %instance.revision, reason, message, "an instance came to nothing");
+        self.event(EventKind::Warning, &reason, &instance.revision, message.clone());
+        let known = self.actual.revisions.get_mut(&instance.revision);
+        let Some(revision) = known.filter(|revision| revision.object == instance.object) else { return };
+        let crashes = &mut revision.crashes;
+        crashes.total += 1;
+        crashes.recent += 1;
+        crashes.retry_at = now.after(backoff::crash_retry_ms(crashes.recent, was_ready));
+        crashes.reason = reason;
+        crashes.message = message;
+    }
+
+    pub(super) fn supervisor_event(&mut self, event: SupervisorEvent) {
+        match event {
+            SupervisorEvent::Connected { limitations, instances } => {
+                self.info.limitations = limitations;
+                self.supervised = true;
+                self.adopt_instances(instances);
+            }
+            SupervisorEvent::Lost => self.supervised = false,
+            SupervisorEvent::Exited { id, exit } => self.explain_exit(id, exit),
+        }
+    }
+
+    fn explain_exit(&mut self, id: InstanceId, exit: ExitRecord) {
+        if let Some(known) = self.actual.instances.get(&id) {
+            self.executor.explain_exit(id, known.revision.clone(), exit);
+        }
+    }
+
+    /// Brings what is known of instances in line with what the supervisor holds: after this agent's start, or its own.
+    fn adopt_instances(&mut self, records: Vec<InstanceRecord>) {
+        let now = self.now();
+        let mut held = BTreeMap::new();
+        for record in records {
+            held.insert(record.id.clone(), record);
+        }
+        let lost: Vec<_> =
+            self.actual.instances.keys().filter(|id| !held.contains_key(*id)).cloned().collect();
+        for id in lost {
+            // One that was being launched reports its own failure.
+            if self.actual.instances.get(&id).is_some_and(|known| known.phase != Phase::Launching) {
+                self.actual.instances.remove(&id);
+                self.executor.forget(&id);
+            }
+        }
+        for (id, record) in held {
+            if self.actual.instances.contains_key(&id) {
+                if let Some(exit) = record.exit {
+                    self.explain_exit(id, exit);
+                }
+            } else {
+                self.adopt_instance(id, record, now);
+            }
+        }
+        self.collect();
+    }
+
+    fn adopt_instance(&mut self, id: InstanceId, record: InstanceRecord, now: Moment) {
+        let label = |name: &str| record.labels.get(name).cloned().unwrap_or_default();
+        let revision = RevisionKey::new(label(LABEL_NAMESPACE), label(LABEL_NAME));
+        // Without readable labels it matches no desired revision, and so is drained and removed.
+        let object = label(LABEL_OBJECT).parse().unwrap_or_else(|_| Digest::of(b""));
+        let port = label(LABEL_PORT).parse().unwrap_or(0);
+        let usable = record.phase == InstancePhase::Running && self.executor.adopt(&record).is_ok();
+        let phase = match record.exit {
+            Some(exit) => Phase::Ended { exit },
+            None if usable => Phase::Probing,
+            // Made but never started, or its namespaces cannot be reached: of no use.
+            None => Phase::Stopping { killed: true },
+        };
+        tracing::info!(instance = %id, %revision, pid = record.pid, ?phase, "adopted an instance");
+        let instance =
+            InstanceActual { revision: revision.clone(), object, port, pid: record.pid, phase, since: now };
+        let phase = instance.phase.clone();
+        self.actual.instances.insert(id.clone(), instance);
+        match phase {
+            Phase::Probing => self.probe(id, &revision, port),
+            Phase::Stopping { .. } => {
+                self.set_phase(&id, Phase::Deleting, now);
+                self.executor.delete(id);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A reason word and a message that says what happened and what to do.
+fn explain(exit: &ExitRecord, was_ready: bool, port: u16, last_words: Option<&str>) -> Trouble {
+    let how = match (exit.code, exit.signal) {
+        (Some(code), _) => format!("ended with exit status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended in an unknown way".to_owned(),
+    };
+    let words = last_words.map(|words| format!("; the last line it wrote: {words}")).unwrap_or_default();
+    let (reason, message) = match (exit.out_of_memory, was_ready) {
+        (true, _) => {
+            let what =
+                "the program used more than its memory limit and was killed: raise resources.limits.memory";
+            ("OOMKilled", format!("{what}{words}"))
+        }
+        (false, true) => ("ContainerExited", format!("the program {how} while it was serving{words}")),
+        (false, false) => {
+            let what = format!("the program {how} before it answered on port {port}");
+            ("ExitedBeforeReady", format!("{what}: it must listen on $PORT and keep running{words}"))
+        }
+    };
+    Trouble::new(reason, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_explained_with_what_to_do() {
+        let exit = |code, signal, out_of_memory| ExitRecord { code, signal, out_of_memory, time_ms: 0 };
+        let early = explain(&exit(Some(3), None, false), false, 8080, Some("no config"));
+        assert_eq!(early.reason, "ExitedBeforeReady");
+        assert!(
+            early.message.contains("status 3")
+                && early.message.contains("8080")
+                && early.message.ends_with("no config")
+        );
+        assert_eq!(explain(&exit(None, Some(9), true), true, 1, None).reason, "OOMKilled");
+        let late = explain(&exit(None, Some(11), false), true, 1, None);
+        assert!(late.reason == "ContainerExited" && late.message.contains("signal 11"));
+    }
+}
