@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tombolo_api::NodeId;
 use tombolo_api::desired::Encoded;
-use tombolo_api::report::{EventBatch, Presence, Report};
+use tombolo_api::report::{EventBatch, Presence, Report, RevisionReport};
 use tombolo_api::tail::TailChunk;
 
 /// A node as the hub knows it. Kept in the hub's store.
@@ -21,6 +21,64 @@ pub struct NodeState {
     pub report: Option<Report>,
 }
 
+/// The nodes that are enrolled.
+pub type Fleet = BTreeMap<NodeId, NodeState>;
+
+impl NodeState {
+    /// A node that has just been enrolled and said nothing yet.
+    pub fn enrolled(id: NodeId, now_s: u64) -> Self {
+        Self { id, enrolled_s: now_s, last_seen_s: now_s, presence: None, report: None }
+    }
+
+    pub fn is_online(&self) -> bool {
+        self.presence.as_ref().is_some_and(|presence| presence.online)
+    }
+
+    /// Whether the node has all of these labels. One that never reported has none.
+    pub fn matches(&self, selector: &BTreeMap<String, String>) -> bool {
+        let label = |key: &String| self.report.as_ref().and_then(|report| report.info.labels.get(key));
+        selector.iter().all(|(key, value)| label(key) == Some(value))
+    }
+
+    /// What the node says of the revision with this uid.
+    pub fn revision(&self, namespace: &str, name: &str, uid: &str) -> Option<&RevisionReport> {
+        let same = |report: &&RevisionReport| {
+            report.namespace == namespace && report.name == name && report.uid == uid
+        };
+        self.report.as_ref()?.revisions.iter().find(same)
+    }
+}
+
+/// Takes in what a node said. Returns whether anything changed that is worth keeping or deciding on: a sign of life by
+/// itself is not. Of a node that is not enrolled nothing is taken in.
+pub fn observe(fleet: &mut Fleet, message: &FleetMessage, now_s: u64) -> bool {
+    let (FleetMessage::Enrolled { node }
+    | FleetMessage::Presence { node, .. }
+    | FleetMessage::Report { node, .. }
+    | FleetMessage::Events { node, .. }
+    | FleetMessage::Tail { node, .. }) = message;
+    if let FleetMessage::Enrolled { .. } = message {
+        let new = !fleet.contains_key(node);
+        fleet.entry(node.clone()).or_insert_with(|| NodeState::enrolled(node.clone(), now_s));
+        return new;
+    }
+    let Some(state) = fleet.get_mut(node) else { return false };
+    state.last_seen_s = state.last_seen_s.max(now_s);
+    match message {
+        FleetMessage::Presence { presence, .. } => {
+            let changed = state.presence.as_ref() != Some(presence);
+            state.presence = Some(presence.clone());
+            changed
+        }
+        FleetMessage::Report { report, .. } => {
+            let changed = state.report.as_ref() != Some(report);
+            state.report = Some((**report).clone());
+            changed
+        }
+        FleetMessage::Enrolled { .. } | FleetMessage::Events { .. } | FleetMessage::Tail { .. } => false,
+    }
+}
+
 /// What a node said, checked and decoded.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FleetMessage {
@@ -34,3 +92,50 @@ pub enum FleetMessage {
 /// What every node should hold: each list sorted as a manifest's entries are. A node absent here gets an empty manifest
 /// if it has had one.
 pub type Placement = BTreeMap<NodeId, Vec<Encoded>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tombolo_api::report::NodeInfo;
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn report(labels: &[(&str, &str)]) -> Box<Report> {
+        let labels = crate::fixture::labels(labels);
+        Box::new(Report { info: NodeInfo { labels, ..NodeInfo::default() }, ..Report::default() })
+    }
+
+    #[test]
+    fn only_what_changes_something_counts() {
+        let mut fleet = Fleet::new();
+        let said = FleetMessage::Report { node: id("a"), report: report(&[("x", "1")]) };
+        assert!(!observe(&mut fleet, &said, 5), "not enrolled");
+        assert!(fleet.is_empty());
+        let enrolled = FleetMessage::Enrolled { node: id("a") };
+        assert!(observe(&mut fleet, &enrolled, 10));
+        assert!(!observe(&mut fleet, &enrolled, 11));
+        assert!(observe(&mut fleet, &said, 12));
+        assert!(!observe(&mut fleet, &said, 13), "the same again");
+        assert_eq!((fleet[&id("a")].enrolled_s, fleet[&id("a")].last_seen_s), (10, 13));
+        assert!(!observe(&mut fleet, &said, 3));
+        assert_eq!(fleet[&id("a")].last_seen_s, 13, "a clock set back makes no node unseen");
+    }
+
+    #[test]
+    fn a_selector_is_matched_by_all_its_labels() {
+        let mut node = NodeState::enrolled(id("a"), 0);
+        let selector = crate::fixture::labels;
+        assert!(node.matches(&selector(&[])) && !node.matches(&selector(&[("x", "1")])));
+        node.report = Some(*report(&[("x", "1"), ("y", "2")]));
+        for (pairs, matches) in [
+            (&[][..], true),
+            (&[("x", "1")], true),
+            (&[("x", "2")], false),
+            (&[("x", "1"), ("z", "")], false),
+        ] {
+            assert_eq!(node.matches(&selector(pairs)), matches, "{pairs:?}");
+        }
+    }
+}
