@@ -1,0 +1,143 @@
+//! Changes of an object as clients send them, whole or as a patch. Pure.
+
+use json_patch::PatchOperation;
+use serde_json::Value;
+use tombolo_api::meta::Status;
+
+use super::body::{self, BODY_MAX};
+
+/// Media types of patches that are read here.
+pub(super) const PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
+/// Operations of one JSON patch: Kubernetes' limit.
+const OPERATIONS_MAX: usize = 10_000;
+
+/// How an object is to become.
+#[derive(Debug)]
+pub(super) enum Edit {
+    Replace(Value),
+    /// RFC 7386.
+    Merge(Value),
+    /// RFC 6902.
+    Operations(Vec<PatchOperation>),
+    /// Server-side apply: merged, and created if it is not there. Nobody's ownership of fields is kept.
+    Apply(Value),
+}
+
+impl Edit {
+    /// Reads a patch of the given media type.
+    pub(super) fn patch(media_type: &str, bytes: &[u8]) -> Result<Self, Box<Status>> {
+        match media_type {
+            "application/merge-patch+json" => {
+                let patch = body::json(bytes)?;
+                if patch.is_object() {
+                    Ok(Self::Merge(patch))
+                } else {
+                    Err(not_a_patch("it must be an object"))
+                }
+            }
+            "application/json-patch+json" => {
+                let operations: Vec<PatchOperation> =
+                    serde_json::from_slice(bytes).map_err(|error| not_a_patch(&error.to_string()))?;
+                if operations.len() > OPERATIONS_MAX {
+                    return Err(not_a_patch(&format!("more than {OPERATIONS_MAX} operations")));
+                }
+                Ok(Self::Operations(operations))
+            }
+            "application/apply-patch+yaml" => {
+                let patch = body::yaml(bytes)?;
+                if patch.is_object() {
+                    Ok(Self::Apply(patch))
+                } else {
+                    Err(not_a_patch("it must be an object"))
+                }
+            }
+            _ => Err(Box::new(Status::unsupported_media_type(&PATCHES))),
+        }
+    }
+
+    /// The object `current` becomes.
+    pub(super) fn apply(self, mut current: Value) -> Result<Value, Box<Status>> {
+        match self {
+            Self::Replace(whole) => return Ok(whole),
+            Self::Merge(patch) | Self::Apply(patch) => json_patch::merge(&mut current, &patch),
+            Self::Operations(operations) => {
+                let mut copied = 0;
+                for operation in &operations {
+                    copied += size_of_copy(&current, operation);
+                    // Copies of copies would double the object with every operation.
+                    if copied > BODY_MAX {
+                        return Err(not_a_patch(&format!("it copies more than {BODY_MAX} bytes")));
+                    }
+                    json_patch::patch(&mut current, std::slice::from_ref(operation))
+                        .map_err(|_| Box::new(Status::unprocessable_patch()))?;
+                }
+            }
+        }
+        Ok(current)
+    }
+}
+
+fn size_of_copy(document: &Value, operation: &PatchOperation) -> usize {
+    let PatchOperation::Copy(copy) = operation else { return 0 };
+    document.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len())
+}
+
+fn not_a_patch(why: &str) -> Box<Status> {
+    Box::new(Status::bad_request(format!("error decoding patch: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(media_type: &str, patch: &str, current: Value) -> Result<Value, u16> {
+        Edit::patch(media_type, patch.as_bytes())
+            .and_then(|edit| edit.apply(current))
+            .map_err(|status| status.code)
+    }
+
+    #[test]
+    fn three_kinds_of_patches() {
+        let current = json!({"a": {"b": 1, "c": 2}, "l": [1, 2]});
+        let merge = "application/merge-patch+json";
+        assert_eq!(
+            patched(merge, r#"{"a":{"b":null,"d":3},"l":[3]}"#, current.clone()),
+            Ok(json!({"a": {"c": 2, "d": 3}, "l": [3]}))
+        );
+        let operations = "application/json-patch+json";
+        assert_eq!(
+            patched(
+                operations,
+                r#"[{"op":"add","path":"/l/-","value":3},{"op":"remove","path":"/a"}]"#,
+                current.clone()
+            ),
+            Ok(json!({"l": [1, 2, 3]}))
+        );
+        assert_eq!(
+            patched("application/apply-patch+yaml", "a:\n  b: 5\n", current.clone()),
+            Ok(json!({"a": {"b": 5, "c": 2}, "l": [1, 2]}))
+        );
+        for (media_type, patch, code) in [
+            (operations, r#"[{"op":"replace","path":"/x/y","value":1}]"#, 422),
+            (operations, r#"[{"op":"test","path":"/a/b","value":2}]"#, 422),
+            (operations, "{}", 400),
+            (merge, "[]", 400),
+            (merge, "{", 400),
+            ("application/strategic-merge-patch+json", "{}", 415),
+        ] {
+            assert_eq!(patched(media_type, patch, current.clone()), Err(code), "{patch}");
+        }
+    }
+
+    #[test]
+    fn copies_of_copies_are_bounded() {
+        let doubling: Vec<Value> =
+            (0..60).map(|step| json!({"op": "copy", "from": "", "path": format!("/c{step}")})).collect();
+        let patch = serde_json::to_string(&doubling).unwrap();
+        assert_eq!(patched("application/json-patch+json", &patch, json!({"a": "x".repeat(1000)})), Err(400));
+    }
+}

@@ -1,0 +1,248 @@
+//! The serving resources: `/apis/serving.knative.dev/v1/…`.
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::get;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tombolo_api::meta::{List, ListMeta, Status};
+use tombolo_api::serving::{API_VERSION, GROUP};
+use tombolo_hub_core::{Key, Kind, Object};
+
+use super::answer::{Answer, Refused, json as answer, with_warnings};
+use super::patch::Edit;
+use super::query::Query;
+use super::write::{self, Preconditions, Written};
+use super::{Api, body, follow, table};
+use crate::clock;
+
+pub(super) fn router() -> Router<Api> {
+    let base = "/apis/serving.knative.dev/v1";
+    let collection = get(list).post(create).delete(delete_all);
+    let item = get(read).put(replace).patch(patch).delete(delete);
+    let status = get(read).put(replace_status).patch(patch_status);
+    Router::new()
+        .route(&format!("{base}/{{plural}}"), get(list))
+        .route(&format!("{base}/namespaces/{{namespace}}/{{plural}}"), collection)
+        .route(&format!("{base}/namespaces/{{namespace}}/{{plural}}/{{name}}"), item)
+        .route(&format!("{base}/namespaces/{{namespace}}/{{plural}}/{{name}}/status"), status)
+}
+
+/// What a path names. Paths that name no kind are not there.
+#[derive(Debug, Deserialize)]
+struct Place {
+    namespace: Option<String>,
+    plural: String,
+    #[serde(default)]
+    name: String,
+}
+
+impl Place {
+    fn kind(&self) -> Result<Kind, Refused> {
+        let unknown = || Status::failure(404, "NotFound", "the server could not find the requested resource");
+        Kind::of_plural(&self.plural).ok_or_else(|| unknown().into())
+    }
+
+    fn key(&self) -> Key {
+        Key::new(self.namespace.as_deref().unwrap_or_default(), &self.name)
+    }
+}
+
+/// What a deletion may ask for in its body.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DeleteOptions {
+    preconditions: Preconditions,
+    propagation_policy: Option<String>,
+    dry_run: Vec<String>,
+}
+
+async fn list(State(api): State<Api>, Path(place): Path<Place>, query: Query, headers: HeaderMap) -> Answer {
+    let kind = place.kind()?;
+    let as_table = table::is_asked_for(&headers);
+    let selector = query.selector.clone().within(place.namespace.as_deref());
+    if query.watch {
+        return follow::changes(&api, kind, selector, &query, as_table);
+    }
+    let state = api.catalog.state();
+    let objects: Vec<Object> =
+        state.snapshot.list(kind).into_iter().filter(|object| selector.matches(object.metadata())).collect();
+    let metadata = ListMeta { resource_version: state.version.to_string(), ..ListMeta::default() };
+    if as_table {
+        return Ok(answer(StatusCode::OK, &table::of(kind, &objects, &metadata)));
+    }
+    Ok(answer(StatusCode::OK, &list_of(kind, &objects, metadata)))
+}
+
+async fn create(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    if kind == Kind::Revision {
+        return Err(Status::method_not_allowed().into());
+    }
+    let sent = body::object(&headers, body).await?;
+    let namespace = place.namespace.unwrap_or_default();
+    Ok(written(write::create(&api.catalog, kind, namespace, sent, query.dry_run).await?))
+}
+
+async fn read(State(api): State<Api>, Path(place): Path<Place>, headers: HeaderMap) -> Answer {
+    let kind = place.kind()?;
+    let state = api.catalog.state();
+    let object = state.snapshot.get(kind, &place.key()).ok_or_else(|| write::not_found(kind, &place.name))?;
+    if table::is_asked_for(&headers) {
+        let metadata =
+            ListMeta { resource_version: object.metadata().resource_version.clone(), ..ListMeta::default() };
+        return Ok(answer(StatusCode::OK, &table::of(kind, &[object], &metadata)));
+    }
+    Ok(answer(StatusCode::OK, &object.to_json()))
+}
+
+async fn replace(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    let edit = Edit::Replace(body::object(&headers, body).await?);
+    Ok(written(write::edit(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
+}
+
+async fn patch(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    let edit = read_patch(&headers, body).await?;
+    Ok(written(write::edit(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
+}
+
+async fn replace_status(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    let edit = Edit::Replace(body::object(&headers, body).await?);
+    Ok(written(write::edit_status(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
+}
+
+async fn patch_status(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    let edit = read_patch(&headers, body).await?;
+    Ok(written(write::edit_status(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
+}
+
+async fn delete(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    let options = delete_options(&headers, body, &query).await?;
+    let dry_run = query.dry_run || !options.dry_run.is_empty();
+    let object = write::delete(&api.catalog, kind, place.key(), options.preconditions, dry_run).await?;
+    if options.propagation_policy.as_deref() == Some("Foreground") {
+        return Ok(answer(StatusCode::OK, &going(&object)));
+    }
+    let metadata = object.metadata();
+    Ok(answer(StatusCode::OK, &Status::deleted(&metadata.name, kind.plural(), GROUP, &metadata.uid)))
+}
+
+async fn delete_all(
+    State(api): State<Api>,
+    Path(place): Path<Place>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let kind = place.kind()?;
+    let options = delete_options(&headers, body, &query).await?;
+    let dry_run = query.dry_run || !options.dry_run.is_empty();
+    let selector = query.selector.clone().within(place.namespace.as_deref());
+    let selected = move |object: &Object| selector.matches(object.metadata());
+    let objects = write::delete_all(&api.catalog, kind, selected, dry_run).await?;
+    let metadata =
+        ListMeta { resource_version: api.catalog.state().version.to_string(), ..ListMeta::default() };
+    Ok(answer(StatusCode::OK, &list_of(kind, &objects, metadata)))
+}
+
+fn list_of(kind: Kind, objects: &[Object], metadata: ListMeta) -> List<Value> {
+    List {
+        api_version: API_VERSION.into(),
+        items: objects.iter().map(Object::to_json).collect(),
+        kind: format!("{}List", kind.name()),
+        metadata,
+    }
+}
+
+fn written(written: Written) -> Response {
+    let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    with_warnings(answer(code, &written.object.to_json()), &written.warnings)
+}
+
+async fn read_patch(headers: &HeaderMap, body: Body) -> Result<Edit, Refused> {
+    let media_type = body::media_type(headers);
+    // The type decides before the content is read.
+    if !super::patch::PATCHES.contains(&media_type.as_str()) {
+        return Err(Status::unsupported_media_type(&super::patch::PATCHES).into());
+    }
+    let bytes: Bytes = body::bytes(body).await?;
+    Ok(Edit::patch(&media_type, &bytes)?)
+}
+
+async fn delete_options(headers: &HeaderMap, body: Body, query: &Query) -> Result<DeleteOptions, Refused> {
+    let bytes = body::bytes(body).await?;
+    let mut options = DeleteOptions::default();
+    if !bytes.is_empty() {
+        let yaml = body::media_type(headers) == "application/yaml";
+        let sent = if yaml { body::yaml(&bytes)? } else { body::json(&bytes)? };
+        options = serde_json::from_value(sent).map_err(|error| {
+            Status::bad_request(format!("the options of the deletion cannot be read: {error}"))
+        })?;
+    }
+    if let Some(policy) = &query.propagation_policy {
+        options.propagation_policy = Some(policy.clone());
+    }
+    match options.propagation_policy.as_deref() {
+        None | Some("Background" | "Foreground") => Ok(options),
+        Some("Orphan") => Err(Status::bad_request(
+            "propagationPolicy: Orphan is not served: what a resource owns always goes with it; use Background",
+        )
+        .into()),
+        Some(other) => {
+            Err(Status::bad_request(format!("propagationPolicy: {other:?} is none of Background, Foreground")).into())
+        }
+    }
+}
+
+/// An object as Kubernetes shows it while what it owns is removed, which here is done already.
+fn going(object: &Object) -> Value {
+    let mut shown = object.to_json();
+    shown["metadata"]["deletionTimestamp"] = clock::now_rfc3339().into();
+    shown["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+    shown["metadata"]["finalizers"] = json!(["foregroundDeletion"]);
+    shown
+}

@@ -1,0 +1,280 @@
+//! The hub's configuration: one TOML file and environment overrides, read here and nowhere else.
+//!
+//! Every key has a default; unknown keys are refused by name. `TOMBOLO_HUB__API__LISTEN=…` overrides `[api] listen`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Prefix of environment overrides; `__` separates the levels.
+const ENV_PREFIX: &str = "TOMBOLO_HUB__";
+
+/// What a hub is told.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Everything the hub keeps: resources, images, its certificate authority.
+    pub state_dir: PathBuf,
+    pub api: ApiConfig,
+    pub nodes: NodesConfig,
+    pub mqtt: MqttConfig,
+    pub routes: RoutesConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// Where the REST API and the registry answer, plain HTTP without access control: keep it on loopback.
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodesConfig {
+    /// Where nodes enrol and pull images, HTTPS.
+    pub listen: SocketAddr,
+    /// `host:port` by which nodes reach it. Empty: the listen address.
+    pub advertise: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Where the embedded broker listens, mutual TLS.
+    pub listen: SocketAddr,
+    /// `host:port` by which nodes reach it. Empty: the listen address.
+    pub advertise: String,
+    /// An external broker, `mqtts://host:port`; the embedded one is off then. Empty: the embedded one.
+    pub url: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutesConfig {
+    /// Last part of every host: `{name}.{namespace}.{domain}`.
+    pub domain: String,
+    /// Port of the nodes' routers as clients see it.
+    pub http_port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// As `tracing`'s filters: `info`, `debug`, `tombolo_hub=debug,info`.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Human,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/tombolo/hub".into(),
+            api: ApiConfig::default(),
+            nodes: NodesConfig::default(),
+            mqtt: MqttConfig::default(),
+            routes: RoutesConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7080)) }
+    }
+}
+
+impl Default for NodesConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7443)), advertise: String::new() }
+    }
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7883)),
+            advertise: String::new(),
+            url: String::new(),
+        }
+    }
+}
+
+impl Default for RoutesConfig {
+    fn default() -> Self {
+        Self { domain: "localhost".into(), http_port: 8080 }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Human, level: "info".into() }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {path}")]
+    Read { path: String, source: std::io::Error },
+    #[error("{origin}: {message}")]
+    Invalid { origin: String, message: String },
+}
+
+impl Config {
+    /// Reads `file` (defaults only, if `None`), then applies the overrides among `env`.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let (origin, text) = match file {
+            None => ("defaults".to_owned(), String::new()),
+            Some(path) => {
+                let origin = path.display().to_string();
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Read { path: origin.clone(), source })?;
+                (origin, text)
+            }
+        };
+        let invalid = |message: String| ConfigError::Invalid { origin: origin.clone(), message };
+        // Read once as it stands, for messages that show the line; once more with the overrides in place.
+        toml::from_str::<Self>(&text).map_err(|error| invalid(error.to_string()))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        for (name, value) in env {
+            if let Some(path) = name.strip_prefix(ENV_PREFIX) {
+                override_key(&mut table, path, &value)
+                    .map_err(|message| ConfigError::Invalid { origin: name.clone(), message })?;
+            }
+        }
+        let config: Self =
+            table.try_into().map_err(|error: toml::de::Error| invalid(error.message().to_owned()))?;
+        config.check().map_err(invalid)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !self.state_dir.is_absolute() {
+            return Err(format!("state_dir: {} must be an absolute path", self.state_dir.display()));
+        }
+        advertised("nodes", &self.nodes.listen, &self.nodes.advertise)?;
+        if self.mqtt.url.is_empty() {
+            advertised("mqtt", &self.mqtt.listen, &self.mqtt.advertise)?;
+        } else {
+            let address = self.mqtt.url.strip_prefix("mqtts://");
+            let address =
+                address.ok_or_else(|| format!("mqtt.url: {:?} must start with mqtts://", self.mqtt.url))?;
+            host_and_port("mqtt.url", address)?;
+        }
+        let labels = |domain: &str| domain.split('.').all(tombolo_api::names::is_dns1123_label);
+        if !labels(&self.routes.domain) {
+            return Err(format!("routes.domain: {:?} is not a lower-case domain name", self.routes.domain));
+        }
+        Ok(())
+    }
+}
+
+fn advertised(section: &str, listen: &SocketAddr, advertise: &str) -> Result<(), String> {
+    if !advertise.is_empty() {
+        return host_and_port(&format!("{section}.advertise"), advertise);
+    }
+    if listen.ip().is_unspecified() {
+        return Err(format!(
+            "{section}.advertise: needed when {section}.listen is {listen}: the host:port by which nodes reach it"
+        ));
+    }
+    Ok(())
+}
+
+fn host_and_port(key: &str, address: &str) -> Result<(), String> {
+    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
+        let host_is_good =
+            !host.is_empty() && !host.contains(['/', '@']) && !host.contains(char::is_whitespace);
+        host_is_good && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if good { Ok(()) } else { Err(format!("{key}: {address:?} is not host:port")) }
+}
+
+/// Sets `path` (`API__LISTEN`) in `table`. Numbers and booleans are read as such, everything else is a string.
+fn override_key(table: &mut toml::Table, path: &str, value: &str) -> Result<(), String> {
+    let parts: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+    let (last, sections) = parts.split_last().ok_or("empty name")?;
+    let mut at = table;
+    for section in sections {
+        at = at
+            .entry(section.clone())
+            .or_insert_with(|| toml::Table::new().into())
+            .as_table_mut()
+            .ok_or_else(|| format!("{section} is not a section"))?;
+    }
+    let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
+        (Ok(number), _) => number.into(),
+        (_, Ok(flag)) => flag.into(),
+        _ => value.into(),
+    };
+    at.insert(last.clone(), parsed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hub.toml");
+        std::fs::write(&file, text).unwrap();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(&file), env).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn reads_a_file_and_overrides_it() {
+        let text =
+            "state_dir = \"/srv/hub\"\n[nodes]\nlisten = \"0.0.0.0:7443\"\nadvertise = \"hub.lan:7443\"\n";
+        let config = load(text, &[("TOMBOLO_HUB__ROUTES__HTTP_PORT", "80"), ("PATH", "/bin")]).unwrap();
+        assert_eq!(config.state_dir, Path::new("/srv/hub"));
+        assert_eq!(config.nodes.advertise, "hub.lan:7443");
+        assert_eq!(config.routes.http_port, 80);
+    }
+
+    #[test]
+    fn unknown_and_unfit_keys_are_named() {
+        for (text, env, named) in [
+            ("stat_dir = \"/a\"", None, "stat_dir"),
+            ("[api]\nlisen = \"x\"", None, "lisen"),
+            ("[api]\nlisten = \"here\"", None, "listen"),
+            ("state_dir = \"relative\"", None, "state_dir"),
+            ("[nodes]\nlisten = \"0.0.0.0:1\"", None, "nodes.advertise"),
+            ("[mqtt]\nlisten = \"[::]:1\"", None, "mqtt.advertise"),
+            ("[mqtt]\nadvertise = \"hub\"", None, "mqtt.advertise"),
+            ("[mqtt]\nurl = \"mqtt://b:1883\"", None, "mqtt.url"),
+            ("[mqtt]\nurl = \"mqtts://b\"", None, "mqtt.url"),
+            ("[routes]\ndomain = \"Example.com\"", None, "routes.domain"),
+            ("", Some(("TOMBOLO_HUB__API__LISTNE", "x")), "listne"),
+        ] {
+            let error = load(text, env.as_slice()).unwrap_err();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_external_broker_needs_no_address_of_ones_own() {
+        assert!(load("[mqtt]\nlisten = \"0.0.0.0:7883\"\nurl = \"mqtts://broker.lan:8883\"", &[]).is_ok());
+    }
+
+    #[test]
+    fn the_packaged_example_is_the_default() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/hub.toml");
+        assert_eq!(Config::load(Some(&file), std::iter::empty()).unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,232 @@
+//! Blobs: reading them whole or in part, and the uploads that make them.
+
+use std::io::SeekFrom;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::io::ReaderStream;
+use tombolo_api::Digest;
+use tombolo_oci::Repository;
+
+use super::Registry;
+use super::error::ApiError;
+use super::http::{CONTENT_DIGEST, Query, blocking, empty, parse_digest};
+
+/// Read from disk in pieces of this size: one per client is in memory.
+const PIECE: usize = 64 * 1024;
+
+const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+
+/// Answers with a blob, or with the one range asked for.
+pub(super) async fn read(
+    registry: &Registry,
+    digest: Digest,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let path = registry.0.images.blob_path(&digest);
+    let mut file = tokio::fs::File::open(&path).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => ApiError::blob_unknown(&digest),
+        _ => ApiError::io("open", &path, error),
+    })?;
+    let size = file.metadata().await.map_err(|error| ApiError::io("read", &path, error))?.len();
+    let range =
+        headers.get(header::RANGE).and_then(|value| value.to_str().ok()).map(|text| parse_range(text, size));
+    let (start, end, status) = match range {
+        None | Some(Range::Ignored) => (0, size, StatusCode::OK),
+        Some(Range::Part { start, end }) => (start, end, StatusCode::PARTIAL_CONTENT),
+        Some(Range::Beyond) => {
+            let whole = format!("bytes */{size}");
+            return Ok(empty(StatusCode::RANGE_NOT_SATISFIABLE, &[(header::CONTENT_RANGE, whole)]));
+        }
+    };
+    let mut headers = vec![
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, (end - start).to_string()),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
+        (header::ETAG, format!("\"{digest}\"")),
+        (CONTENT_DIGEST, digest.to_string()),
+    ];
+    if status == StatusCode::PARTIAL_CONTENT {
+        headers.push((header::CONTENT_RANGE, format!("bytes {start}-{}/{size}", end - 1)));
+    }
+    file.seek(SeekFrom::Start(start)).await.map_err(|error| ApiError::io("read", &path, error))?;
+    let mut response = empty(status, &headers);
+    *response.body_mut() = Body::from_stream(ReaderStream::with_capacity(file.take(end - start), PIECE));
+    Ok(response)
+}
+
+pub(super) async fn delete(registry: Registry, digest: Digest) -> Result<Response, ApiError> {
+    if !registry.0.images.contains(&digest) {
+        return Err(ApiError::blob_unknown(&digest));
+    }
+    blocking(move || registry.0.images.remove_blob(&digest)).await?;
+    Ok(empty(StatusCode::ACCEPTED, &[]))
+}
+
+/// Begins an upload, takes a whole blob at once, or finds that the blob to be mounted is here.
+pub(super) async fn begin(
+    registry: Registry,
+    name: Repository,
+    query: Query,
+    body: Body,
+) -> Result<Response, ApiError> {
+    if let Some(digest) = &query.mount {
+        let digest = parse_digest(digest)?;
+        if registry.0.images.contains(&digest) {
+            return Ok(created(&name, &digest));
+        }
+    }
+    let id = registry.0.uploads.begin().await?;
+    if let Some(digest) = &query.digest {
+        let digest = parse_digest(digest);
+        let result = match digest {
+            Ok(digest) => complete(registry.clone(), &name, &id, digest, &HeaderMap::new(), body).await,
+            Err(error) => Err(error),
+        };
+        registry.0.uploads.end(&id);
+        return result;
+    }
+    Ok(at(&name, &id, 0, StatusCode::ACCEPTED))
+}
+
+/// How far an upload is.
+pub(super) fn progress(registry: &Registry, name: &Repository, id: &str) -> Result<Response, ApiError> {
+    let len = registry.0.uploads.find(id)?.len();
+    Ok(at(name, id, len, StatusCode::NO_CONTENT))
+}
+
+/// Takes the next piece of an upload.
+pub(super) async fn append(
+    registry: &Registry,
+    name: &Repository,
+    id: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut upload = registry.0.uploads.find(id)?;
+    follows(headers, upload.len())?;
+    upload.append(body).await?;
+    Ok(at(name, id, upload.len(), StatusCode::ACCEPTED))
+}
+
+/// Takes the last piece, if there is one, and makes the whole a blob.
+pub(super) async fn finish(
+    registry: Registry,
+    name: Repository,
+    id: &str,
+    query: Query,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let digest = query.digest.ok_or_else(|| ApiError::digest_invalid("the parameter `digest` is missing"))?;
+    complete(registry, &name, id, parse_digest(&digest)?, headers, body).await
+}
+
+pub(super) fn cancel(registry: &Registry, id: &str) -> Result<Response, ApiError> {
+    if registry.0.uploads.end(id) {
+        Ok(empty(StatusCode::NO_CONTENT, &[]))
+    } else {
+        Err(ApiError::upload_unknown())
+    }
+}
+
+async fn complete(
+    registry: Registry,
+    name: &Repository,
+    id: &str,
+    digest: Digest,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut upload = registry.0.uploads.find(id)?;
+    follows(headers, upload.len())?;
+    upload.append(body).await?;
+    let uploads = registry.clone();
+    let adopted = blocking(move || registry.0.images.adopt(upload.path(), &digest)).await;
+    // Right or wrong, it is over: more bytes do not make wrong ones right.
+    uploads.0.uploads.end(id);
+    adopted?;
+    Ok(created(name, &digest))
+}
+
+/// Whether a piece begins where the upload ends. Pieces that do not say where they begin are believed.
+fn follows(headers: &HeaderMap, len: u64) -> Result<(), ApiError> {
+    let Some(range) = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok()) else {
+        return Ok(());
+    };
+    let start =
+        range.trim_start_matches("bytes ").split_once('-').and_then(|(start, _)| start.parse::<u64>().ok());
+    match start {
+        Some(start) if start == len => Ok(()),
+        _ => Err(ApiError::range_invalid(format!("the piece is {range:?}, but the next byte is {len}"))),
+    }
+}
+
+fn created(name: &Repository, digest: &Digest) -> Response {
+    let headers =
+        [(header::LOCATION, format!("/v2/{name}/blobs/{digest}")), (CONTENT_DIGEST, digest.to_string())];
+    empty(StatusCode::CREATED, &headers)
+}
+
+fn at(name: &Repository, id: &str, len: u64, status: StatusCode) -> Response {
+    let headers = [
+        (header::LOCATION, format!("/v2/{name}/blobs/uploads/{id}")),
+        (header::RANGE, format!("0-{}", len.saturating_sub(1))),
+        (UPLOAD_UUID, id.to_owned()),
+    ];
+    empty(status, &headers)
+}
+
+/// What a `Range` header asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Range {
+    /// From `start` up to but not including `end`.
+    Part { start: u64, end: u64 },
+    /// Behind the last byte.
+    Beyond,
+    /// Not one range of bytes: the whole is a right answer.
+    Ignored,
+}
+
+fn parse_range(text: &str, size: u64) -> Range {
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+        return Range::Ignored;
+    };
+    match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
+        (Ok(start), Ok(last)) if start <= last => part(start, last.saturating_add(1), size),
+        (Ok(start), Err(_)) if last.trim().is_empty() => part(start, size, size),
+        (Err(_), Ok(count)) if first.trim().is_empty() => part(size.saturating_sub(count), size, size),
+        _ => Range::Ignored,
+    }
+}
+
+fn part(start: u64, end: u64, size: u64) -> Range {
+    let end = end.min(size);
+    if start < end { Range::Part { start, end } } else { Range::Beyond }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_to_the_blob() {
+        for (text, expected) in [
+            ("bytes=0-3", Range::Part { start: 0, end: 4 }),
+            ("bytes=4-", Range::Part { start: 4, end: 10 }),
+            ("bytes=8-99", Range::Part { start: 8, end: 10 }),
+            ("bytes=-3", Range::Part { start: 7, end: 10 }),
+            ("bytes=-99", Range::Part { start: 0, end: 10 }),
+            ("bytes=10-", Range::Beyond),
+            ("bytes=-0", Range::Beyond),
+            ("bytes=3-2", Range::Ignored),
+            ("bytes=0-1,3-4", Range::Ignored),
+            ("items=0-1", Range::Ignored),
+        ] {
+            assert_eq!(parse_range(text, 10), expected, "{text}");
+        }
+        assert_eq!(parse_range("bytes=0-", 0), Range::Beyond);
+    }
+}

@@ -1,0 +1,212 @@
+//! The registry's paths: takes `/v2/…` apart and hands each request to what it is about.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
+use serde_json::json;
+use tombolo_api::Digest;
+use tombolo_oci::{Repository, Target};
+
+use super::error::ApiError;
+use super::{Registry, blobs, manifests};
+
+/// Names the content of a response.
+pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// Tells clients which protocol this is.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// Tags listed in one answer unless the client asks for fewer.
+const TAGS_MAX: usize = 1000;
+
+/// What a listener lets its clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// Serves `/v2/`.
+pub(crate) fn router(registry: Registry, access: Access) -> Router {
+    let serve = move |State(registry): State<Registry>, request: Request| async move {
+        let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let mut response = if writes && access == Access::ReadOnly {
+            ApiError::unsupported("this listener is for pulling only: push to the hub's API listener")
+                .into_response()
+        } else {
+            handle(registry, request).await.unwrap_or_else(ApiError::into_response)
+        };
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        response
+    };
+    Router::new()
+        .route("/v2", any(serve))
+        .route("/v2/", any(serve))
+        .route("/v2/{*path}", any(serve))
+        .with_state(registry)
+}
+
+/// Query parameters of all requests.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Query {
+    pub(super) digest: Option<String>,
+    pub(super) mount: Option<String>,
+    n: Option<usize>,
+    last: Option<String>,
+}
+
+/// What a path is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Subject<'a> {
+    Base,
+    Manifest(&'a str, &'a str),
+    Blob(&'a str, &'a str),
+    NewUpload(&'a str),
+    Upload(&'a str, &'a str),
+    Tags(&'a str),
+}
+
+async fn handle(registry: Registry, request: Request) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let subject = subject(parts.uri.path()).ok_or_else(ApiError::unknown_path)?;
+    let query = axum::extract::Query::<Query>::try_from_uri(&parts.uri)
+        .map_err(|error| ApiError::digest_invalid(error.to_string()))?
+        .0;
+    let (method, headers) = (&parts.method, &parts.headers);
+    match subject {
+        Subject::Base if is_read(method) => Ok(axum::Json(json!({})).into_response()),
+        Subject::Tags(name) if is_read(method) => tags(registry, name.parse()?, query).await,
+        Subject::Manifest(name, target) => {
+            let (name, target): (Repository, Target) = (name.parse()?, target.parse()?);
+            match *method {
+                Method::GET | Method::HEAD => manifests::read(registry, name, target).await,
+                Method::PUT => manifests::put(registry, name, target, headers, body).await,
+                Method::DELETE => manifests::delete(registry, name, target).await,
+                _ => Err(not_allowed()),
+            }
+        }
+        Subject::Blob(name, digest) => {
+            let (_, digest) = (name.parse::<Repository>()?, parse_digest(digest)?);
+            match *method {
+                Method::GET | Method::HEAD => blobs::read(&registry, digest, headers).await,
+                Method::DELETE => blobs::delete(registry, digest).await,
+                _ => Err(not_allowed()),
+            }
+        }
+        Subject::NewUpload(name) if *method == Method::POST => {
+            blobs::begin(registry, name.parse()?, query, body).await
+        }
+        Subject::Upload(name, id) => {
+            let name = name.parse()?;
+            match *method {
+                Method::GET | Method::HEAD => blobs::progress(&registry, &name, id),
+                Method::PATCH => blobs::append(&registry, &name, id, headers, body).await,
+                Method::PUT => blobs::finish(registry, name, id, query, headers, body).await,
+                Method::DELETE => blobs::cancel(&registry, id),
+                _ => Err(not_allowed()),
+            }
+        }
+        _ => Err(not_allowed()),
+    }
+}
+
+fn subject(path: &str) -> Option<Subject<'_>> {
+    let path = path.strip_prefix("/v2")?;
+    let path = path.strip_prefix('/').unwrap_or(path);
+    if path.is_empty() {
+        return Some(Subject::Base);
+    }
+    if let Some(name) = path.strip_suffix("/tags/list") {
+        return Some(Subject::Tags(name));
+    }
+    if let Some(name) = path.strip_suffix("/blobs/uploads/").or(path.strip_suffix("/blobs/uploads")) {
+        return Some(Subject::NewUpload(name));
+    }
+    let (rest, last) = path.rsplit_once('/')?;
+    if let Some(name) = rest.strip_suffix("/blobs/uploads") {
+        return Some(Subject::Upload(name, last));
+    }
+    if let Some(name) = rest.strip_suffix("/manifests") {
+        return Some(Subject::Manifest(name, last));
+    }
+    rest.strip_suffix("/blobs").map(|name| Subject::Blob(name, last))
+}
+
+async fn tags(registry: Registry, name: Repository, query: Query) -> Result<Response, ApiError> {
+    let repository = name.clone();
+    let all = blocking(move || registry.0.names.list_tags(&repository)).await?;
+    let all = all.ok_or_else(|| ApiError::name_unknown(name.as_str()))?;
+    let after = query.last.unwrap_or_default();
+    let rest: Vec<String> = all.into_iter().filter(|tag| *tag > after).collect();
+    let limit = query.n.unwrap_or(TAGS_MAX).min(TAGS_MAX);
+    let (page, more) = rest.split_at(limit.min(rest.len()));
+    let mut response = axum::Json(json!({"name": name.as_str(), "tags": page})).into_response();
+    if let (Some(last), false) = (page.last(), more.is_empty()) {
+        let next = format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\"");
+        response.headers_mut().insert(header::LINK, next.parse().expect("names and tags are plain ASCII"));
+    }
+    Ok(response)
+}
+
+/// Runs what blocks on the disk elsewhere.
+pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(panic) => {
+            Err(ApiError::io("finish work on", "the registry".as_ref(), std::io::Error::other(panic)))
+        }
+    }
+}
+
+/// A response without content.
+pub(super) fn empty(status: StatusCode, headers: &[(HeaderName, String)]) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    for (name, value) in headers {
+        let value = value.parse().expect("digests, names and numbers are plain ASCII");
+        response.headers_mut().insert(name.clone(), value);
+    }
+    response
+}
+
+pub(super) fn parse_digest(text: &str) -> Result<Digest, ApiError> {
+    text.parse()
+        .map_err(|error: tombolo_api::digest::DigestError| ApiError::digest_invalid(error.to_string()))
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+fn not_allowed() -> ApiError {
+    ApiError::unsupported("this method means nothing here")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_from_their_end() {
+        for (path, expected) in [
+            ("/v2", Some(Subject::Base)),
+            ("/v2/", Some(Subject::Base)),
+            ("/v2/a/manifests/latest", Some(Subject::Manifest("a", "latest"))),
+            ("/v2/a/blobs/b/manifests/x", Some(Subject::Manifest("a/blobs/b", "x"))),
+            ("/v2/a/b/blobs/sha256:0", Some(Subject::Blob("a/b", "sha256:0"))),
+            ("/v2/a/blobs/uploads/", Some(Subject::NewUpload("a"))),
+            ("/v2/a/blobs/uploads", Some(Subject::NewUpload("a"))),
+            ("/v2/a/b/blobs/uploads/7", Some(Subject::Upload("a/b", "7"))),
+            ("/v2/a/b/tags/list", Some(Subject::Tags("a/b"))),
+            ("/v2/_catalog", None),
+            ("/v2/a/other/x", None),
+        ] {
+            assert_eq!(subject(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The hub from outside: its API, its registry, its program, over real sockets and on a real disk.
+
+#![allow(clippy::unwrap_used)]
+
+mod process;
+mod registry;
+mod rest;
+mod support;
