@@ -16,7 +16,16 @@ fn main() {
     let mut rustc = Command::new(variable("RUSTC"));
     rustc.args(["--crate-name", "hello", "--edition", "2024", "--crate-type", "bin"]);
     rustc.args(["--target", &variable("TARGET")]);
-    rustc.args(["-C", "target-feature=+crt-static", "-C", "opt-level=3", "-C", "panic=abort", "-C", "strip=symbols"]);
+    rustc.args([
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        "opt-level=3",
+        "-C",
+        "panic=abort",
+        "-C",
+        "strip=symbols",
+    ]);
     // Set by cargo when the target has a linker of its own.
     if let Ok(linker) = env::var("RUSTC_LINKER") {
         rustc.arg("-C").arg(format!("linker={linker}"));

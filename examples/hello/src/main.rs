@@ -114,7 +114,11 @@ fn read_head(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let Some((name, value)) = line.trim_end().split_once(':') else {
-            return if line.trim_end().is_empty() { Ok(Some(request)) } else { Err(io::ErrorKind::InvalidData.into()) };
+            return if line.trim_end().is_empty() {
+                Ok(Some(request))
+            } else {
+                Err(io::ErrorKind::InvalidData.into())
+            };
         };
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
@@ -150,5 +154,62 @@ mod sigterm {
     pub(crate) fn exit_on_it() {
         // SAFETY: `end` has the type a handler must have and calls only what is async-signal-safe.
         unsafe { signal(SIGTERM, end) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends bytes to a connection being served, and reads until it ends.
+    fn talk(request: &str) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        let server = std::thread::spawn(move || serve(served, "Hello!\n"));
+        caller.write_all(request.as_bytes()).unwrap();
+        caller.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).unwrap();
+        // A request that is none ends in an error of the connection, which is what the caller sees too.
+        let _ = server.join().unwrap();
+        answer
+    }
+
+    #[test]
+    fn a_connection_is_kept_for_further_requests() {
+        let answers = talk(
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\nPOST /x HTTP/1.1\r\nContent-Length: 5\r\n\r\n12345HEAD / HTTP/1.1\r\n\r\n",
+        );
+        assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 3, "{answers}");
+        assert_eq!(answers.matches("\r\n\r\nHello!\n").count(), 2, "{answers}");
+        assert_eq!(answers.matches("Connection: keep-alive").count(), 3, "{answers}");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_answered_and_closed() {
+        for request in [
+            "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+            "GET / HTTP/1.0\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        ] {
+            let answer = talk(request);
+            assert!(
+                answer.contains("Connection: close") && answer.ends_with("Hello!\n"),
+                "{request:?}: {answer}"
+            );
+            assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_gets_no_answer() {
+        for nonsense in [
+            "GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            "GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            "GET / HTTP/1.1\r\n",
+        ] {
+            assert_eq!(talk(nonsense), "", "{nonsense:?}");
+        }
     }
 }

@@ -1,0 +1,257 @@
+//! The command line as it is typed: every command, flag and default. Says nothing of what a command does.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the hub's API answers when nothing else is said; what `tombolo up` and `tombolo-hub` listen on.
+pub(crate) const DEFAULT_HUB: &str = "http://127.0.0.1:7080";
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong use, 3 the hub cannot be reached, \
+                          4 not done within the time allowed.";
+
+/// Deploy functions to edge nodes, look at them, run a hub and an agent on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "tombolo", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// The hub's API [default: http://127.0.0.1:7080]
+    #[arg(long, global = true, env = "TOMBOLO_HUB", value_name = "URL", hide_env_values = true)]
+    pub(crate) hub: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a hub and an agent on this machine until Ctrl-C
+    Up(Up),
+    /// Build an image from a directory, or take an existing one, and run it as a service
+    Deploy(Deploy),
+    /// Create or change the resources written in a file
+    Apply(Apply),
+    /// List resources
+    Get(Get),
+    /// Show one resource in detail
+    Describe(Describe),
+    /// Delete resources
+    Delete(Delete),
+    /// Print what a service's instances wrote to standard output and error
+    Logs(Logs),
+    /// Print the version of this command, and with --hub that of the hub
+    Version,
+    /// Print a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Deploy the example function `hello` as soon as everything runs
+    #[arg(long)]
+    pub(crate) demo: bool,
+    /// Deploy the example, make one request, print the answer, stop everything, exit
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Where hub and agent keep what they know between runs
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/tombolo-up")]
+    pub(crate) state_dir: PathBuf,
+    /// Where sockets and mounts of this run live; removed at the end
+    #[arg(long, value_name = "DIR", default_value = "/run/tombolo-up")]
+    pub(crate) run_dir: PathBuf,
+    /// The node's name, fixed by the first run [default: this machine's host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Address on which everything below listens unless it says otherwise; 0.0.0.0 lets other machines in
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub(crate) bind: std::net::IpAddr,
+    /// Port of the services' URLs; 0 picks a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8080, conflicts_with = "router_listen")]
+    pub(crate) http_port: u16,
+    /// Address of the router, which answers for the services [default: BIND:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) router_listen: Option<SocketAddr>,
+    /// Address of the hub's API and registry [default: BIND:7080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) api_listen: Option<SocketAddr>,
+    /// Address on which the hub enrols nodes and gives them images [default: BIND:7443]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node_listen: Option<SocketAddr>,
+    /// Address of the hub's MQTT broker [default: BIND:7883]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) mqtt_listen: Option<SocketAddr>,
+    /// Address of the agent's health endpoints [default: BIND:7081]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin_listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Deploy {
+    /// A directory (a Cargo package, or files that become the image) or the name of an image
+    #[arg(value_name = "DIR|IMAGE")]
+    pub(crate) source: String,
+    /// Name of the service [default: the directory's or image's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[arg(long, short, default_value = "default", value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Environment variable, added to those the service has; `K-` takes K away. May be repeated
+    #[arg(long, short, value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// Port the program listens on; it is told by $PORT
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// Return once the service answers (what happens anyway, see --no-wait)
+    #[arg(long, conflicts_with = "no_wait")]
+    pub(crate) wait: bool,
+    /// Return as soon as the hub has accepted the service
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// How long to wait, seconds
+    #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+    /// Command to run in the image, instead of the one found or the image's own
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// File with YAML documents or JSON; `-` is standard input. May be repeated
+    #[arg(long = "filename", short = 'f', value_name = "FILE|-", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Namespace of resources that name none
+    #[arg(long, short, value_name = "NS")]
+    pub(crate) namespace: Option<String>,
+}
+
+/// How a list or an object is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    #[default]
+    Table,
+    /// The table with more columns
+    Wide,
+    Json,
+    Yaml,
+    /// One `kind/name` a line
+    Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// services (ksvc), revisions (rev), routes (rt), configurations (cfg), nodes (no)
+    pub(crate) kind: String,
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) scope: Scope,
+    #[arg(long, short, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Scope {
+    #[arg(long, short, default_value = "default", value_name = "NS")]
+    pub(crate) namespace: String,
+    /// In every namespace
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
+    pub(crate) all_namespaces: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Describe {
+    /// service, revision, route, configuration or node
+    pub(crate) kind: String,
+    pub(crate) name: Option<String>,
+    #[arg(long, short, default_value = "default", value_name = "NS")]
+    pub(crate) namespace: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// service, revision, route, configuration or node
+    #[arg(required_unless_present = "files")]
+    pub(crate) kind: Option<String>,
+    pub(crate) names: Vec<String>,
+    /// Delete the resources written in a file; `-` is standard input
+    #[arg(long = "filename", short = 'f', value_name = "FILE|-", conflicts_with = "kind")]
+    pub(crate) files: Vec<PathBuf>,
+    #[arg(long, short, value_name = "NS")]
+    pub(crate) namespace: Option<String>,
+    /// What is not there counts as deleted
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Name of the service
+    pub(crate) name: String,
+    #[arg(long, short, default_value = "default", value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Go on with new lines until Ctrl-C
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Lines of the past to begin with, for each instance
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) tail: u32,
+    /// Print time, stream and tag of each line too
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+}
+
+impl Arguments {
+    pub(crate) fn hub_url(&self) -> &str {
+        self.hub.as_deref().unwrap_or(DEFAULT_HUB)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn hub_may_stand_after_the_command() {
+        let arguments = parse("tombolo get services --hub http://h:1 -A").unwrap();
+        assert_eq!(arguments.hub_url(), "http://h:1");
+    }
+
+    #[test]
+    fn deploy_takes_a_command_after_two_dashes() {
+        let Command::Deploy(deploy) =
+            parse("tombolo deploy . --env A=B -e C=D --port 80 -- /a -x").unwrap().command
+        else {
+            panic!("not deploy");
+        };
+        assert_eq!(deploy.env, ["A=B", "C=D"]);
+        assert_eq!(deploy.command, ["/a", "-x"]);
+        assert_eq!(deploy.port, Some(80));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "tombolo up --http-port 1 --router-listen 127.0.0.1:2",
+            "tombolo deploy",
+            "tombolo deploy . --port 0",
+            "tombolo deploy . --wait --no-wait",
+            "tombolo apply",
+            "tombolo get services -n a -A",
+            "tombolo get services -o xml",
+            "tombolo delete",
+            "tombolo delete service a -f b",
+            "tombolo logs",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

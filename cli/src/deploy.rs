@@ -1,0 +1,92 @@
+//! `deploy`: from a directory or an image's name to a service that answers.
+//!
+//! ```text
+//! source ─▶ package (cargo) ─▶ image ─▶ push ─▶ change of the Service ─▶ wait until it answers
+//! ```
+
+mod change;
+mod image;
+mod package;
+mod source;
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::args;
+use crate::hub::Hub;
+use crate::kinds::Kind;
+use crate::output;
+use crate::probe::Curl;
+use crate::ready::{self, Wanted};
+use crate::steps::Steps;
+use crate::{apply, fields};
+
+pub(crate) use change::{Change, EnvChange};
+pub(crate) use image::{Built, built_in_memory, push};
+use source::Source;
+
+pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
+    let steps = Steps::begin();
+    let env = args.env.iter().map(|text| text.parse()).collect::<Result<Vec<EnvChange>, _>>()?;
+    let source = Source::of(&args.source)?;
+    let name = source.service_name(args.name.as_deref())?;
+    // A hub that is not there, or a name it would refuse, is found out before minutes of building.
+    hub.get(&Kind::Service.collection(Some(&args.namespace))).await?;
+    let mut change = Change { env, port: args.port, ..Change::default() };
+    match source {
+        Source::Image(reference) => {
+            change.image = reference.to_string();
+            change.command.clone_from(&args.command);
+        }
+        Source::Package(dir) => {
+            steps.say(&format!("building {}", dir.display()));
+            let program = package::build(&dir, args.command.first().map(String::as_str)).await?;
+            let built = image::of_program(&program, args.command.get(1..).unwrap_or_default()).await?;
+            change.image = pushed(hub, steps, &args.namespace, &name, &built).await?;
+            change.image_has_command = true;
+        }
+        Source::Files(dir) => {
+            let command = source::command(&dir, &args.command)?;
+            let built = image::of_files(&dir, command).await?;
+            change.image = pushed(hub, steps, &args.namespace, &name, &built).await?;
+            change.image_has_command = !args.command.is_empty();
+        }
+    }
+    let stored = applied(hub, steps, &args.namespace, &name, &change).await?;
+    if args.no_wait {
+        return Ok(());
+    }
+    let wanted = Wanted::new(&stored, Duration::from_secs(args.timeout));
+    let answering = ready::wait(hub, steps, &wanted).await?;
+    output::print(&format!("URL:   {}\nTry:   {}\n", answering.url, Curl(&answering)))
+}
+
+/// Pushes an image and says so. Returns its name by digest.
+pub(crate) async fn pushed(
+    hub: &Hub,
+    steps: Steps,
+    namespace: &str,
+    name: &str,
+    built: &Built,
+) -> anyhow::Result<String> {
+    steps.say(&format!("built an image of {}", built.size()));
+    let image = push(hub, namespace, name, built).await?;
+    steps.say(&format!("pushed {image}"));
+    Ok(image)
+}
+
+/// Creates or changes the service and says so. Returns what the hub stored.
+pub(crate) async fn applied(
+    hub: &Hub,
+    steps: Steps,
+    namespace: &str,
+    name: &str,
+    change: &Change,
+) -> anyhow::Result<Value> {
+    let (outcome, stored) =
+        apply::upsert(hub, Kind::Service, namespace, name, |live| change.onto(namespace, name, live)).await?;
+    let generation = fields::number(&stored, "/metadata/generation").unwrap_or(0);
+    steps.say(&format!("service {namespace}/{name} {} (generation {generation})", outcome.word()));
+    Ok(stored)
+}
