@@ -3,6 +3,8 @@
 //!
 //! What differs stands below by name, with the reason, and is counted. Uids, times and versions are not compared.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
@@ -30,7 +32,14 @@ const SERVED_HERE: [(&str, &str); 1] =
     [("svc:spec-nodeSelector", "placement on nodes by label is what nodeSelector is for")];
 
 /// Lines answered as recorded, with a warning on top: the annotation tunes scaling and has no effect yet.
-const NO_EFFECT_YET: [&str; 1] = [""];
+const NO_EFFECT_YET: [&str; 6] = [
+    "svc:ann:activation=2",
+    "svc:ann:class=custom",
+    "svc:ann:class=hpa",
+    "svc:ann:panic-win=10",
+    "svc:ann:scale-down-delay=1m",
+    "svc:ann:window=6s",
+];
 
 /// Lines that no admission is asked about: the hub's REST edge answers them.
 const OF_THE_REST_EDGE: [&str; 14] = [
