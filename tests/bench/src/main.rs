@@ -1,1 +1,65 @@
-fn main() {}
+//! `tombolo-bench NAME`: measures the running system and prints each figure beside its bar, and its peer where there is one.
+//!
+//! Every benchmark is a module that gives rows; nothing here decides whether a build is good: bars are printed, not enforced,
+//! because the machines that run this differ.
+
+mod deploy;
+mod footprint;
+mod report;
+mod sample;
+mod start;
+
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use crate::report::Row;
+
+/// Measure Tombolo, as root, with the release programs that stand beside this one.
+#[derive(Debug, Parser)]
+#[command(name = "tombolo-bench", version, arg_required_else_help = true)]
+struct Arguments {
+    #[arg(value_enum, required = true)]
+    names: Vec<Bench>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Repetitions of what is timed
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Bench {
+    /// From a Service at the hub to its first answer on a connected node that has the image
+    Deploy,
+    /// Memory of the processes with one function running, and sizes of the programs
+    Footprint,
+    /// From the start of an agent that knows 100 services to its routes being in force
+    Start,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+    let mut missed = false;
+    for name in &arguments.names {
+        // A site moves its thread into a network namespace of its own, so each benchmark has a thread.
+        let rows = runtime.block_on(measure(*name, arguments.rounds));
+        let Some(rows) = rows else { return ExitCode::FAILURE };
+        missed |= rows.iter().any(|row| row.ok == Some(false));
+        report::print(&rows, arguments.json);
+    }
+    if missed {
+        eprintln!("not every bar was reached on this machine");
+    }
+    ExitCode::SUCCESS
+}
+
+async fn measure(name: Bench, rounds: u32) -> Option<Vec<Row>> {
+    match name {
+        Bench::Deploy => deploy::measure(rounds).await,
+        Bench::Footprint => footprint::measure().await,
+        Bench::Start => start::measure(rounds).await,
+    }
+}

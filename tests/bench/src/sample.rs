@@ -1,0 +1,22 @@
+//! Repeated measurements and what is told of them.
+
+use std::time::Duration;
+
+/// Times of one thing, repeated.
+#[derive(Debug, Default)]
+pub(crate) struct Sample(Vec<Duration>);
+
+impl Sample {
+    pub(crate) fn add(&mut self, time: Duration) {
+        self.0.push(time);
+    }
+
+    /// The time that `share` (0 to 1) of the measurements did not exceed, milliseconds.
+    pub(crate) fn quantile_ms(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        let last = sorted.len().saturating_sub(1);
+        let index = (share * last as f64).round() as usize;
+        sorted.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+    }
+}

@@ -1,0 +1,14 @@
+//! Whole-system tests, named by behaviour: real processes, real containers, each agent in a network namespace of its own.
+//!
+//! Must not look inside the programs: what is asserted is what a user could see.
+
+mod bad_input;
+mod contract;
+mod lifecycle;
+mod link;
+mod loss;
+mod manifests;
+mod placement;
+mod power;
+mod reboot;
+mod up;

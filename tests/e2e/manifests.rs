@@ -1,0 +1,133 @@
+//! Manifests that must not be believed, and power that goes while one is being accepted.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use serde_json::json;
+use tombolo_api::frame::{self, Frame};
+use tombolo_api::manifest::{Manifest, SignedManifest};
+use tombolo_api::topics::NodeTopics;
+use tombolo_harness::{Function, Node, NodeOptions, Site, until};
+
+const NAME: &str = "press-7";
+
+/// How often the agent is killed while it accepts.
+const KILLS: u32 = 200;
+
+async fn refusals(node: &Node) -> (u64, String) {
+    let status = node.status().await.expect("the agent says what it runs");
+    (status["refused"]["count"].as_u64().unwrap_or(0), status["refused"]["reason"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Older, replayed, forged, half-written, and of the same number with other content: refused, counted, reported; the state
+/// before them stays.
+#[tokio::test]
+async fn what_the_hub_did_not_say_now_is_refused_and_reported() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named(NAME).idle_timeout_s(600)).await;
+    let topic = NodeTopics::of(&NAME.parse().expect("a node's name")).manifest();
+    let intruder = site.hub.intruder();
+
+    site.hub.deploy(&Function::hello("hello").content("one")).await;
+    until("the first answer", 20, || node.answer("hello", "/")).await;
+    let old = intruder.retained(&topic).await;
+    site.hub.deploy(&Function::hello("hello").content("two")).await;
+    until("the second revision", 20, || async {
+        let answer = node.answer("hello", "/").await?;
+        if answer.contains("00002") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    let current = intruder.retained(&topic).await;
+    assert_ne!(old, current);
+    let before = node.instances("hello").await.expect("the agent says what it runs");
+    let serving = node.status().await.expect("the agent says what it runs")["serving"].clone();
+
+    let Ok(Frame::Inline(bytes)) = frame::decode(&current) else { panic!("a small manifest is inline") };
+    let signed = SignedManifest::from_bytes(bytes).expect("the hub's manifest can be read");
+    let manifest: Manifest = serde_json::from_str(&signed.payload).expect("the payload is a manifest");
+    let hub_key = SigningKey::from_bytes(&intruder.manifest_key());
+    let other_key = SigningKey::from_bytes(&[9; 32]);
+    let again = Manifest { hub_time_s: manifest.hub_time_s + 1, objects: vec![], ..manifest.clone() };
+    let next = Manifest { generation: manifest.generation + 1, objects: vec![], ..manifest.clone() };
+    let mut altered = SignedManifest::sign(&next, &hub_key);
+    altered.payload = altered.payload.replace(&format!("\"epoch\":{}", next.epoch), &format!("\"epoch\":{}", next.epoch + 1));
+    let foreign = Manifest { node: "press-8".parse().expect("a node's name"), ..next.clone() };
+
+    let inline = |signed: &SignedManifest| frame::encode(&signed.to_bytes()).payload;
+    let bad = [
+        ("OlderGeneration", old),
+        ("SameGenerationOtherContent", inline(&SignedManifest::sign(&again, &hub_key))),
+        ("UnknownKey", inline(&SignedManifest::sign(&next, &other_key))),
+        ("BadSignature", inline(&altered)),
+        ("WrongNode", inline(&SignedManifest::sign(&foreign, &hub_key))),
+        ("Malformed", current[..current.len() / 2].to_vec()),
+    ];
+    for (reason, payload) in bad {
+        let (count, _) = refusals(&node).await;
+        intruder.publish(&topic, payload).await;
+        until(reason, 20, || async {
+            let now = refusals(&node).await;
+            if now.0 > count && now.1 == reason { Ok(()) } else { Err(now) }
+        })
+        .await;
+        let status = node.status().await.expect("the agent says what it runs");
+        assert_eq!(status["serving"], serving, "{reason} changed what is served");
+        node.answer("hello", "/").await.expect("it goes on serving");
+    }
+    assert_eq!(node.instances("hello").await.expect("the agent says what it runs"), before);
+    // The hub has been told, by report or event.
+    until("the refusal at the hub", 60, || async {
+        let seen = site.hub.api.node(NAME).await.map_err(|error| error.to_string())?.to_string();
+        if seen.contains("Malformed") { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    // And what the hub says next is still believed.
+    site.hub.deploy(&Function::hello("hello").content("three")).await;
+    until("the third revision", 30, || async {
+        let answer = node.answer("hello", "/").await?;
+        if answer.contains("00003") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+}
+
+/// kill -9 at random moments of accepting, again and again: what is served afterwards is always one whole manifest, the old
+/// one or the new one, never older than what was served before.
+#[tokio::test]
+async fn a_kill_while_accepting_leaves_the_old_state_or_the_new_one() {
+    let Some(mut site) = Site::start().await else { return };
+    let mut node = site.node(NodeOptions::named(NAME).idle_timeout_s(600)).await;
+    site.hub.deploy(&Function::hello("hello")).await;
+    until("the first answer", 20, || node.answer("hello", "/")).await;
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut served = BTreeSet::new();
+    let mut last = 0;
+    for round in 0..KILLS {
+        // A change of the idle tier's annotation changes the object and the manifest, but needs no new image.
+        let patch = json!({"spec": {"traffic": [{"latestRevision": true, "percent": 100, "tag": format!("t{round}")}]}});
+        site.hub.api.patch_service("hello", &patch).await.expect("a service can be patched");
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        tokio::time::sleep(Duration::from_millis(random % 40)).await;
+        node.kill_agent();
+        node.start_agent().expect("the agent starts again");
+        let generation = until("the agent to serve", 20, || async {
+            let status = node.status().await?;
+            let revision = status["revisions"].to_string();
+            // One manifest's objects are all there: the revision and the route.
+            node.answer("hello", "/").await?;
+            match status["serving"]["generation"].as_u64() {
+                Some(generation) if revision.contains("hello-00001") => Ok(generation),
+                _ => Err(status.to_string()),
+            }
+        })
+        .await;
+        assert!(generation >= last, "generation {generation} after {last} in round {round}");
+        last = generation;
+        served.insert(generation);
+    }
+    assert!(served.len() > 10, "only {} manifests were ever served: the test saw nothing change", served.len());
+    let status = node.status().await.expect("the agent says what it runs");
+    assert_eq!(status["refused"], serde_json::Value::Null, "nothing was refused");
+}

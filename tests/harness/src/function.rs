@@ -1,0 +1,162 @@
+//! Functions that tests deploy: which program, in which image, with which Service around it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tombolo_oci::{
+    BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store, build_directory,
+};
+
+use crate::site::{HUB, Hub};
+use crate::until;
+
+/// The example, and the program that looks around from inside (`programs/subject.rs`).
+const HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
+const SUBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/subject"));
+
+/// A function to deploy as a Service of its name.
+#[derive(Clone, Debug)]
+pub struct Function {
+    name: String,
+    program: &'static [u8],
+    content: String,
+    architecture: Option<String>,
+    env: BTreeMap<String, String>,
+    selector: BTreeMap<String, String>,
+    limits: BTreeMap<String, String>,
+}
+
+impl Function {
+    /// Greets, and names its revision.
+    pub fn hello(name: &str) -> Self {
+        Self::of(name, HELLO)
+    }
+
+    /// Does what its requests ask for.
+    pub fn subject(name: &str) -> Self {
+        Self::of(name, SUBJECT)
+    }
+
+    fn of(name: &str, program: &'static [u8]) -> Self {
+        Self {
+            name: name.into(),
+            program,
+            content: String::new(),
+            architecture: None,
+            env: BTreeMap::new(),
+            selector: BTreeMap::new(),
+            limits: BTreeMap::new(),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A file in the image: another content is another image.
+    #[must_use]
+    pub fn content(mut self, content: &str) -> Self {
+        self.content = content.into();
+        self
+    }
+
+    /// What the image says it is for.
+    #[must_use]
+    pub fn architecture(mut self, architecture: &str) -> Self {
+        self.architecture = Some(architecture.into());
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// A label that nodes must have.
+    #[must_use]
+    pub fn selector(mut self, key: &str, value: &str) -> Self {
+        self.selector.insert(key.into(), value.into());
+        self
+    }
+
+    #[must_use]
+    pub fn limit(mut self, resource: &str, amount: &str) -> Self {
+        self.limits.insert(resource.into(), amount.into());
+        self
+    }
+
+    /// The Service that runs `image` as this function.
+    pub fn service(&self, image: &str) -> Value {
+        let env: Vec<Value> = self.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let mut container = json!({"image": image});
+        if !env.is_empty() {
+            container["env"] = env.into();
+        }
+        if !self.limits.is_empty() {
+            container["resources"] = json!({"limits": self.limits});
+        }
+        let mut spec = json!({"containers": [container]});
+        if !self.selector.is_empty() {
+            spec["nodeSelector"] = json!(self.selector);
+        }
+        json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": self.name},
+            "spec": {"template": {"spec": spec}}})
+    }
+
+    /// Builds the image and pushes it to the hub's registry. Returns its name by digest.
+    async fn push(&self) -> String {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(dir.path()).expect("a store in it");
+        let host = Platform::host();
+        let files = vec![
+            FileEntry { path: "program".into(), executable: true, content: self.program.to_vec() },
+            FileEntry { path: "content".into(), executable: false, content: self.content.clone().into_bytes() },
+        ];
+        let options = BuildOptions {
+            source: Source::Files(files),
+            config: RunConfig { entrypoint: vec!["/program".into()], ..RunConfig::default() },
+            platform: Platform { architecture: self.architecture.clone().unwrap_or(host.architecture.clone()), ..host },
+        };
+        let image = build_directory(&options, &store).expect("an image can be built");
+        let endpoint = Endpoint { scheme: Scheme::Http, address: format!("{HUB}:7080"), auth: None, server_name: None };
+        let client = Client::new(endpoint).expect("a client can be made");
+        let repository = format!("default/{}", self.name);
+        let (path, tag) = (repository.parse().expect("a repository"), "latest".parse().expect("a tag"));
+        let digest = client.push(&store, &path, &tag, &image).await.expect("the hub's registry takes an image");
+        format!("{HUB_HOST}/{repository}@{digest}")
+    }
+}
+
+impl Hub {
+    /// Pushes the image, creates or changes the Service, waits until it is ready. Returns the image's name.
+    pub async fn deploy(&self, function: &Function) -> String {
+        let (image, generation) = self.write(function).await;
+        until(&format!("service {} to be ready", function.name), 40, || async {
+            let ready = self.api.ready_service(&function.name).await?;
+            if ready["metadata"]["generation"] == generation { Ok(()) } else { Err(ready) }
+        })
+        .await;
+        image
+    }
+
+    /// [`Hub::deploy`] without waiting.
+    pub async fn deploy_unready(&self, function: &Function) -> String {
+        self.write(function).await.0
+    }
+
+    async fn write(&self, function: &Function) -> (String, Value) {
+        let image = function.push().await;
+        let mut service = function.service(&image);
+        let stored = match self.api.service(&function.name).await {
+            Ok(_) => {
+                // What the hub keeps in the metadata stays; the template is replaced.
+                service.as_object_mut().map(|service| service.remove("metadata"));
+                self.api.patch_service(&function.name, &service).await
+            }
+            Err(_) => self.api.create_service(&service).await,
+        };
+        let stored = stored.expect("the hub takes a service");
+        (image, stored["metadata"]["generation"].clone())
+    }
+}

@@ -1,0 +1,76 @@
+//! Constant load: a few clients that ask again and again, and note every answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+/// One request of the load.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub start: Instant,
+    pub end: Instant,
+    /// Status and body, or what went wrong.
+    pub answer: Result<(u16, String), String>,
+}
+
+impl Outcome {
+    pub fn is_good(&self) -> bool {
+        matches!(self.answer, Ok((200, _)))
+    }
+}
+
+/// Load that runs until it is stopped.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<Vec<Outcome>>>,
+}
+
+impl Load {
+    /// `clients` clients, each asking `http://host{path}` of the router every `pause`.
+    pub fn start(router: SocketAddr, host: &str, path: &str, clients: usize, pause: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = |_| {
+            let (stop, url, host) = (Arc::clone(&stop), format!("http://{router}{path}"), host.to_owned());
+            tokio::spawn(async move {
+                let http = client();
+                let mut outcomes = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    outcomes.push(ask(&http, &url, &host).await);
+                    tokio::time::sleep(pause).await;
+                }
+                outcomes
+            })
+        };
+        let workers = (0..clients).map(worker).collect();
+        Self { stop, workers }
+    }
+
+    /// Stops and gives every request that was made.
+    pub async fn stop(self) -> Vec<Outcome> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Vec::new();
+        for worker in self.workers {
+            all.extend(worker.await.expect("a client does not panic"));
+        }
+        all
+    }
+}
+
+pub(crate) fn client() -> reqwest::Client {
+    let limit = crate::within(Duration::from_secs(30));
+    reqwest::Client::builder().no_proxy().timeout(limit).build().expect("a client without TLS can be made")
+}
+
+pub(crate) async fn ask(http: &reqwest::Client, url: &str, host: &str) -> Outcome {
+    let start = Instant::now();
+    let answer = async {
+        let answer = http.get(url).header("Host", host).send().await?;
+        let status = answer.status().as_u16();
+        Ok::<_, reqwest::Error>((status, answer.text().await?))
+    };
+    let answer = answer.await.map_err(|error| format!("{error:?}"));
+    Outcome { start, end: Instant::now(), answer }
+}
