@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use tar::{EntryType, Header};
 use tombolo_api::Digest;
 
 use crate::image::{OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Platform, RunConfig};
+use crate::layer::WHITEOUT;
 use crate::store::{Store, StoreError, failed};
 
 /// Files of one image: a function has a few thousand; a home directory chosen by mistake has more.
@@ -80,6 +82,8 @@ pub enum BuildError {
     Empty(PathBuf),
     #[error("{0:?} is no path below an image's root")]
     Path(String),
+    #[error("{0:?} is given twice, or as a file and a directory at once")]
+    Twice(String),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -145,6 +149,9 @@ fn collect(
     for entry in fs::read_dir(&directory).map_err(read(&directory))? {
         let entry = entry.map_err(read(&directory))?;
         let (path, full) = (below.join(entry.file_name()), entry.path());
+        if entry.file_name().as_bytes().starts_with(WHITEOUT) {
+            return Err(BuildError::Unsupported { path: full, what: "named as deletions are" });
+        }
         if below.as_os_str().is_empty() && entry.file_name() == ".git" {
             continue;
         }
@@ -176,7 +183,9 @@ fn collect(
 fn members_in_memory(files: &[FileEntry]) -> Result<Vec<Member<'_>>, BuildError> {
     let mut members = Vec::new();
     for file in files {
-        let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+        let plain = |part: &str| {
+            !part.is_empty() && part != "." && part != ".." && !part.as_bytes().starts_with(WHITEOUT)
+        };
         if !file.path.split('/').all(plain) {
             return Err(BuildError::Path(file.path.clone()));
         }
@@ -192,8 +201,12 @@ fn members_in_memory(files: &[FileEntry]) -> Result<Vec<Member<'_>>, BuildError>
         });
     }
     members.sort_by(|a, b| a.path.cmp(&b.path));
-    members.dedup_by(|a, b| a.path == b.path && matches!(a.kind, Kind::Directory));
-    Ok(members)
+    let is_directory = |member: &Member<'_>| matches!(member.kind, Kind::Directory);
+    members.dedup_by(|a, b| a.path == b.path && is_directory(a) && is_directory(b));
+    match members.windows(2).find(|pair| pair[0].path == pair[1].path) {
+        Some(pair) => Err(BuildError::Twice(pair[0].path.display().to_string())),
+        None => Ok(members),
+    }
 }
 
 /// A layer in the store.

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
 use tombolo_api::Digest;
 
 pub use error::TransferError;
@@ -27,14 +27,11 @@ use crate::reference::{Repository, Target};
 /// To an open connection. A registry on a slow link answers within a second or two.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// From a request to the head of its answer.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// Bytes of a refusal that are read: what registries say in JSON, a page of HTML cut off.
+const REFUSAL_MAX: usize = 8 * 1024;
 
-/// Without a byte of a body; the transfer goes on from there in the next attempt.
-const IDLE_DEADLINE: Duration = Duration::from_secs(20);
-
-/// Text of a refusal that is told, bytes.
-const REFUSAL_MAX: usize = 300;
+/// Characters of a refusal that are told.
+const SAID_MAX: usize = 300;
 
 /// A registry, and how to speak to it.
 #[derive(Clone, Debug)]
@@ -54,6 +51,28 @@ pub enum Scheme {
     Https(Arc<rustls::ClientConfig>),
 }
 
+/// How long one thing may take that is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Deadlines {
+    /// From a request to the head of its answer.
+    answer: Duration,
+    /// The same where content is sent, anew whenever some of it was: what was sent last is still on its way then, and
+    /// the registry brings the whole onto its disk before it answers.
+    stored: Duration,
+    /// Without a byte of a body; the transfer goes on from there in the next attempt.
+    idle: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(30),
+            stored: Duration::from_secs(120),
+            idle: Duration::from_secs(20),
+        }
+    }
+}
+
 /// User and password of a registry.
 #[derive(Clone)]
 pub struct BasicAuth {
@@ -67,7 +86,7 @@ impl std::fmt::Debug for BasicAuth {
     }
 }
 
-/// How far a pull is, for whoever shows it. Clones share the numbers.
+/// How far a pull is, for whoever shows it: of one at a time. Clones share the numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Counters>);
 
@@ -83,12 +102,14 @@ impl Progress {
         (self.0.done.load(Ordering::Relaxed), self.0.total.load(Ordering::Relaxed))
     }
 
-    fn expect(&self, bytes: u64) {
-        self.0.total.fetch_add(bytes, Ordering::Relaxed);
+    fn start(&self, total: u64) {
+        self.0.done.store(0, Ordering::Relaxed);
+        self.0.total.store(total, Ordering::Relaxed);
     }
 
-    fn add(&self, bytes: u64) {
-        self.0.done.fetch_add(bytes, Ordering::Relaxed);
+    /// One part went from so many bytes to so many: fewer, where it started again.
+    fn moved(&self, from: u64, to: u64) {
+        self.0.done.fetch_add(to.wrapping_sub(from), Ordering::Relaxed);
     }
 }
 
@@ -99,6 +120,7 @@ pub struct Client {
     /// `https://name:port`.
     base: String,
     auth: Option<BasicAuth>,
+    deadlines: Deadlines,
 }
 
 impl Client {
@@ -106,7 +128,6 @@ impl Client {
     pub fn new(endpoint: Endpoint) -> Result<Self, TransferError> {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_DEADLINE)
-            .read_timeout(IDLE_DEADLINE)
             .no_proxy()
             .user_agent(concat!("tombolo/", env!("CARGO_PKG_VERSION")));
         let scheme = match &endpoint.scheme {
@@ -130,7 +151,8 @@ impl Client {
             }
         };
         let http = builder.build().map_err(|error| TransferError::Client(innermost(&error)))?;
-        Ok(Self { http, base: format!("{scheme}://{authority}"), auth: endpoint.auth })
+        let base = format!("{scheme}://{authority}");
+        Ok(Self { http, base, auth: endpoint.auth, deadlines: Deadlines::default() })
     }
 
     /// The digest a tag stands for now; for a digest, that it is there.
@@ -145,14 +167,15 @@ impl Client {
         repository: &Repository,
         target: &Target,
     ) -> Result<(Digest, Bytes), TransferError> {
-        let what = format!("{repository}:{target}");
+        let separator = if target.digest().is_some() { '@' } else { ':' };
+        let what = format!("{repository}{separator}{target}");
         let request = self
             .request(Method::GET, &format!("{repository}/manifests/{target}"))
             .headers(accept_manifests());
         let answer = self.send(request, &what).await?;
         let said =
             answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
-        let content = body(answer, MAX_DOCUMENT, &what).await?;
+        let content = self.body(answer, MAX_DOCUMENT, &what).await?;
         let digest = Digest::of(&content);
         match target.digest().or(said) {
             Some(expected) if expected != digest => Err(TransferError::Broken {
@@ -176,10 +199,40 @@ impl Client {
 
     /// Sends a request, and gives its answer if that is a success.
     async fn send(&self, request: RequestBuilder, what: &str) -> Result<Response, TransferError> {
-        let answer = match tokio::time::timeout(ANSWER_DEADLINE, request.send()).await {
-            Ok(answer) => answer.map_err(|error| self.failed(&error))?,
-            Err(_) => return Err(TransferError::Timeout { address: self.base.clone() }),
-        };
+        match tokio::time::timeout(self.deadlines.answer, request.send()).await {
+            Ok(answer) => self.success(answer, what).await,
+            Err(_) => Err(TransferError::Timeout { address: self.base.clone() }),
+        }
+    }
+
+    /// Sends a request with content, of which `sent` counts what is under way.
+    async fn send_content(
+        &self,
+        request: RequestBuilder,
+        sent: &AtomicU64,
+        what: &str,
+    ) -> Result<Response, TransferError> {
+        let mut sending = std::pin::pin!(request.send());
+        let mut before = 0;
+        loop {
+            match tokio::time::timeout(self.deadlines.stored, &mut sending).await {
+                Ok(answer) => return self.success(answer, what).await,
+                Err(_) => match sent.load(Ordering::Relaxed) {
+                    now if now == before => {
+                        return Err(TransferError::Timeout { address: self.base.clone() });
+                    }
+                    now => before = now,
+                },
+            }
+        }
+    }
+
+    async fn success(
+        &self,
+        answer: reqwest::Result<Response>,
+        what: &str,
+    ) -> Result<Response, TransferError> {
+        let answer = answer.map_err(|error| self.failed(&error))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -188,8 +241,49 @@ impl Client {
         Err(match status {
             StatusCode::NOT_FOUND => TransferError::NotFound { what },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TransferError::Unauthorized { what },
-            _ => TransferError::Refused { what, status: status.as_u16(), said: excerpt(answer).await },
+            _ => TransferError::Refused { what, status: status.as_u16(), said: self.excerpt(answer).await },
         })
+    }
+
+    /// A whole body of at most `limit` bytes.
+    async fn body(&self, mut answer: Response, limit: u64, what: &str) -> Result<Bytes, TransferError> {
+        let what = || what.to_owned();
+        let mut content = Vec::new();
+        loop {
+            match self.next_piece(&mut answer).await {
+                Ok(None) => return Ok(content.into()),
+                Ok(Some(piece)) => content.extend_from_slice(&piece),
+                Err(cause) => return Err(TransferError::Interrupted { what: what(), cause }),
+            }
+            if content.len() as u64 > limit {
+                let cause = format!("it is longer than the {limit} bytes it may have");
+                return Err(TransferError::Broken { what: what(), cause });
+            }
+        }
+    }
+
+    /// The next piece of a body, `None` at its end; in words why there is none.
+    async fn next_piece(&self, answer: &mut Response) -> Result<Option<Bytes>, String> {
+        match tokio::time::timeout(self.deadlines.idle, answer.chunk()).await {
+            Ok(piece) => piece.map_err(|error| innermost(&error)),
+            Err(_) => Err(format!("nothing came for {:?}", self.deadlines.idle)),
+        }
+    }
+
+    /// What a refusal says, for a person.
+    async fn excerpt(&self, mut answer: Response) -> String {
+        let mut content = Vec::new();
+        let read = async {
+            while let Ok(Some(piece)) = self.next_piece(&mut answer).await {
+                content.extend_from_slice(&piece);
+                if content.len() >= REFUSAL_MAX {
+                    break;
+                }
+            }
+        };
+        // What came until then is told.
+        let _ = tokio::time::timeout(self.deadlines.answer, read).await;
+        said(&content)
     }
 
     fn failed(&self, error: &reqwest::Error) -> TransferError {
@@ -234,28 +328,38 @@ fn accept_manifests() -> HeaderMap {
     types.into_iter().map(|name| (ACCEPT, HeaderValue::from_static(name))).collect()
 }
 
-/// A whole body of at most `limit` bytes.
-async fn body(answer: Response, limit: u64, what: &str) -> Result<Bytes, TransferError> {
-    let broken = |cause: String| TransferError::Broken { what: what.to_owned(), cause };
-    let mut content = Vec::new();
-    let mut stream = answer.bytes_stream();
-    while let Some(piece) = stream.next().await {
-        content.extend_from_slice(&piece.map_err(|error| broken(innermost(&error)))?);
-        if content.len() as u64 > limit {
-            return Err(broken(format!("it is longer than the {limit} bytes allowed for a document")));
-        }
+/// The messages of the specification's error document, or else the first line of a text.
+fn said(content: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<Reason>,
     }
-    Ok(content.into())
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Reason {
+        code: String,
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Refusal>(content) {
+        Ok(refusal) => {
+            let word = |reason: Reason| if reason.message.is_empty() { reason.code } else { reason.message };
+            refusal.errors.into_iter().map(word).collect::<Vec<_>>().join("; ")
+        }
+        Err(_) => String::from_utf8_lossy(content).lines().next().unwrap_or_default().to_owned(),
+    };
+    text.trim().chars().filter(|c| !c.is_control()).take(SAID_MAX).collect()
 }
 
-/// The first line of a refusal, for a person.
-async fn excerpt(answer: Response) -> String {
-    let is_text =
-        answer.headers().get(CONTENT_TYPE).is_some_and(|kind| !kind.as_bytes().starts_with(b"image/"));
-    let content =
-        if is_text { body(answer, MAX_DOCUMENT, "").await.unwrap_or_default() } else { Bytes::new() };
-    let text = String::from_utf8_lossy(&content[..content.len().min(REFUSAL_MAX)]).into_owned();
-    text.lines().next().unwrap_or_default().trim().to_owned()
+/// Does disk work where it holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Cancelled before it began: the runtime ends, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }
 
 /// The last cause of an error: what a person needs to know of it.

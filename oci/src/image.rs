@@ -61,7 +61,7 @@ pub struct ImageSummary {
     pub manifest: Digest,
     pub config: RunConfig,
     pub platform: Platform,
-    /// Overlay lower directories, topmost first, as in overlayfs's `lowerdir`.
+    /// Overlay lower directories, topmost first, each once, as in overlayfs's `lowerdir`.
     pub layers: Vec<PathBuf>,
     /// Diff ids, in the order of `layers`.
     pub diff_ids: Vec<Digest>,
@@ -273,7 +273,10 @@ pub fn summary(store: &Store, digest: &Digest, node: &Platform) -> Result<Option
     config.check(&manifest_digest, &manifest, node)?;
     blobs.insert(manifest.config.digest);
     blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
-    let diff_ids: Vec<_> = config.diff_ids.iter().rev().copied().collect();
+    // A layer that an image has twice is mounted once, which overlayfs insists on: the upper one hides all of the lower.
+    let mut seen = BTreeSet::new();
+    let diff_ids: Vec<_> =
+        config.diff_ids.iter().rev().copied().filter(|diff_id| seen.insert(*diff_id)).collect();
     let layers: Option<Vec<_>> = diff_ids.iter().map(|diff_id| store.layer_path(diff_id)).collect();
     Ok(layers.map(|layers| ImageSummary {
         digest: *digest,

@@ -27,6 +27,9 @@ pub const ROOT: &str = "fs";
 /// The name, in a layer's directory, of the file that says it is complete.
 pub const RECORD: &str = "unpacked";
 
+/// How the name of a file begins that stands for the deletion of another.
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
+
 /// What a layer may cost.
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -156,6 +156,13 @@ impl Store {
         }
     }
 
+    /// Whether a blob on the disk is still what its name says. Reads all of it.
+    pub fn verify(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let mut file = self.open_blob(digest)?;
+        let (actual, _) = digest_of(&mut file).map_err(failed("read", &self.blob_path(digest)))?;
+        Ok(actual == *digest)
+    }
+
     /// Stores a small blob.
     pub fn put(&self, content: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(content);
@@ -223,7 +230,19 @@ impl Store {
         rustix::fs::syncfs(directory.as_fd())
             .map_err(|error| failed("sync", staging.path())(error.into()))?;
         let target = self.layer_directory(diff_id);
-        fs::rename(staging.path(), &target).map_err(failed("rename to", &target))?;
+        if let Err(error) = fs::rename(staging.path(), &target) {
+            match error.kind() {
+                // Another one was faster, or what is there was never complete.
+                io::ErrorKind::DirectoryNotEmpty if self.layer_path(diff_id).is_some() => {
+                    return Ok(target.join(layer::ROOT));
+                }
+                io::ErrorKind::DirectoryNotEmpty => {
+                    self.remove_layer(diff_id)?;
+                    fs::rename(staging.path(), &target).map_err(failed("rename to", &target))?;
+                }
+                _ => return Err(failed("rename to", &target)(error).into()),
+            }
+        }
         // The directory has moved: there is nothing left to clean up under the old name.
         let _ = staging.keep();
         self.sync("layers")?;

@@ -65,7 +65,12 @@ fn files_in_memory_and_on_disk_make_the_same_image() {
     let in_memory = build_directory(&options(Source::Files(vec![file("bin/run")])), &store).unwrap();
     let on_disk = build_directory(&options(Source::Directory(dir.path().into())), &store).unwrap();
     assert_eq!(in_memory, on_disk);
-    for bad in ["/x", "../x", "a//b", ""] {
+    for both in [["a", "a"], ["a/b", "a"], ["a", "a/b"]] {
+        let files = both.iter().map(|path| file(path)).collect();
+        let twice = build_directory(&options(Source::Files(files)), &store);
+        assert!(matches!(twice, Err(BuildError::Twice(_))), "{both:?}");
+    }
+    for bad in ["/x", "../x", "a//b", "a/.wh.b", ""] {
         assert!(
             matches!(
                 build_directory(&options(Source::Files(vec![file(bad)])), &store),
@@ -109,6 +114,9 @@ fn what_an_image_cannot_hold_is_named() {
     let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     let error = build_directory(&options(Source::Directory(dir.path().into())), &store).unwrap_err();
     assert!(error.to_string().contains("socket"), "{error}");
+    let dir = directory(&["run", "lib/.wh.a"]);
+    let error = build_directory(&options(Source::Directory(dir.path().into())), &store).unwrap_err();
+    assert!(error.to_string().contains(".wh.a"), "{error}");
     let empty = tempfile::tempdir().unwrap();
     let error = build_directory(&options(Source::Directory(empty.path().into())), &store).unwrap_err();
     assert!(matches!(error, BuildError::Empty(_)));

@@ -19,6 +19,8 @@ pub enum TransferError {
     Timeout { address: String },
     #[error("the registry refused {what} with status {status}{}", if said.is_empty() { String::new() } else { format!(": {said}") })]
     Refused { what: String, status: u16, said: String },
+    #[error("the transfer of {what} broke off: {cause}")]
+    Interrupted { what: String, cause: String },
     #[error("the registry's answer for {what} is no good: {cause}")]
     Broken { what: String, cause: String },
     #[error(transparent)]
@@ -38,7 +40,9 @@ impl TransferError {
             _ if self.is_disk_full() => "DiskFull",
             Self::NotFound { .. } => "ImageNotFound",
             Self::Unauthorized { .. } => "RegistryUnauthorized",
-            Self::Unreachable { .. } | Self::Timeout { .. } => "RegistryUnreachable",
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => {
+                "RegistryUnreachable"
+            }
             Self::Refused { .. } | Self::Broken { .. } => "RegistryRefused",
             Self::Image(ImageError::Platform { .. }) => "ImagePlatformMismatch",
             Self::Image(ImageError::Malformed { .. }) => "ImageInvalid",
@@ -55,7 +59,10 @@ impl TransferError {
     /// Whether the same may succeed in a moment, on the same link.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broken { .. } => true,
+            Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Interrupted { .. }
+            | Self::Broken { .. } => true,
             Self::Refused { status, .. } => *status == 408 || *status == 429 || *status >= 500,
             _ => false,
         }

@@ -11,7 +11,7 @@ use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use tombolo_api::Digest;
 
-use super::{Client, Progress, TransferError, body, innermost};
+use super::{Client, Progress, TransferError, blocking};
 use crate::image::{
     self, Blob, Config, Document, ImageError, ImageSummary, MAX_DOCUMENT, Manifest, Platform,
 };
@@ -21,7 +21,7 @@ use crate::store::{Partial, Store, StoreError};
 /// Layers fetched at the same time: more gain nothing on a link that one fills, and cost memory.
 const PARALLEL: usize = 3;
 
-/// Attempts of one blob in a row that brought not one byte.
+/// Attempts of one blob in a row that brought it no further than it had been.
 const ATTEMPTS_MAX: u32 = 5;
 
 /// Before the second attempt; doubled for each further one.
@@ -29,6 +29,19 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 
 /// Bytes handed to the disk at once.
 const WRITE_PIECE: usize = 256 * 1024;
+
+/// One layer's share of the numbers.
+struct Share<'a> {
+    progress: &'a Progress,
+    here: u64,
+}
+
+impl Share<'_> {
+    fn is_at(&mut self, here: u64) {
+        self.progress.moved(self.here, here);
+        self.here = here;
+    }
+}
 
 impl Client {
     /// Makes the image `digest` complete in `store`, for `platform`. What is there is asked of nobody.
@@ -45,7 +58,7 @@ impl Client {
         }
         let (manifest_digest, manifest) = self.manifest_for(store, repository, digest, platform).await?;
         let config = self.config(store, repository, &manifest_digest, &manifest, platform).await?;
-        manifest.layers.iter().for_each(|layer| progress.expect(layer.size));
+        progress.start(manifest.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)));
         // Owned: a closure over references would keep the future from being spawned.
         let layers: Vec<_> = manifest.layers.iter().copied().zip(config.diff_ids.iter().copied()).collect();
         stream::iter(layers)
@@ -112,7 +125,7 @@ impl Client {
                 let answer = self
                     .send(self.request(Method::GET, &format!("{repository}/blobs/{digest}")), &what)
                     .await?;
-                let content = body(answer, size, &what).await?;
+                let content = self.body(answer, size, &what).await?;
                 let actual = Digest::of(&content);
                 if actual != digest {
                     return Err(StoreError::DigestMismatch { expected: digest, actual }.into());
@@ -125,7 +138,7 @@ impl Client {
         Ok(config)
     }
 
-    /// Makes one layer present and unpacked. A blob that turns out damaged is fetched once more.
+    /// Makes one layer present and unpacked. A copy that was damaged on the disk is fetched once more.
     async fn layer(
         &self,
         store: &Store,
@@ -134,23 +147,31 @@ impl Client {
         diff_id: &Digest,
         progress: &Progress,
     ) -> Result<(), TransferError> {
-        let _claim = store.claim(diff_id).await;
+        let mut share = Share { progress, here: 0 };
         let mut again = true;
         loop {
-            if store.layer_path(diff_id).is_some() {
-                return Ok(());
+            if store.layer_path(diff_id).is_none() {
+                // One claim after the other, never both: an uncompressed layer's two digests are the same.
+                let claim = store.claim(&blob.digest).await;
+                self.blob(store, repository, blob, &mut share).await?;
+                drop(claim);
             }
-            self.blob(store, repository, blob, progress).await?;
-            let (to, diff_id) = (store.clone(), *diff_id);
-            match blocking(move || to.unpack(&blob.digest, &diff_id)).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.is_damage() && again => {
-                    tracing::warn!(digest = %blob.digest, error = &error as &dyn std::error::Error, "a layer is damaged, fetching it again");
-                    store.remove_blob(&blob.digest)?;
-                    again = false;
+            let _claim = store.claim(diff_id).await;
+            let (from, diff_id) = (store.clone(), *diff_id);
+            let error = match blocking(move || from.unpack(&blob.digest, &diff_id)).await {
+                Ok(_) => {
+                    share.is_at(blob.size);
+                    return Ok(());
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => error,
+            };
+            let from = store.clone();
+            if !again || !error.is_damage() || blocking(move || from.verify(&blob.digest)).await? {
+                return Err(error.into());
             }
+            tracing::warn!(digest = %blob.digest, %error, "a stored layer is damaged, fetching it again");
+            store.remove_blob(&blob.digest)?;
+            again = false;
         }
     }
 
@@ -160,9 +181,10 @@ impl Client {
         store: &Store,
         repository: &Repository,
         blob: Blob,
-        progress: &Progress,
+        share: &mut Share<'_>,
     ) -> Result<(), TransferError> {
         let mut attempts = 0;
+        let mut furthest = 0;
         let mut mismatched = false;
         loop {
             if store.contains(&blob.digest) {
@@ -170,10 +192,11 @@ impl Client {
             }
             let to = store.clone();
             let partial = blocking(move || to.partial(&blob.digest, blob.size)).await?;
-            let before = partial.len();
-            let outcome = self.rest_of(repository, blob, partial, progress).await;
-            let error = match outcome {
+            furthest = furthest.max(partial.len());
+            share.is_at(partial.len());
+            let error = match self.rest_of(repository, blob, partial, share).await {
                 Ok(()) => return Ok(()),
+                // What was here from before may have been damaged: once more, from the first byte.
                 Err(error @ TransferError::Store(StoreError::DigestMismatch { .. })) if !mismatched => {
                     mismatched = true;
                     error
@@ -181,13 +204,13 @@ impl Client {
                 Err(error) if error.is_retryable() => error,
                 Err(error) => return Err(error),
             };
-            let here = store.partials()?.get(&blob.digest).copied().unwrap_or(0);
-            attempts = if here > before { 0 } else { attempts + 1 };
+            attempts = if share.here > furthest { 1 } else { attempts + 1 };
             if attempts >= ATTEMPTS_MAX {
                 return Err(error);
             }
-            tracing::debug!(digest = %blob.digest, here, of = blob.size, error = &error as &dyn std::error::Error, "a transfer broke off");
-            tokio::time::sleep(RETRY_FIRST * 2u32.pow(attempts)).await;
+            let (here, of) = (share.here, blob.size);
+            tracing::debug!(digest = %blob.digest, here, of, %error, "a transfer broke off");
+            tokio::time::sleep(RETRY_FIRST * 2u32.pow(attempts - 1)).await;
         }
     }
 
@@ -197,31 +220,59 @@ impl Client {
         repository: &Repository,
         blob: Blob,
         mut partial: Partial,
-        progress: &Progress,
+        share: &mut Share<'_>,
     ) -> Result<(), TransferError> {
         if !partial.is_complete() {
             let what = format!("{repository}@{}", blob.digest);
-            let mut request = self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest));
-            if !partial.is_empty() {
-                request = request.header(RANGE, format!("bytes={}-", partial.len()));
-            }
-            let answer = match self.send(request, &what).await {
-                Err(TransferError::Refused { status: 416, .. }) => {
-                    partial.restart()?;
-                    self.send(
-                        self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest)),
-                        &what,
-                    )
-                    .await?
-                }
+            let request = || self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest));
+            let rest = match partial.len() {
+                0 => request(),
+                here => request().header(RANGE, format!("bytes={here}-")),
+            };
+            let answer = match self.send(rest, &what).await {
+                // It takes no range: everything, then.
+                Err(TransferError::Refused { status: 416, .. }) => self.send(request(), &what).await?,
                 other => other?,
             };
             if !goes_on_at(&answer, partial.len()) {
                 partial.restart()?;
             }
-            partial = receive(answer, partial, progress, &what).await?;
+            partial = self.receive(answer, partial, share, &what).await?;
         }
         Ok(blocking(move || partial.commit()).await?)
+    }
+
+    /// Appends a body to a download.
+    async fn receive(
+        &self,
+        mut answer: Response,
+        mut partial: Partial,
+        share: &mut Share<'_>,
+        what: &str,
+    ) -> Result<Partial, TransferError> {
+        let mut waiting = Vec::with_capacity(WRITE_PIECE);
+        let mut end = Ok(());
+        loop {
+            match self.next_piece(&mut answer).await {
+                Ok(Some(piece)) => waiting.extend_from_slice(&piece),
+                Ok(None) if partial.missing() > waiting.len() as u64 => {
+                    end = Err("it ended too early".into())
+                }
+                Ok(None) => {}
+                Err(cause) => end = Err(cause),
+            }
+            let ended = end.is_err() || waiting.len() as u64 >= partial.missing();
+            if waiting.len() >= WRITE_PIECE || ended {
+                let piece = std::mem::replace(&mut waiting, Vec::with_capacity(WRITE_PIECE));
+                partial = blocking(move || partial.write(&piece).map(|()| partial)).await?;
+                share.is_at(partial.len());
+            }
+            if ended {
+                // What came before a break is kept for the next attempt.
+                let broken_off = |cause| TransferError::Interrupted { what: what.to_owned(), cause };
+                return end.map_err(broken_off).map(|()| partial);
+            }
+        }
     }
 }
 
@@ -233,41 +284,6 @@ fn goes_on_at(answer: &Response, position: u64) -> bool {
     let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
     start == Some(position)
-}
-
-/// Appends a body to a download.
-async fn receive(
-    answer: Response,
-    mut partial: Partial,
-    progress: &Progress,
-    what: &str,
-) -> Result<Partial, TransferError> {
-    let mut stream = answer.bytes_stream();
-    let mut waiting = Vec::with_capacity(WRITE_PIECE);
-    let mut end = Ok(());
-    loop {
-        match stream.next().await {
-            Some(Ok(piece)) => waiting.extend_from_slice(&piece),
-            Some(Err(error)) => {
-                end = Err(TransferError::Broken { what: what.to_owned(), cause: innermost(&error) });
-            }
-            None if partial.missing() > waiting.len() as u64 => {
-                end =
-                    Err(TransferError::Broken { what: what.to_owned(), cause: "it ended too early".into() });
-            }
-            None => {}
-        }
-        let ended = end.is_err() || waiting.len() as u64 >= partial.missing();
-        if waiting.len() >= WRITE_PIECE || ended {
-            let piece = std::mem::take(&mut waiting);
-            progress.add(piece.len() as u64);
-            partial = blocking(move || partial.write(&piece).map(|()| partial)).await?;
-        }
-        if ended {
-            // What came before a break is kept for the next attempt.
-            return end.map(|()| partial);
-        }
-    }
 }
 
 async fn summary(
@@ -293,13 +309,4 @@ async fn read(store: &Store, digest: &Digest) -> Result<Option<Vec<u8>>, StoreEr
 async fn put(store: &Store, content: Vec<u8>) -> Result<Vec<u8>, StoreError> {
     let store = store.clone();
     blocking(move || store.put(&content).map(|_| content)).await
-}
-
-/// Does disk work where it holds nobody up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        // Blocking work is never cancelled once it runs.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

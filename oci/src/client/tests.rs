@@ -9,10 +9,12 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt as _;
 
 use super::*;
 use crate::build::{BuildOptions, BuiltImage, FileEntry, Source, build_directory};
-use crate::image::{Platform, RunConfig};
+use crate::image::{Config, OCI_CONFIG, OCI_LAYER_GZIP, Platform, RunConfig};
+use crate::layer::UnpackError;
 use crate::store::{Store, StoreError};
 
 /// What the registry holds, what it was asked, and how it misbehaves.
@@ -23,11 +25,15 @@ struct Registry {
     /// Blobs are cut off after so many bytes, this many times.
     cut: AtomicUsize,
     cut_after: usize,
+    /// A blob that is cut off stays open, without another byte.
+    stalls: bool,
     /// Answers blobs whole, whatever range is asked for.
     ignores_ranges: bool,
     /// Answers blobs with another content of the same size.
     lies: bool,
     password: Option<&'static str>,
+    /// Where blobs are to be sent, if not here.
+    uploads_at: Option<String>,
 }
 
 type Shared = Arc<Registry>;
@@ -58,7 +64,8 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     let path = uri.path();
-    registry.asked.lock().unwrap().push(format!("{method} {path}"));
+    let range = headers.get("range").map_or("", |range| range.to_str().unwrap());
+    registry.asked.lock().unwrap().push(format!("{method} {path} {range}").trim_end().to_owned());
     if registry.password.is_some() && !headers.contains_key("authorization") {
         return StatusCode::UNAUTHORIZED.into_response();
     }
@@ -66,7 +73,8 @@ async fn answer(
     let name = path.rsplit('/').next().unwrap_or_default().to_owned();
     match method {
         Method::POST => {
-            (StatusCode::ACCEPTED, [("location", "/v2/a/blobs/uploads/1?state=x")]).into_response()
+            let place = registry.uploads_at.as_deref().unwrap_or("/v2/a/blobs/uploads/1?state=x");
+            (StatusCode::ACCEPTED, [("location", place)]).into_response()
         }
         Method::PUT => {
             let name = query.get("digest").cloned().unwrap_or(name);
@@ -98,8 +106,16 @@ impl Registry {
             && self.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         let body = if cuts {
             let head: Result<Bytes, std::io::Error> = Ok(rest[..self.cut_after.min(length)].to_vec().into());
-            let end = Err(std::io::Error::other("cut"));
-            Body::from_stream(futures_util::stream::iter([head, end]))
+            let stalls = self.stalls;
+            let end = futures_util::stream::once(async move {
+                if stalls {
+                    std::future::pending::<()>().await;
+                }
+                // What was given before has to be on its way.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(std::io::Error::other("cut"))
+            });
+            Body::from_stream(futures_util::stream::iter([head]).chain(end))
         } else {
             Body::from(rest)
         };
@@ -148,8 +164,13 @@ impl Node {
 
     async fn pull(&self, client: &Client, image: &Digest) -> Result<crate::ImageSummary, TransferError> {
         let repository = "a".parse().unwrap();
-        client.pull(&self.store, &repository, image, &Platform::host(), &Progress::default()).await
+        let (platform, progress) = (Platform::host(), Progress::default());
+        can_be_spawned(client.pull(&self.store, &repository, image, &platform, &progress)).await
     }
+}
+
+fn can_be_spawned<F: Future + Send>(future: F) -> F {
+    future
 }
 
 async fn pushed(registry: Registry, architecture: &str) -> (Shared, Client, BuiltImage) {
@@ -180,13 +201,203 @@ async fn what_is_pushed_is_pulled_and_never_asked_for_again() {
 
 #[tokio::test]
 async fn a_transfer_goes_on_where_it_was_cut() {
-    for ignores_ranges in [false, true] {
+    for (ignores_ranges, stalls) in [(false, false), (true, false), (false, true)] {
         let Some(node) = Node::new() else { return };
-        let registry =
-            Registry { cut: AtomicUsize::new(3), cut_after: 100_000, ignores_ranges, ..Registry::default() };
-        let (_registry, client, image) = pushed(registry, &Platform::host().architecture).await;
-        node.pull(&client, &image.manifest).await.unwrap();
+        let registry = Registry {
+            cut: AtomicUsize::new(3),
+            cut_after: 100_000,
+            ignores_ranges,
+            stalls,
+            ..Registry::default()
+        };
+        let (registry, mut client, image) = pushed(registry, &Platform::host().architecture).await;
+        client.deadlines.idle = Duration::from_millis(300);
+        let progress = Progress::default();
+        let repository = "a".parse().unwrap();
+        client.pull(&node.store, &repository, &image.manifest, &Platform::host(), &progress).await.unwrap();
+        assert_eq!(progress.bytes(), (image.size, image.size), "{ignores_ranges} {stalls}");
+        let layer = format!("GET /v2/a/blobs/{}", image.layers[0]);
+        let asked = registry.asked.lock().unwrap();
+        let asked: Vec<_> = asked.iter().filter_map(|line| line.strip_prefix(&layer)).collect();
+        let expected = match ignores_ranges {
+            false => ["", " bytes=100000-", " bytes=200000-", " bytes=300000-"],
+            true => ["", " bytes=100000-", " bytes=100000-", " bytes=100000-"],
+        };
+        assert_eq!(asked, expected);
     }
+}
+
+#[tokio::test]
+async fn a_transfer_that_gets_nowhere_ends() {
+    let Some(node) = Node::new() else { return };
+    let registry = Registry {
+        cut: AtomicUsize::new(usize::MAX),
+        cut_after: 100_000,
+        ignores_ranges: true,
+        ..Registry::default()
+    };
+    let (registry, client, image) = pushed(registry, &Platform::host().architecture).await;
+    let error = node.pull(&client, &image.manifest).await.unwrap_err();
+    assert_eq!(error.reason(), "RegistryUnreachable", "{error}");
+    assert!(error.is_retryable());
+    // The first one got somewhere, and what it brought is kept.
+    assert_eq!(registry.asked.lock().unwrap().iter().filter(|line| line.starts_with("GET")).count(), 7);
+    assert_eq!(node.store.partials().unwrap()[&image.layers[0]], 100_000);
+}
+
+/// A manifest and its configuration, as the registry would hold them.
+fn image_of(registry: &Registry, layers: &[(Digest, u64)], diff_ids: &[Digest]) -> Digest {
+    let put = |content: serde_json::Value| {
+        let content = content.to_string().into_bytes();
+        let digest = Digest::of(&content);
+        let size = content.len();
+        registry.content.lock().unwrap().insert(digest.to_string(), content);
+        serde_json::json!({ "mediaType": OCI_CONFIG, "digest": digest, "size": size })
+    };
+    let Platform { os, architecture, .. } = Platform::host();
+    let rootfs = serde_json::json!({ "type": "layers", "diff_ids": diff_ids });
+    let config = put(serde_json::json!({ "os": os, "architecture": architecture, "rootfs": rootfs }));
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|(digest, size)| {
+            serde_json::json!({ "mediaType": OCI_LAYER_GZIP, "digest": digest, "size": size })
+        })
+        .collect();
+    let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
+    put(manifest)["digest"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_layer_that_comes_twice_is_fetched_and_mounted_once() {
+    let Some(node) = Node::new() else { return };
+    let (registry, client, image) = pushed(Registry::default(), &Platform::host().architecture).await;
+    let config = registry.content.lock().unwrap()[&image.config.to_string()].clone();
+    let diff_id = Config::parse(&image.config, &config).unwrap().diff_ids[0];
+    let layer = (image.layers[0], image.size);
+    let fetched = || {
+        let line = format!("GET /v2/a/blobs/{}", image.layers[0]);
+        registry.asked.lock().unwrap().iter().filter(|asked| asked.starts_with(&line)).count()
+    };
+
+    // The same content under two names: one of them is a lie, which costs no second transfer and no damage.
+    let lie = image_of(&registry, &[layer, layer], &[diff_id, Digest::of(b"other")]);
+    let error = node.pull(&client, &lie).await.unwrap_err();
+    assert!(matches!(error, TransferError::Unpack(UnpackError::DiffIdMismatch { .. })), "{error}");
+    assert_eq!(fetched(), 1);
+    assert!(node.store.verify(&image.layers[0]).unwrap());
+
+    let twice = image_of(&registry, &[layer, layer], &[diff_id, diff_id]);
+    let summary = node.pull(&client, &twice).await.unwrap();
+    assert_eq!((summary.diff_ids, summary.layers.len()), (vec![diff_id], 1));
+    assert_eq!(fetched(), 1);
+}
+
+#[tokio::test]
+async fn a_layer_that_was_damaged_on_the_disk_is_fetched_again() {
+    let Some(node) = Node::new() else { return };
+    let (_registry, client, image) = pushed(Registry::default(), &Platform::host().architecture).await;
+    std::fs::write(node.store.blob_path(&image.layers[0]), b"not gzip, not tar").unwrap();
+    let summary = node.pull(&client, &image.manifest).await.unwrap();
+    assert!(summary.layers[0].join("run").is_file());
+    assert!(node.store.verify(&image.layers[0]).unwrap());
+}
+
+/// A server that answers `app`'s way at an address.
+async fn listen(app: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+fn at(address: String) -> Client {
+    let endpoint = Endpoint { scheme: Scheme::Http, address, auth: None, server_name: None };
+    Client::new(endpoint).unwrap()
+}
+
+#[tokio::test]
+async fn an_upload_may_take_its_time_but_not_stand_still() {
+    async fn slow(method: Method, body: Body) -> Response {
+        match method {
+            Method::HEAD => return StatusCode::NOT_FOUND.into_response(),
+            Method::POST => return (StatusCode::ACCEPTED, [("location", "/upload")]).into_response(),
+            _ => {}
+        }
+        let mut pieces = body.into_data_stream();
+        while let Some(Ok(piece)) = pieces.next().await {
+            // 8 MB a second.
+            tokio::time::sleep(Duration::from_micros(piece.len() as u64 / 8)).await;
+        }
+        StatusCode::CREATED.into_response()
+    }
+    async fn stopped(method: Method, body: Body) -> Response {
+        if method == Method::PUT {
+            std::future::pending::<()>().await;
+        }
+        slow(method, body).await
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    // Several times what the kernel takes off a sender's hands before anybody reads it.
+    let layer = store.put(&vec![7; 24_000_000]).unwrap();
+    let small = store.put(b"{}").unwrap();
+    let image = BuiltImage { manifest: small, config: small, layers: vec![layer], size: 24_000_000 };
+    let (repository, tag) = ("a".parse().unwrap(), "v1".parse().unwrap());
+
+    let mut client = at(listen(Router::new().fallback(slow)).await);
+    client.deadlines.stored = Duration::from_millis(1400);
+    let begin = std::time::Instant::now();
+    client.push(&store, &repository, &tag, &image).await.unwrap();
+    assert!(begin.elapsed() > 2 * client.deadlines.stored, "it went too fast to show anything");
+
+    let mut client = at(listen(Router::new().fallback(stopped)).await);
+    client.deadlines.stored = Duration::from_millis(300);
+    let error = client.push(&store, &repository, &tag, &image).await.unwrap_err();
+    assert!(matches!(error, TransferError::Timeout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_answer_is_left() {
+    let silent = Router::new().fallback(std::future::pending::<()>);
+    let mut client = at(listen(silent).await);
+    client.deadlines.answer = Duration::from_millis(200);
+    let error = client.resolve(&"a".parse().unwrap(), &"v1".parse().unwrap()).await.unwrap_err();
+    assert!(matches!(error, TransferError::Timeout { .. }), "{error}");
+    assert_eq!(error.reason(), "RegistryUnreachable");
+}
+
+#[tokio::test]
+async fn the_password_goes_to_nobody_else() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let other = Router::new().fallback({
+        let seen = seen.clone();
+        move |headers: HeaderMap, _content: Bytes| async move {
+            seen.lock().unwrap().push(headers.contains_key("authorization"));
+            StatusCode::CREATED
+        }
+    });
+    let uploads_at = Some(format!("http://{}/upload", listen(other).await));
+    let (_dir, store, image) = built(&Platform::host().architecture);
+    let (_registry, client) =
+        serve(Registry { password: Some("secret"), uploads_at, ..Registry::default() }).await;
+    client.push(&store, &"a".parse().unwrap(), &"v1".parse().unwrap(), &image).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [false, false], "layer and configuration");
+}
+
+#[test]
+fn refusals_are_told_in_a_line() {
+    for (content, expected) in [
+        (
+            r#"{"errors":[{"code":"DENIED","message":"quota exceeded"},{"code":"UNSUPPORTED"}]}"#,
+            "quota exceeded; UNSUPPORTED",
+        ),
+        ("no space\nleft\n", "no space"),
+        ("a\u{1b}[31mb", "a[31mb"),
+        ("", ""),
+    ] {
+        assert_eq!(said(content.as_bytes()), expected);
+    }
+    assert_eq!(said("x".repeat(10_000).as_bytes()).len(), SAID_MAX);
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ use super::UnpackError;
 use super::decode::stream_error;
 
 const BLOCK: usize = 512;
-/// Extension headers hold a path, a link and a few attributes: the largest attribute the kernel takes is 64 KiB.
+/// All extension headers of one member hold a path, a link and a few attributes: the largest attribute the kernel takes
+/// is 64 KiB.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// One member of an archive.
@@ -80,6 +81,7 @@ impl<R: Read> Members<R> {
     pub(super) fn next(&mut self) -> Result<Option<Member>, UnpackError> {
         self.skip_content()?;
         let mut extensions = Extensions::default();
+        let mut bytes = 0;
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
             self.count += 1;
@@ -88,11 +90,15 @@ impl<R: Read> Members<R> {
             }
             let kind = header.entry_type();
             match kind {
-                EntryType::GNULongName => extensions.path = Some(until_nul(self.extension(&header)?)),
-                EntryType::GNULongLink => extensions.link = Some(until_nul(self.extension(&header)?)),
-                EntryType::XHeader => read_pax(&self.extension(&header)?, &mut extensions)?,
+                EntryType::GNULongName => {
+                    extensions.path = Some(until_nul(self.extension(&header, &mut bytes)?))
+                }
+                EntryType::GNULongLink => {
+                    extensions.link = Some(until_nul(self.extension(&header, &mut bytes)?))
+                }
+                EntryType::XHeader => read_pax(&self.extension(&header, &mut bytes)?, &mut extensions)?,
                 // Global headers carry comments (git) and nothing that concerns a single member.
-                EntryType::XGlobalHeader => drop(self.extension(&header)?),
+                EntryType::XGlobalHeader => drop(self.extension(&header, &mut bytes)?),
                 _ => return self.member(&header, extensions).map(Some),
             }
         }
@@ -103,7 +109,7 @@ impl<R: Read> Members<R> {
         self.place = String::from_utf8_lossy(&path).chars().take(200).collect();
         let size = match extensions.size {
             Some(size) => size,
-            None => header.entry_size().map_err(|error| self.malformed(&error))?,
+            None => self.field(&header.as_old().size, header.entry_size())?,
         };
         let link =
             || extensions.link.clone().or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
@@ -127,12 +133,12 @@ impl<R: Read> Members<R> {
         Ok(Member {
             path,
             kind,
-            mode: header.mode().map_err(|error| self.malformed(&error))? & 0o7777,
-            uid: extensions.uid.map_or_else(|| header.uid(), Ok).map_err(|error| self.malformed(&error))?,
-            gid: extensions.gid.map_or_else(|| header.gid(), Ok).map_err(|error| self.malformed(&error))?,
+            mode: self.field(&header.as_old().mode, header.mode())? & 0o7777,
+            uid: extensions.uid.map_or_else(|| self.field(&header.as_old().uid, header.uid()), Ok)?,
+            gid: extensions.gid.map_or_else(|| self.field(&header.as_old().gid, header.gid()), Ok)?,
             mtime: match extensions.mtime {
                 Some(mtime) => mtime,
-                None => header.mtime().map_err(|error| self.malformed(&error))?.try_into().unwrap_or(0),
+                None => self.field(&header.as_old().mtime, header.mtime())?.try_into().unwrap_or(0),
             },
             xattrs: extensions.xattrs,
         })
@@ -164,11 +170,13 @@ impl<R: Read> Members<R> {
         }
     }
 
-    fn extension(&mut self, header: &Header) -> Result<Vec<u8>, UnpackError> {
+    /// The content of an extension header; `bytes` counts those of one member.
+    fn extension(&mut self, header: &Header, bytes: &mut u64) -> Result<Vec<u8>, UnpackError> {
         let size = header.entry_size().map_err(|error| self.malformed(&error))?;
-        if size > MAX_EXTENSION {
+        *bytes = bytes.saturating_add(size);
+        if *bytes > MAX_EXTENSION {
             return Err(UnpackError::Malformed(format!(
-                "extension header of {size} bytes after {}",
+                "extension headers of {bytes} bytes after {}",
                 self.place
             )));
         }
@@ -191,6 +199,14 @@ impl<R: Read> Members<R> {
         self.stream.read_exact(&mut piece[..padding]).map_err(|error| stream_error(error, &place))?;
         self.place = place;
         Ok(())
+    }
+
+    /// A number of a header. Some writers leave a field blank that is nothing to them, and every reader takes it for 0.
+    fn field<T: Default>(&self, field: &[u8], number: io::Result<T>) -> Result<T, UnpackError> {
+        match number {
+            Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::default()),
+            number => number.map_err(|error| self.malformed(&error)),
+        }
     }
 
     fn malformed(&self, error: &io::Error) -> UnpackError {

@@ -185,6 +185,96 @@ fn absolute_names_mean_the_layers_root() {
 }
 
 #[test]
+fn extended_headers_give_what_the_plain_one_cannot() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let long = format!("{}/{}", "d".repeat(200), "f".repeat(200));
+    let mut builder = Builder::new(Vec::new());
+    let records: [(&str, &[u8]); 6] = [
+        ("path", long.as_bytes()),
+        ("mtime", b"12345.6"),
+        ("uid", b"3000000"),
+        ("SCHILY.xattr.user.kept", b"value"),
+        // These would speak to overlayfs or to the host.
+        ("SCHILY.xattr.user.overlay.redirect", b"/"),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/"),
+    ];
+    builder.append_pax_extensions(records).unwrap();
+    let mut header = Header::new_ustar();
+    header.set_size(1);
+    header.set_mode(0o600);
+    builder.append_data(&mut header, "short", &b"x"[..]).unwrap();
+    let archive = builder.into_inner().unwrap();
+    place.unpack_as(&gzip(&archive), &Digest::of(&archive), &Limits::default()).unwrap();
+    let path = place.root().join(&long);
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!((metadata.mtime(), metadata.uid()), (12345, 3_000_000));
+    let mut names = [0; 1000];
+    let length = rustix::fs::listxattr(&path, &mut names[..]).unwrap();
+    assert_eq!(&names[..length], b"user.kept\0");
+}
+
+#[test]
+fn extended_headers_may_not_fill_the_memory() {
+    if !is_root() {
+        return;
+    }
+    let mut builder = Builder::new(Vec::new());
+    let value = vec![b'v'; 60_000];
+    for number in 0..30 {
+        let name = format!("SCHILY.xattr.user.{number}");
+        builder.append_pax_extensions([(name.as_str(), value.as_slice())]).unwrap();
+    }
+    let archive = builder.into_inner().unwrap();
+    let refused = Place::new().unpack_as(&archive, &Digest::of(&archive), &Limits::default()).unwrap_err();
+    assert!(refused.to_string().contains("extension headers"), "{refused}");
+}
+
+#[test]
+fn every_compression_gives_the_same() {
+    if !is_root() {
+        return;
+    }
+    let content = archive(&[("file", EntryType::Regular, &"some text ".repeat(10_000))]);
+    let zstd =
+        |part: &[u8]| ruzstd::encoding::compress_to_vec(part, ruzstd::encoding::CompressionLevel::Fastest);
+    let (one, two) = content.split_at(40_000);
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    for blob in [
+        content.clone(),
+        gzip(&content),
+        [gzip(one), gzip(two)].concat(),
+        zstd(&content),
+        [&skippable[..], &zstd(one), &skippable, &zstd(two), &skippable].concat(),
+    ] {
+        let place = Place::new();
+        place.unpack_as(&blob, &Digest::of(&content), &Limits::default()).unwrap();
+        assert_eq!(fs::metadata(place.root().join("file")).unwrap().len(), 100_000);
+    }
+}
+
+#[test]
+fn links_and_deletions_without_an_object_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let table: [&[Row<'_>]; 6] = [
+        &[("a", EntryType::Link, "absent")],
+        &[("a", EntryType::Link, "a")],
+        &[("d", EntryType::Directory, ""), ("a", EntryType::Link, "d")],
+        &[(".wh.gone", EntryType::Regular, ""), ("a", EntryType::Link, "gone")],
+        &[(".wh.", EntryType::Regular, "")],
+        &[("d/.wh...", EntryType::Regular, "")],
+    ];
+    for rows in table {
+        let refused = Place::new().unpack(rows).unwrap_err();
+        assert!(matches!(refused, UnpackError::Refused { .. }), "{rows:?}: {refused}");
+    }
+}
+
+#[test]
 fn damage_is_told_apart() {
     if !is_root() {
         return;

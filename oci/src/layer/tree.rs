@@ -15,9 +15,9 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::UnpackError;
 use super::decode::stream_error;
 use super::members::{Kind, Member};
+use super::{UnpackError, WHITEOUT};
 use crate::store::failed;
 
 const PIECE: usize = 128 * 1024;
@@ -27,7 +27,6 @@ const MAX_NAME: usize = 255;
 /// The kernel's bound of one attribute.
 const MAX_XATTR: usize = 64 * 1024;
 
-const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Marks of the file system that once made whiteouts this way; they mean nothing to anybody else.
 const AUFS: &[u8] = b".wh..wh.";

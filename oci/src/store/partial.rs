@@ -3,7 +3,7 @@
 //! Must not know where the bytes come from.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
@@ -111,7 +111,11 @@ impl Partial {
         }
         self.file.sync_all().map_err(failed("sync", &self.path))?;
         let blob = self.store.blob_path(&self.digest);
-        fs::rename(&self.path, &blob).map_err(failed("rename to", &blob))?;
+        match fs::rename(&self.path, &blob) {
+            // A cancelled download of the same content came to its end first.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.store.contains(&self.digest) => {}
+            renamed => renamed.map_err(failed("rename to", &blob))?,
+        }
         self.store.sync("blobs/sha256")
     }
 }

@@ -78,6 +78,8 @@ fn damage_of_a_document_is_noticed() {
     let (_dir, store) = open();
     let digest = store.put(b"document").unwrap();
     fs::write(store.blob_path(&digest), b"damaged!").unwrap();
+    assert!(store.verify(&store.put(b"sound").unwrap()).unwrap());
+    assert!(!store.verify(&digest).unwrap());
     assert!(matches!(store.read_blob(&digest, 100), Err(StoreError::DigestMismatch { .. })));
 }
 
@@ -91,6 +93,38 @@ fn a_file_becomes_a_blob_only_with_its_digest() {
     assert!(path.exists());
     store.adopt(&path, &Digest::of(b"content")).unwrap();
     assert!(!path.exists() && store.contains(&Digest::of(b"content")));
+}
+
+/// An archive without members, and what is left of a layer made in another way.
+#[test]
+fn an_unfinished_layer_makes_way_for_a_whole_one() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: unpacking needs root");
+        return;
+    }
+    let (dir, store) = open();
+    let archive = [0; 1024];
+    let digest = store.put(&archive).unwrap();
+    fs::create_dir_all(dir.path().join("layers").join(digest.hex()).join("fs/rest")).unwrap();
+    let unpacked = store.unpack(&digest, &digest).unwrap();
+    assert_eq!(store.layer_path(&digest), Some(unpacked.clone()));
+    assert_eq!(fs::read_dir(unpacked).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    store.remove_layer(&digest).unwrap();
+
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            std::thread::spawn(move || store.unpack(&digest, &digest))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap().unwrap();
+    }
+    assert!(store.layer_path(&digest).is_some());
+    let removed = store.retain(&Keep::default()).unwrap();
+    assert_eq!((removed.layers, removed.blobs), (1, 1));
+    assert_eq!(store.layer_path(&digest), None);
 }
 
 #[test]
