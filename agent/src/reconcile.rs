@@ -14,7 +14,7 @@ use tombolo_agent_core::actual::{
     Actual, Crashes, ImageState, InstanceActual, Moment, Phase, RevisionActual, Traffic,
 };
 use tombolo_agent_core::annotations::Scale;
-use tombolo_agent_core::plan::{self, Action, CRASH_FORGET_MS, Settings};
+use tombolo_agent_core::plan::{self, Action, Settings};
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_agent_core::{status, table};
@@ -305,9 +305,8 @@ impl Reconciler {
 
     fn forget_old_crashes(&mut self, now: Moment) {
         for instance in self.actual.instances.values() {
-            if instance.phase == Phase::Ready
-                && now.since(instance.since) >= CRASH_FORGET_MS
-                && let Some(revision) = self.actual.revisions.get_mut(&instance.revision)
+            if let Some(revision) = self.actual.revisions.get_mut(&instance.revision)
+                && plan::crashes_forgotten_at(revision, instance).is_some_and(|at| now >= at)
             {
                 revision.crashes.recent = 0;
             }

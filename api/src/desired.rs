@@ -11,6 +11,9 @@ use crate::manifest::{Entry, ObjectKind};
 use crate::serving::RevisionSpec;
 use crate::{Digest, RevisionKey};
 
+/// Most instances of one revision on one node in this release, whatever is asked for: bounds a burst on a small machine.
+pub const INSTANCES_PER_REVISION_MAX: u32 = 20;
+
 /// A revision a node should be able to run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

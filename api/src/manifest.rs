@@ -25,7 +25,8 @@ pub struct Manifest {
     pub node: NodeId,
     /// Grows by at least one whenever `objects` changes; orders manifests within one `epoch`.
     pub generation: u64,
-    /// Grows when the hub's store is restored or lost, so that a hub that begins to count anew is still believed. Orders before `generation`.
+    /// Grows when the hub's store is restored or lost, so that a hub that begins to count anew is still believed. Orders
+    /// before `generation`.
     pub epoch: u64,
     /// The hub's clock when it signed, seconds since 1970 (UTC): a floor for the node's own clock.
     pub hub_time_s: u64,

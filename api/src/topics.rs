@@ -5,6 +5,7 @@
 //! | `manifest` | hub → node | yes | a [`crate::frame`] of a signed manifest |
 //! | `blob/{hex}` | hub → node | yes | a frame of the object (or part of one) with that SHA-256 |
 //! | `ack` | hub → node | no | [`crate::report::EventAck`]: events the hub has stored |
+//! | `report` | hub → node | no | empty: the hub has not the report that the presence names, send it again |
 //! | `tail` | hub → node | no | [`crate::tail::TailRequest`]: send log lines |
 //! | `presence` | node → hub | yes, and last will | [`crate::report::Presence`] |
 //! | `status` | node → hub | yes | [`crate::report::Report`] |
@@ -45,6 +46,10 @@ impl NodeTopics {
         format!("{}tail", self.root)
     }
 
+    pub fn report_request(&self) -> String {
+        format!("{}report", self.root)
+    }
+
     pub fn presence(&self) -> String {
         format!("{}presence", self.root)
     }
@@ -73,6 +78,7 @@ pub enum Leaf {
     Blob(Digest),
     Ack,
     TailRequest,
+    ReportRequest,
     Presence,
     Status,
     Events,
@@ -86,6 +92,7 @@ pub fn parse(topic: &str) -> Option<(NodeId, Leaf)> {
         "manifest" => Leaf::Manifest,
         "ack" => Leaf::Ack,
         "tail" => Leaf::TailRequest,
+        "report" => Leaf::ReportRequest,
         "presence" => Leaf::Presence,
         "status" => Leaf::Status,
         "events" => Leaf::Events,
@@ -125,6 +132,7 @@ mod tests {
             (topics.blob(&digest), Leaf::Blob(digest)),
             (topics.ack(), Leaf::Ack),
             (topics.tail_request(), Leaf::TailRequest),
+            (topics.report_request(), Leaf::ReportRequest),
             (topics.presence(), Leaf::Presence),
             (topics.status(), Leaf::Status),
             (topics.events(), Leaf::Events),

@@ -178,6 +178,24 @@ fn annotations_without_effect_are_warned_of() {
 }
 
 #[test]
+fn a_scale_above_what_a_node_runs_is_warned_of() {
+    for (key, value, warned) in [
+        ("min-scale", "20", false),
+        ("min-scale", "21", true),
+        ("minScale", "21", true),
+        ("max-scale", "21", false),
+    ] {
+        let key = format!("autoscaling.knative.dev/{key}");
+        let input = service(&[("spec/template/metadata/annotations", json!({ key.clone(): value }))]);
+        let admitted = admission::admit_service(&input, None, &REQUEST).unwrap();
+        let text = format!(
+            "spec.template.metadata.annotations.{key}: {value} is served as 20, the most instances on one node"
+        );
+        assert_eq!(admitted.warnings, if warned { vec![text] } else { vec![] }, "{key} {value}");
+    }
+}
+
+#[test]
 fn admitting_what_was_admitted_changes_nothing() {
     let input = service(&[(&format!("{CONTAINER}/ports"), json!([{ "containerPort": 8080 }]))]);
     let first: Service = admission::admit_service(&input, None, &REQUEST).unwrap().object;

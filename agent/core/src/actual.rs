@@ -79,7 +79,7 @@ pub enum ImageState {
 pub struct Crashes {
     /// In all, since the object last changed.
     pub total: u32,
-    /// Since an instance last stayed ready for [`crate::plan::CRASH_FORGET_MS`].
+    /// Since they were last forgotten, see [`crate::plan::crashes_forgotten_at`].
     pub recent: u32,
     /// No new instance before this.
     pub retry_at: Moment,
@@ -107,7 +107,8 @@ pub struct InstanceActual {
 /// ```text
 /// Launching ─▶ Probing ─▶ Ready ─▶ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
 ///     │           └────────┴───────────┴───────────────────▶ Ended
-///     └─▶ (gone: could not be made)
+///     ├─▶ (gone: could not be made)
+///     └─▶ Deleting, if nothing is heard of it
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Phase {

@@ -1,8 +1,9 @@
 //! The OCI runtime specification (`config.json`, runtime-spec 1.0.2) of an instance, from its revision and its image.
 //!
 //! Implements Knative's runtime contract: `PORT` and `K_*` variables, standard input at its end, writable `/tmp` and
-//! `/var/log`, `/etc/resolv.conf`; and the node's own defaults: no capabilities beyond a few, no new privileges, masked
-//! paths, default devices only. Root file system and user-namespace mappings are the supervisor's.
+//! `/var/log`, `/etc/resolv.conf`; what every container runtime sets: `PATH`, `HOME`, `HOSTNAME`; and the node's own
+//! defaults: no capabilities beyond a few, no new privileges, masked paths, default devices only. Root file system, missing
+//! working directory and user-namespace mappings are the supervisor's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,10 @@ use tombolo_api::serving::{Container, RevisionSpec, SecurityContext};
 
 use crate::limits::Limits;
 use crate::supervision::InstanceId;
+
+mod variables;
+
+use variables::Variables;
 
 /// Bounds of the writable directories that the runtime contract asks for, bytes.
 const TMP_BYTES: u64 = 64 << 20;
@@ -61,6 +66,16 @@ pub struct ImageDefaults {
     pub working_dir: String,
     /// Resolved to numbers by whoever can read the image's `/etc/passwd`.
     pub user: User,
+    /// What the image's `/etc/passwd` says, by user.
+    pub accounts: BTreeMap<u32, Account>,
+}
+
+/// A user the image knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    pub gid: u32,
+    /// Home directory.
+    pub home: String,
 }
 
 /// Numeric user, as the process gets it inside.
@@ -117,7 +132,7 @@ pub fn config(
         "ociVersion": "1.0.2",
         "hostname": id.0,
         "root": { "path": "rootfs", "readonly": security.read_only_root_filesystem.unwrap_or(false) },
-        "process": process(object, container, image, &security, user)?,
+        "process": process(id, object, image, &security, user)?,
         "mounts": mounts(files, &object.spec, container),
         "linux": {
             "cgroupsPath": format!("/tombolo/{id}"),
@@ -134,21 +149,23 @@ pub fn config(
 }
 
 fn process(
+    id: &InstanceId,
     object: &RevisionObject,
-    container: &Container,
     image: &ImageDefaults,
     security: &SecurityContext,
     user: User,
 ) -> Result<Value, BundleError> {
+    let container = object.spec.serving_container().ok_or(BundleError::NoContainer)?;
+    let variables = variables::of_container(object, container);
     let keeps = capabilities(security, user);
     let working_dir =
         if container.working_dir.is_empty() { &image.working_dir } else { &container.working_dir };
     Ok(json!({
         "terminal": false,
         "user": { "uid": user.uid, "gid": user.gid },
-        "args": arguments(container, image)?,
-        "env": environment(object, container, image),
-        "cwd": if working_dir.is_empty() { "/" } else { working_dir },
+        "args": arguments(container, image, &variables)?,
+        "env": environment(id, variables, image, user),
+        "cwd": Path::new("/").join(working_dir),
         "noNewPrivileges": true,
         "capabilities": { "bounding": keeps, "effective": keeps, "permitted": keeps },
         "oomScoreAdj": 500,
@@ -156,42 +173,54 @@ fn process(
 }
 
 /// Kubernetes' rule: `command` replaces the entry point and drops the image's arguments, `args` replaces the arguments.
-fn arguments(container: &Container, image: &ImageDefaults) -> Result<Vec<String>, BundleError> {
-    let (program, fallback): (_, &[String]) = match container.command.as_slice() {
-        [] => (image.entrypoint.as_slice(), image.cmd.as_slice()),
-        command => (command, &[]),
+/// References are read in the revision's words only, never in the image's.
+fn arguments(
+    container: &Container,
+    image: &ImageDefaults,
+    variables: &Variables,
+) -> Result<Vec<String>, BundleError> {
+    let expanded = |words: &[String]| words.iter().map(|word| variables::expand(word, variables)).collect();
+    let mut all: Vec<String> = match container.command.as_slice() {
+        [] => image.entrypoint.clone(),
+        command => expanded(command),
     };
-    let rest = if container.args.is_empty() { fallback } else { container.args.as_slice() };
-    let all: Vec<String> = program.iter().chain(rest).cloned().collect();
+    match container.args.as_slice() {
+        [] if container.command.is_empty() => all.extend_from_slice(&image.cmd),
+        args => all.extend::<Vec<_>>(expanded(args)),
+    }
     if all.first().is_none_or(String::is_empty) { Err(BundleError::NoProgram) } else { Ok(all) }
 }
 
-/// The image's variables, then the revision's, then those of the runtime contract; a later one replaces an earlier.
-fn environment(object: &RevisionObject, container: &Container, image: &ImageDefaults) -> Vec<String> {
-    let mut env = BTreeMap::new();
+/// What every runtime sets, the image's variables, then the revision's with those of the runtime contract; a later one
+/// replaces an earlier.
+fn environment(id: &InstanceId, variables: Variables, image: &ImageDefaults, user: User) -> Vec<String> {
+    let mut env = Variables::new();
     env.insert("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    env.insert("HOSTNAME".to_owned(), id.0.clone());
     for pair in &image.env {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         env.insert(name.to_owned(), value.to_owned());
     }
-    for variable in &container.env {
-        env.insert(variable.name.clone(), variable.value.clone());
+    env.extend(variables);
+    let home = env.entry("HOME".to_owned()).or_default();
+    if home.is_empty() {
+        // Never left to the container runtime: it would load the image's name service libraries to find out.
+        let known = image.accounts.get(&user.uid).map(|account| account.home.as_str());
+        known.filter(|home| !home.is_empty()).unwrap_or("/").clone_into(home);
     }
-    env.insert("PORT".into(), object.spec.port().to_string());
-    env.insert("K_REVISION".into(), object.name.clone());
-    env.insert("K_CONFIGURATION".into(), object.configuration.clone());
-    env.insert("K_SERVICE".into(), object.service.clone());
     env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 fn user(security: &SecurityContext, image: &ImageDefaults) -> Result<User, BundleError> {
     let number = |id: i64| u32::try_from(id).ok();
-    let uid = security.run_as_user.and_then(number);
-    let user = User {
-        uid: uid.unwrap_or(image.user.uid),
+    let mut user = image.user;
+    if let Some(uid) = security.run_as_user.and_then(number) {
         // With another user than the image's, its group does not apply.
-        gid: security.run_as_group.and_then(number).unwrap_or(if uid.is_some() { 0 } else { image.user.gid }),
-    };
+        user = User { uid, gid: image.accounts.get(&uid).map_or(0, |account| account.gid) };
+    }
+    if let Some(gid) = security.run_as_group.and_then(number) {
+        user.gid = gid;
+    }
     if security.run_as_non_root == Some(true) && user.uid == 0 {
         return Err(BundleError::RunsAsRoot);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use tombolo_api::desired::{Desired, RevisionObject};
+use tombolo_api::desired::{Desired, INSTANCES_PER_REVISION_MAX, RevisionObject};
 use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, Demand, ImageState, InstanceActual, Moment, Phase, RevisionActual, Traffic};
@@ -16,14 +16,21 @@ use crate::supervision::InstanceId;
 /// timeout is shorter. Milliseconds.
 pub const DRAIN_MIN_MS: u64 = 1_000;
 
+/// The same where the revision is no longer desired and its time-out not known: the longest that the API takes.
+pub const DRAIN_MAX_MS: u64 = 600_000;
+
 /// Between SIGTERM and SIGKILL, milliseconds. Kubernetes' default `terminationGracePeriodSeconds`.
 pub const TERMINATION_GRACE_MS: u64 = 30_000;
 
+/// Between one SIGKILL and the next, milliseconds: the first may have been lost with the connection to the supervisor.
+pub const KILL_AGAIN_MS: u64 = 10_000;
+
+/// What an instance's making or removal may take, milliseconds; then its outcome counts as lost and what there is of it is
+/// removed. Far above the deadlines of both, which wait their turn behind others.
+pub const OUTCOME_MAX_MS: u64 = 600_000;
+
 /// An instance that stayed ready this long clears its revision's crash count, milliseconds. As the kubelet's.
 pub const CRASH_FORGET_MS: u64 = 600_000;
-
-/// Most instances of one revision in this release, whatever the demand: bounds a burst on a small machine.
-pub const INSTANCES_PER_REVISION_MAX: u32 = 20;
 
 /// What the node's configuration says to the planner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,8 @@ pub enum WakeReason {
     IdleTimeout,
     DrainDeadline,
     TerminationGrace,
+    KillAgain,
+    OutcomeLost,
     ProgressDeadline,
     CrashBackoff,
     ImageRetry,
@@ -78,7 +87,6 @@ impl Plan {
 
 /// Plans the next steps.
 pub fn plan(desired: &Desired, actual: &Actual, traffic: &Traffic, settings: &Settings, now: Moment) -> Plan {
-    let inputs = Inputs { desired, actual, traffic, now };
     let mut plan = Plan::default();
     let mut wanted = BTreeMap::new();
     for (key, (object_digest, object)) in &desired.revisions {
@@ -90,6 +98,7 @@ pub fn plan(desired: &Desired, actual: &Actual, traffic: &Traffic, settings: &Se
             RevisionPass { key, object, digest: object_digest, actual: revision, demand: traffic.of(key) };
         wanted.insert(key, pass.wanted_instances(actual, settings, now, &mut plan));
     }
+    let inputs = Inputs { desired, actual, traffic, wanted: &wanted, now };
     for (id, instance) in &actual.instances {
         inputs.plan_instance(id, instance, &mut plan);
     }
@@ -97,10 +106,19 @@ pub fn plan(desired: &Desired, actual: &Actual, traffic: &Traffic, settings: &Se
         retire_surplus(key, *want, desired, actual, &mut plan);
     }
     let mut named = actual.named;
-    for (key, want) in wanted {
-        inputs.launch_missing(key, want, &mut named, &mut plan);
+    for (key, want) in &wanted {
+        inputs.launch_missing(key, *want, &mut named, &mut plan);
     }
     plan
+}
+
+/// When `instance` will have been ready long enough for its revision's crashes to be forgotten; `None` if there is nothing
+/// to forget, or not because of this one. Counted from the last crash: an instance that is well says nothing of one beside
+/// it that is not.
+pub fn crashes_forgotten_at(revision: &RevisionActual, instance: &InstanceActual) -> Option<Moment> {
+    let speaks = instance.phase == Phase::Ready && instance.object == revision.object;
+    let since = instance.since.max(revision.crashes.retry_at);
+    (speaks && revision.crashes.recent > 0).then(|| since.after(CRASH_FORGET_MS))
 }
 
 /// What a plan is made from.
@@ -108,6 +126,8 @@ struct Inputs<'a> {
     desired: &'a Desired,
     actual: &'a Actual,
     traffic: &'a Traffic,
+    /// How many instances each revision should have.
+    wanted: &'a BTreeMap<&'a RevisionKey, u32>,
     now: Moment,
 }
 
@@ -155,64 +175,90 @@ impl Actual {
         };
         self.instances.values().filter(up).count() as u32
     }
+
+    /// Whether an instance of this very object is on the way to serve.
+    fn is_starting(&self, key: &RevisionKey, object: &Digest) -> bool {
+        self.instances.values().any(|instance| {
+            instance.revision == *key
+                && instance.object == *object
+                && matches!(instance.phase, Phase::Launching | Phase::Probing)
+        })
+    }
 }
 
 impl Inputs<'_> {
     fn plan_instance(&self, id: &InstanceId, instance: &InstanceActual, plan: &mut Plan) {
-        let Self { desired, actual, traffic, now } = *self;
-        let object = desired.revisions.get(&instance.revision);
+        let object = self.desired.revisions.get(&instance.revision);
         let current = object.is_some_and(|(digest, _)| *digest == instance.object);
         let instance_id = || id.clone();
-        match &instance.phase {
-            Phase::Launching | Phase::Deleting => {}
+        let due = match &instance.phase {
+            Phase::Launching | Phase::Deleting => {
+                let delete = Action::Delete { instance: instance_id() };
+                Some((instance.since.after(OUTCOME_MAX_MS), WakeReason::OutcomeLost, delete))
+            }
             Phase::Probing => {
                 let limit =
                     object.map_or(0, |(_, object)| Scale::of(&object.annotations).progress_deadline_ms);
-                let deadline = instance.since.after(limit);
-                if !current || now >= deadline {
-                    plan.actions.push(Action::Terminate { instance: instance_id() });
-                } else {
-                    plan.wake_at(deadline, WakeReason::ProgressDeadline);
-                }
+                let deadline = if current { instance.since.after(limit) } else { self.now };
+                let terminate = Action::Terminate { instance: instance_id() };
+                Some((deadline, WakeReason::ProgressDeadline, terminate))
             }
             Phase::Ready => {
-                if !current && !has_ready_successor_pending(instance, object, actual) {
+                if !current && !self.is_still_needed(instance) {
                     plan.actions.push(Action::Drain { instance: instance_id() });
                 }
-                let recent =
-                    actual.revisions.get(&instance.revision).map_or(0, |revision| revision.crashes.recent);
-                if recent > 0 {
-                    plan.wake_at(instance.since.after(CRASH_FORGET_MS), WakeReason::CrashForget);
+                let revision = self.actual.revisions.get(&instance.revision);
+                if let Some(at) = revision.and_then(|revision| crashes_forgotten_at(revision, instance)) {
+                    plan.wake_at(at, WakeReason::CrashForget);
                 }
+                None
             }
             Phase::Draining => {
-                let timeout =
-                    object.map_or(0, |(_, object)| crate::limits::request_timeouts(object).request_ms);
-                let deadline = instance.since.after(timeout.max(DRAIN_MIN_MS));
-                let busy = traffic.instances.get(id).copied().unwrap_or(0) > 0;
-                if !busy || now >= deadline {
-                    plan.actions.push(Action::Terminate { instance: instance_id() });
-                } else {
-                    plan.wake_at(deadline, WakeReason::DrainDeadline);
-                }
+                let timeout = object
+                    .map_or(DRAIN_MAX_MS, |(_, object)| crate::limits::request_timeouts(object).request_ms);
+                let busy = self.traffic.instances.get(id).copied().unwrap_or(0) > 0;
+                let deadline = if busy { instance.since.after(timeout.max(DRAIN_MIN_MS)) } else { self.now };
+                let terminate = Action::Terminate { instance: instance_id() };
+                Some((deadline, WakeReason::DrainDeadline, terminate))
             }
-            Phase::Stopping { killed: false } => {
-                let deadline = instance.since.after(TERMINATION_GRACE_MS);
-                if now >= deadline {
-                    plan.actions.push(Action::Kill { instance: instance_id() });
-                } else {
-                    plan.wake_at(deadline, WakeReason::TerminationGrace);
-                }
+            Phase::Stopping { killed } => {
+                let (patience, reason) = match killed {
+                    false => (TERMINATION_GRACE_MS, WakeReason::TerminationGrace),
+                    true => (KILL_AGAIN_MS, WakeReason::KillAgain),
+                };
+                Some((instance.since.after(patience), reason, Action::Kill { instance: instance_id() }))
             }
-            Phase::Stopping { killed: true } => {}
-            Phase::Ended { .. } => plan.actions.push(Action::Delete { instance: instance_id() }),
+            Phase::Ended { .. } => {
+                plan.actions.push(Action::Delete { instance: instance_id() });
+                None
+            }
+        };
+        match due {
+            Some((deadline, _, action)) if self.now >= deadline => plan.actions.push(action),
+            Some((deadline, reason, _)) => plan.wake_at(deadline, reason),
+            None => {}
         }
+    }
+
+    /// Whether an instance of an outdated object keeps serving: while instances are wanted and the new object has none that
+    /// is ready.
+    fn is_still_needed(&self, outdated: &InstanceActual) -> bool {
+        let Some((digest, _)) = self.desired.revisions.get(&outdated.revision) else { return false };
+        let replaces = |other: &InstanceActual| {
+            other.revision == outdated.revision && other.object == *digest && other.phase == Phase::Ready
+        };
+        self.wanted.get(&outdated.revision) != Some(&0) && !self.actual.instances.values().any(replaces)
     }
 
     fn launch_missing(&self, key: &RevisionKey, want: u32, named: &mut u64, plan: &mut Plan) {
         let Self { desired, actual, now, .. } = *self;
         let Some((digest, _)) = desired.revisions.get(key) else { return };
         let Some(revision) = actual.revisions.get(key) else { return };
+        let crashes = &revision.crashes;
+        if now < crashes.retry_at {
+            // Also if none is missing: until then requests are refused, and afterwards held again.
+            plan.wake_at(crashes.retry_at, WakeReason::CrashBackoff);
+        }
         match &revision.image {
             // Prepared whether instances are wanted or not: a cold start must not wait for the network.
             ImageState::Unknown => return plan.actions.push(Action::PrepareImage { revision: key.clone() }),
@@ -226,32 +272,21 @@ impl Inputs<'_> {
             ImageState::Present => {}
         }
         let missing = want.saturating_sub(actual.up(key, digest));
-        if missing == 0 {
+        if now < crashes.retry_at {
             return;
         }
-        if now < revision.crashes.retry_at {
-            return plan.wake_at(revision.crashes.retry_at, WakeReason::CrashBackoff);
-        }
         // After a crash one at a time: a program that cannot start must not be started twenty times over.
-        let batch = if revision.crashes.recent > 0 { 1 } else { missing };
+        let batch = match crashes.recent {
+            0 => missing,
+            _ if actual.is_starting(key, digest) => 0,
+            _ => missing.min(1),
+        };
         for _ in 0..batch {
             *named += 1;
             let instance = instance_id(&key.name, &actual.incarnation, *named);
             plan.actions.push(Action::Launch { instance, revision: key.clone() });
         }
     }
-}
-
-/// An instance of an outdated object keeps serving while the new object's first instance is still on the way.
-fn has_ready_successor_pending(
-    instance: &InstanceActual,
-    object: Option<&(Digest, RevisionObject)>,
-    actual: &Actual,
-) -> bool {
-    let Some((digest, _)) = object else { return false };
-    !actual.instances.values().any(|other| {
-        other.revision == instance.revision && other.object == *digest && other.phase == Phase::Ready
-    })
 }
 
 /// Drains what a revision has beyond `want`, those not ready yet first, then the youngest.

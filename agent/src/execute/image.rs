@@ -132,6 +132,7 @@ fn describe(image: Digest, summary: ImageSummary) -> Prepared {
             env: run.env,
             working_dir: run.workdir,
             user: user.unwrap_or(User { uid: 0, gid: 0 }),
+            accounts: users::accounts(&passwd),
         },
     }
 }

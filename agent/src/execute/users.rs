@@ -1,10 +1,11 @@
 //! From the user an image names to numbers, by the image's own `/etc/passwd` and `/etc/group`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use tombolo_agent_core::bundle::User;
+use tombolo_agent_core::bundle::{Account, User};
 
 /// Largest account file read, bytes; the largest of known distributions have 10 KiB.
 const FILE_MAX: u64 = 1 << 20;
@@ -26,6 +27,20 @@ pub(super) fn resolve(user: &str, passwd: &str, group: &str) -> Option<User> {
         Some(group_name) => group_name.parse().ok().or_else(|| group_of(group, group_name))?,
     };
     Some(User { uid, gid })
+}
+
+/// The accounts of `passwd`, by user number; of two with one number the first.
+pub(super) fn accounts(passwd: &str) -> BTreeMap<u32, Account> {
+    let mut accounts = BTreeMap::new();
+    for line in passwd.lines() {
+        let row: Vec<_> = line.split(':').collect();
+        if let [_, _, uid, gid, _, home, ..] = row[..]
+            && let (Ok(uid), Ok(gid)) = (uid.parse(), gid.parse())
+        {
+            accounts.entry(uid).or_insert_with(|| Account { gid, home: home.to_owned() });
+        }
+    }
+    accounts
 }
 
 fn group_of(group: &str, name: &str) -> Option<u32> {
@@ -79,6 +94,13 @@ mod tests {
             let found = resolve(user, PASSWD, GROUP).map(|user| (user.uid, user.gid));
             assert_eq!(found, expected, "{user:?}");
         }
+    }
+
+    #[test]
+    fn accounts_are_found_by_number() {
+        let passwd = format!("{PASSWD}again:x:101:7::/other:\nbroken:x:y\n\n");
+        let account = |gid, home: &str| Account { gid, home: home.into() };
+        assert_eq!(accounts(&passwd), [(0, account(0, "/root")), (101, account(102, "/"))].into());
     }
 
     #[test]

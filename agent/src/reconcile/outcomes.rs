@@ -50,17 +50,7 @@ impl Reconciler {
                     }
                 }
             }
-            Outcome::Launched { instance, result: Ok(pid) } => {
-                if let Some(known) = self.actual.instances.get_mut(&instance)
-                    && known.phase == Phase::Launching
-                {
-                    known.pid = pid;
-                    known.phase = Phase::Probing;
-                    known.since = now;
-                    let (revision, port) = (known.revision.clone(), known.port);
-                    self.probe(instance, &revision, port);
-                }
-            }
+            Outcome::Launched { instance, result: Ok(pid) } => self.launched(instance, pid, now),
             Outcome::Launched { instance, result: Err(trouble) } => {
                 // One whose end was told meanwhile has been counted already.
                 let launching =
@@ -79,6 +69,22 @@ impl Reconciler {
             }
             // What is left of it stays known and is asked to be deleted again.
             Outcome::DeleteFailed { instance, exit } => self.set_phase(&instance, Phase::Ended { exit }, now),
+        }
+    }
+
+    fn launched(&mut self, instance: InstanceId, pid: i32, now: Moment) {
+        match self.actual.instances.get_mut(&instance) {
+            Some(known) if known.phase == Phase::Launching => {
+                known.pid = pid;
+                known.phase = Phase::Probing;
+                known.since = now;
+                let (revision, port) = (known.revision.clone(), known.port);
+                self.probe(instance, &revision, port);
+            }
+            // Its end was told first.
+            Some(_) => {}
+            // It was given up meanwhile.
+            None => self.executor.delete(instance),
         }
     }
 

@@ -15,12 +15,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt as _, chown, fchown};
+use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, mkdirat};
 
 use crate::sys;
 use crate::user_namespace::{self, UserRange};
@@ -162,6 +163,32 @@ pub(crate) fn mount_overlay(layers: usize, bytes: u64, users: Option<&Users>) ->
     let options = format!("lowerdir={},upperdir=writable/upper,workdir=writable/work", lower.join(":"));
     mount(Some("overlay"), ROOTFS, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
         .map_err(|error| RootfsError::Overlay(layers, error.into()))
+}
+
+/// Makes the directory `path` of the overlay where the image lacks it, as every container runtime does for the working
+/// directory. Links lead nowhere but into the image.
+pub(crate) fn complete_directory(path: &Path, users: Option<&Users>) -> Result<(), RootfsError> {
+    let root = prepare("open", ROOTFS, fs::File::open(ROOTFS))?;
+    let owner = users.map_or(0, |users| users.range.first);
+    let mut so_far = PathBuf::new();
+    let mut parent = prepare("open", ROOTFS, root.try_clone())?;
+    for part in path.components().filter(|part| !matches!(part, Component::RootDir)) {
+        so_far.push(part);
+        let opened = match sys::open_directory_in(root.as_fd(), &so_far) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made =
+                    mkdirat(Some(parent.as_raw_fd()), part.as_os_str(), Mode::from_bits_truncate(0o755));
+                prepare("make", path, made.map_err(io::Error::from))?;
+                let opened = prepare("open", path, sys::open_directory_in(root.as_fd(), &so_far))?;
+                prepare("own", path, fchown(&opened, Some(owner), Some(owner)))?;
+                prepare("open", path, opened.set_permissions(fs::Permissions::from_mode(0o755)))?;
+                Ok(opened)
+            }
+            opened => opened,
+        };
+        parent = prepare("enter", path, opened)?;
+    }
+    Ok(())
 }
 
 fn mount_tmpfs(path: &Path, bytes: u64, inodes: u64) -> Result<(), RootfsError> {

@@ -169,7 +169,7 @@ fn what_leaves_the_manifest_drains_stops_and_goes() {
     execute(&nothing, &mut actual, &first.actions, NOW);
     let waiting = plan(&nothing, &actual, &busy, &SETTINGS, NOW);
     assert_eq!(waiting.actions, []);
-    assert_eq!(waiting.wake, Some((NOW.after(DRAIN_MIN_MS), WakeReason::DrainDeadline)));
+    assert_eq!(waiting.wake, Some((NOW.after(DRAIN_MAX_MS), WakeReason::DrainDeadline)));
     settle(&nothing, &mut actual, &Traffic::default(), NOW);
     assert!(actual.instances.is_empty());
 }
@@ -195,8 +195,163 @@ fn a_crash_waits_for_its_backoff_and_restarts_one_at_a_time() {
         Crashes { total: 2, recent: 2, retry_at, reason: "ExitedBeforeReady".into(), message: String::new() };
     let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
     assert_eq!((waiting.actions, waiting.wake), (vec![], Some((retry_at, WakeReason::CrashBackoff))));
-    let due = plan(&desired, &actual, &Traffic::default(), &SETTINGS, retry_at);
-    assert_eq!(due.actions.len(), 1);
+    let launches_one = |actual: &Actual| {
+        let due = plan(&desired, actual, &Traffic::default(), &SETTINGS, retry_at);
+        matches!(due.actions.as_slice(), [Action::Launch { .. }])
+    };
+    assert!(launches_one(&actual));
+    let digest = desired.revisions[&key("s-00001")].0;
+    for (phase, next) in [(Phase::Launching, false), (Phase::Probing, false), (Phase::Ready, true)] {
+        actual.instances.insert(InstanceId("i".into()), instance("s-00001", digest, phase.clone()));
+        assert_eq!(launches_one(&actual), next, "beside one that is {phase:?}");
+    }
+}
+
+fn crashed(recent: u32, retry_at: Moment) -> Crashes {
+    Crashes { total: recent, recent, retry_at, reason: "ContainerExited".into(), message: String::new() }
+}
+
+#[test]
+fn a_backoff_ends_with_a_wake_though_no_instance_is_wanted() {
+    let (desired, mut actual) = given(&[object("s-00001", &[])]);
+    let retry_at = NOW.after(4_000);
+    let known = actual.revisions.get_mut(&key("s-00001")).unwrap();
+    known.ready_once = true;
+    known.crashes = crashed(3, retry_at);
+    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    assert_eq!((waiting.actions, waiting.wake), (vec![], Some((retry_at, WakeReason::CrashBackoff))));
+    let over = plan(&desired, &actual, &Traffic::default(), &SETTINGS, retry_at);
+    assert_eq!((over.actions, over.wake), (vec![], None));
+}
+
+#[test]
+fn crashes_are_forgotten_by_the_last_one_not_by_a_healthy_instance_beside() {
+    let (digest, object) = object("s-00001", &[("autoscaling.knative.dev/min-scale", "1")]);
+    let (desired, mut actual) = given(&[(digest, object)]);
+    let known = actual.revisions.get_mut(&key("s-00001")).unwrap();
+    known.ready_once = true;
+    known.crashes = crashed(3, NOW);
+    let mut old = instance("s-00001", digest, Phase::Ready);
+    old.since = Moment(NOW.0 - 2 * CRASH_FORGET_MS);
+    let at = NOW.after(CRASH_FORGET_MS);
+    assert_eq!(crashes_forgotten_at(known, &old), Some(at));
+    let outdated = InstanceActual { object: Digest::of(b"outdated"), ..old.clone() };
+    assert_eq!(crashes_forgotten_at(known, &outdated), None);
+    let probing = InstanceActual { phase: Phase::Probing, ..old.clone() };
+    assert_eq!(crashes_forgotten_at(known, &probing), None);
+    let fresh = InstanceActual { since: NOW.after(5), ..old.clone() };
+    assert_eq!(crashes_forgotten_at(known, &fresh), Some(at.after(5)));
+    actual.instances.insert(InstanceId("i".into()), old.clone());
+    let watched = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW).wake;
+    assert_eq!(watched, Some((at, WakeReason::CrashForget)));
+    actual.revisions.get_mut(&key("s-00001")).unwrap().crashes.recent = 0;
+    assert_eq!(plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW).wake, None);
+}
+
+#[test]
+fn what_is_not_heard_of_again_is_removed() {
+    for phase in [Phase::Launching, Phase::Deleting] {
+        let (digest, object) = object("s-00001", &[]);
+        let (desired, mut actual) = given(&[(digest, object)]);
+        let id = InstanceId("i".into());
+        actual.instances.insert(id.clone(), instance("s-00001", digest, phase.clone()));
+        // At zero instances, so that nothing else is to be done.
+        actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
+        let traffic = Traffic::default();
+        let late = NOW.after(OUTCOME_MAX_MS);
+        let waiting = plan(&desired, &actual, &traffic, &SETTINGS, Moment(late.0 - 1));
+        assert_eq!(
+            (waiting.actions, waiting.wake),
+            (vec![], Some((late, WakeReason::OutcomeLost))),
+            "{phase:?}"
+        );
+        let due = plan(&desired, &actual, &traffic, &SETTINGS, late);
+        assert_eq!(due.actions, [Action::Delete { instance: id }], "{phase:?}");
+    }
+}
+
+#[test]
+fn a_kill_that_may_have_been_lost_is_sent_again() {
+    let (desired, mut actual) = given(&[]);
+    let id = InstanceId("i".into());
+    actual.instances.insert(id.clone(), instance("gone", Digest::of(b""), Phase::Stopping { killed: true }));
+    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let deadline = NOW.after(KILL_AGAIN_MS);
+    assert_eq!((waiting.actions, waiting.wake), (vec![], Some((deadline, WakeReason::KillAgain))));
+    let due = plan(&desired, &actual, &Traffic::default(), &SETTINGS, deadline);
+    assert_eq!(due.actions, [Action::Kill { instance: id }]);
+}
+
+#[test]
+fn requests_in_a_draining_instance_get_the_revisions_own_time() {
+    let (digest, mut object) = object("s-00001", &[]);
+    let id = InstanceId("i".into());
+    let busy = Traffic { instances: [(id.clone(), 1)].into(), ..Traffic::default() };
+    for (timeout_s, wait_ms) in [(Some(7), 7_000), (None, crate::limits::REQUEST_TIMEOUT_MS)] {
+        object.spec.timeout_seconds = timeout_s;
+        let (desired, mut actual) = given(&[(digest, object.clone())]);
+        actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
+        actual.revisions.get_mut(&key("s-00001")).unwrap().last_active = Moment(0);
+        actual.instances.insert(id.clone(), instance("s-00001", digest, Phase::Draining));
+        let waiting = plan(&desired, &actual, &busy, &SETTINGS, NOW);
+        let deadline = NOW.after(wait_ms);
+        assert_eq!((waiting.actions, waiting.wake), (vec![], Some((deadline, WakeReason::DrainDeadline))));
+        let due = plan(&desired, &actual, &busy, &SETTINGS, deadline);
+        assert_eq!(due.actions, [Action::Terminate { instance: id.clone() }]);
+    }
+}
+
+#[test]
+fn held_requests_are_served_though_the_last_instance_goes() {
+    let (digest, object) = object("s-00001", &[]);
+    let (desired, mut actual) = given(&[(digest, object)]);
+    actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
+    let idle = NOW.after(SETTINGS.idle_timeout_ms);
+    let held = with_demand("s-00001", 0, 2, NOW);
+    let id = InstanceId("i".into());
+    for (phase, launches) in [
+        (Phase::Launching, 0),
+        (Phase::Probing, 0),
+        (Phase::Ready, 0),
+        (Phase::Draining, 1),
+        (Phase::Stopping { killed: false }, 1),
+        (ended(), 1),
+    ] {
+        let mut made = instance("s-00001", digest, phase.clone());
+        made.since = idle;
+        actual.instances.insert(id.clone(), made);
+        let actions = plan(&desired, &actual, &held, &SETTINGS, idle).actions;
+        let launched = actions.iter().filter(|action| matches!(action, Action::Launch { .. })).count();
+        assert_eq!(launched, launches, "{phase:?}");
+        assert!(!actions.contains(&Action::Drain { instance: id.clone() }), "{phase:?}");
+    }
+}
+
+#[test]
+fn an_outdated_instance_goes_once_it_is_not_needed() {
+    let (old, _) = object("s-00001", &[]);
+    let (new, object) = object("s-00001", &[("tombolo.dev/x", "1")]);
+    let drains = |successor: Option<Phase>, ready_once: bool, held: u32| {
+        let (desired, mut actual) = given(&[(new, object.clone())]);
+        let known = actual.revisions.get_mut(&key("s-00001")).unwrap();
+        known.ready_once = ready_once;
+        known.last_active = Moment(0);
+        let id = InstanceId("old".into());
+        actual.instances.insert(id.clone(), instance("s-00001", old, Phase::Ready));
+        if let Some(phase) = successor {
+            actual.instances.insert(InstanceId("new".into()), instance("s-00001", new, phase));
+        }
+        let demand = with_demand("s-00001", 0, held, Moment(0));
+        plan(&desired, &actual, &demand, &SETTINGS, NOW).actions.contains(&Action::Drain { instance: id })
+    };
+    assert!(!drains(None, false, 0));
+    assert!(!drains(Some(Phase::Launching), false, 0));
+    assert!(!drains(Some(Phase::Probing), false, 0));
+    assert!(!drains(Some(ended()), false, 0));
+    assert!(drains(Some(Phase::Ready), true, 1));
+    // The new one was ready and has ended: nothing is wanted, or another one is on the way.
+    assert!(drains(Some(ended()), true, 0));
+    assert!(!drains(Some(ended()), true, 1));
 }
 
 #[test]
@@ -260,7 +415,9 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Ready),
         Just(Phase::Draining),
         Just(Phase::Stopping { killed: false }),
+        Just(Phase::Stopping { killed: true }),
         Just(ended()),
+        Just(Phase::Deleting),
     ]
 }
 
@@ -287,7 +444,8 @@ proptest! {
         let first_add = once.actions.iter().position(adds).unwrap_or(once.actions.len());
         prop_assert!(once.actions[first_add..].iter().all(adds), "an addition came before a removal: {:?}", once.actions);
 
-        // Launching ones come up; the rest is time and execution.
+        // Launching ones come up, deleted ones are gone; the rest is time and execution.
+        actual.instances.retain(|_, instance| instance.phase != Phase::Deleting);
         for instance in actual.instances.values_mut() {
             if instance.phase == Phase::Launching {
                 instance.phase = Phase::Ready;
@@ -309,19 +467,42 @@ proptest! {
 
     /// Every deadline that changes the answer is in `wake`: nothing happens before it that planning now would not show.
     #[test]
-    fn nothing_changes_before_the_wake(phase in any_phase(), age in 0..70_000u64, step in 1..100_000u64) {
-        let made_object = object("a-00001", &[]);
+    fn nothing_changes_before_the_wake(
+        phases in proptest::collection::vec((any_phase(), 0..1_300_000u64, any::<bool>(), 0..2u32), 0..3),
+        ready_once: bool,
+        crashes in (0..3u32, 0..2_000_000u64),
+        min in 0..3u32,
+        requests in 0..2u32,
+        step in 1..1_300_000u64,
+    ) {
+        let made_object = object("a-00001", &[("autoscaling.knative.dev/min-scale", &min.to_string())]);
         let digest = made_object.0;
         let (desired, mut actual) = given(&[made_object]);
-        let mut made = instance("a-00001", digest, phase);
-        made.since = Moment(NOW.0 - age);
-        actual.instances.insert(InstanceId("x".into()), made);
-        actual.revisions.get_mut(&key("a-00001")).unwrap().ready_once = true;
-        let now = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+        let mut traffic = with_demand("a-00001", 0, requests, Moment(NOW.0 - 30_000));
+        for (number, (phase, age, outdated, load)) in phases.into_iter().enumerate() {
+            let of = if outdated { Digest::of(b"outdated") } else { digest };
+            let mut made = instance("a-00001", of, phase);
+            made.since = Moment(NOW.0 - age);
+            let id = InstanceId(format!("x{number}"));
+            traffic.instances.insert(id.clone(), load);
+            actual.instances.insert(id, made);
+        }
+        let known = actual.revisions.get_mut(&key("a-00001")).unwrap();
+        known.ready_once = ready_once;
+        known.crashes = crashed(crashes.0, Moment(NOW.0 - 1_000_000 + crashes.1));
+        // As the reconciler does before it plans.
+        let forgotten = |instance: &InstanceActual| {
+            crashes_forgotten_at(&actual.revisions[&key("a-00001")], instance).is_some_and(|at| NOW >= at)
+        };
+        if actual.instances.values().any(forgotten) {
+            actual.revisions.get_mut(&key("a-00001")).unwrap().crashes.recent = 0;
+        }
+        let now = plan(&desired, &actual, &traffic, &SETTINGS, NOW);
         let until = now.wake.map_or(u64::MAX, |(at, _)| at.0);
+        prop_assert!(until > NOW.0, "a wake that is over: {:?}", now.wake);
         let probe_at = Moment((NOW.0 + step).min(until - 1));
         if now.actions.is_empty() {
-            let then = plan(&desired, &actual, &Traffic::default(), &SETTINGS, probe_at);
+            let then = plan(&desired, &actual, &traffic, &SETTINGS, probe_at);
             prop_assert_eq!(then.actions, vec![]);
         }
     }

@@ -1,3 +1,5 @@
+//! Log files: lines, parts, rotation, and a disk that is full.
+
 use std::os::fd::OwnedFd;
 
 use super::*;

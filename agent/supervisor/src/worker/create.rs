@@ -221,6 +221,9 @@ fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Re
     }
     spec.set_mounts(Some(mounts));
     rootfs::mount_overlay(task.layers.len(), task.upper_bytes, users)?;
+    if let Some(process) = spec.process() {
+        rootfs::complete_directory(process.cwd(), users)?;
+    }
     let read_only =
         task.upper_bytes == 0 || spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     spec.set_root(Some(RootBuilder::default().path(rootfs::ROOTFS).readonly(read_only).build()?));

@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::json;
+use tombolo_agent_core::supervision::Request;
 
 use crate::machine::{Machine, is_root, until};
 
@@ -113,6 +114,32 @@ fn without_a_writable_layer_the_root_is_read_only() {
     let want = [format!("write /x: error {erofs}"), format!("write /etc/marker: error {erofs}")];
     assert_eq!(lines[..2], want);
     assert_eq!(lines[2..], ["write /tmp/x: ok", "write /var/log/x: ok", "/etc=hosts,marker,resolv.conf"]);
+}
+
+#[test]
+fn a_working_directory_that_the_image_lacks_is_made_within_it() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let outside = machine.path("outside");
+    fs::create_dir(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, machine.path("layer/out")).unwrap();
+    for (name, cwd, upper_bytes) in [("new", "/srv/app/x", 1 << 20), ("closed", "/srv/app/x", 0)] {
+        let acts = ["/guest", "link:/proc/self/cwd", "owner:/srv/app/x", "owner:/srv"];
+        let mut spec = machine.spec(name, &acts, |config| config["process"]["cwd"] = cwd.into());
+        spec.upper_bytes = upper_bytes;
+        let (_, lines) = machine.run_spec(&mut client, name, spec);
+        assert_eq!(lines, ["/proc/self/cwd=/srv/app/x", "owner /srv/app/x: 0:0", "owner /srv: 0:0"]);
+    }
+    let spec =
+        machine.spec("link", &["/guest", "print:x"], |config| config["process"]["cwd"] = "/out/x".into());
+    let id = machine.id("link");
+    let made = client.call(Request::Create { id, spec: Box::new(spec) });
+    assert!(made.is_err(), "{made:?}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(!machine.path("layer/srv").exists());
 }
 
 #[test]

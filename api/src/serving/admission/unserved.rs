@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::annotations::KPA;
 use super::field_error::FieldErrors;
 use super::syntax::duration;
+use crate::desired::INSTANCES_PER_REVISION_MAX;
 use crate::meta::ObjectMeta;
 use crate::serving::keys::{ROLLOUT_DURATION, VISIBILITY};
 use crate::serving::{Container, Probe, RevisionSpec, SecurityContext, Volume};
@@ -52,19 +53,30 @@ pub(super) fn metadata(metadata: &ObjectMeta) -> FieldErrors {
         .via("metadata")
 }
 
-/// What a user should hear of a template's annotations that are kept and have no effect yet.
+/// What a user should hear of a template's annotations that are kept and have no effect yet, or less than they say.
 pub(super) fn warnings(annotations: &BTreeMap<String, String>) -> Vec<String> {
-    let idle = |key: &str, value: &str| {
-        let Some(name) = key.strip_prefix("autoscaling.knative.dev/") else { return false };
-        match name {
-            "class" => value != KPA,
-            "metric" => value != "concurrency",
-            "initial-scale" | "initialScale" => value.parse() != Ok(1),
-            name => TUNING.contains(&name),
-        }
+    let idle = |name: &str, value: &str| match name {
+        "class" => value != KPA,
+        "metric" => value != "concurrency",
+        "initial-scale" | "initialScale" => value.parse() != Ok(1),
+        name => TUNING.contains(&name),
     };
-    let idle = annotations.iter().filter(|(key, value)| idle(key, value));
-    idle.map(|(key, _)| format!("spec.template.metadata.annotations.{key}: no effect, {WHY}")).collect()
+    let capped = |name: &str, value: &str| {
+        matches!(name, "min-scale" | "minScale")
+            && value.parse::<u32>().is_ok_and(|count| count > INSTANCES_PER_REVISION_MAX)
+    };
+    let warning = |(key, value): (&String, &String)| {
+        let name = key.strip_prefix("autoscaling.knative.dev/")?;
+        let what = if idle(name, value) {
+            format!("no effect, {WHY}")
+        } else if capped(name, value) {
+            format!("{value} is served as {INSTANCES_PER_REVISION_MAX}, the most instances on one node")
+        } else {
+            return None;
+        };
+        Some(format!("spec.template.metadata.annotations.{key}: {what}"))
+    };
+    annotations.iter().filter_map(warning).collect()
 }
 
 pub(super) fn revision_spec(spec: &RevisionSpec) -> FieldErrors {

@@ -1,0 +1,241 @@
+//! Golden encodings of what hub and nodes say to each other and keep: today's code reads what it wrote before, and writes the
+//! same bytes. A file changes only with a new version of its format.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use ed25519_dalek::SigningKey;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tombolo_api::Digest;
+use tombolo_api::desired::{
+    Desired, RevisionObject, RouteObject, RouteTarget, encode_revision, encode_route,
+};
+use tombolo_api::manifest::{FORMAT, Manifest, SignedManifest, Version};
+use tombolo_api::report::{
+    Event, EventAck, EventBatch, EventKind, InstanceReport, NodeInfo, Presence, Refused, Report,
+    RevisionPhase, RevisionReport, Serving, Tier,
+};
+use tombolo_api::tail::{TailChunk, TailRequest};
+
+/// `golden`, one line, is what `value` is written as and reads back as `value`.
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(golden: &str, value: &T) {
+    let golden = golden.trim_end();
+    assert_eq!(serde_json::to_string(value).unwrap(), golden);
+    assert_eq!(&serde_json::from_str::<T>(golden).unwrap(), value);
+}
+
+fn revision() -> RevisionObject {
+    let spec = json!({
+        "containerConcurrency": 4,
+        "containers": [{
+            "args": ["--port", "$(PORT)"],
+            "command": ["/app"],
+            "env": [{ "name": "LEVEL", "value": "info" }, { "name": "EMPTY" }],
+            "image": format!("hub.tombolo/hello@{}", Digest::of(b"image")),
+            "imagePullPolicy": "IfNotPresent",
+            "name": "user-container",
+            "ports": [{ "containerPort": 9000, "name": "h2c", "protocol": "TCP" }],
+            "readinessProbe": {
+                "httpGet": { "httpHeaders": [{ "name": "X-Probe", "value": "1" }], "path": "/ready", "port": 0 },
+                "initialDelaySeconds": 1,
+                "periodSeconds": 5,
+                "successThreshold": 1,
+                "timeoutSeconds": 2,
+            },
+            "resources": {
+                "limits": { "cpu": "500m", "ephemeral-storage": "16Mi", "memory": "64Mi", "tombolo.dev/pids": "64" },
+                "requests": { "cpu": "100m" },
+            },
+            "securityContext": {
+                "capabilities": { "drop": ["ALL"] },
+                "readOnlyRootFilesystem": true,
+                "runAsGroup": 1001,
+                "runAsNonRoot": true,
+                "runAsUser": 1000,
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "volumeMounts": [{ "mountPath": "/data", "name": "space" }],
+            "workingDir": "/srv",
+        }],
+        "enableServiceLinks": false,
+        "idleTimeoutSeconds": 20,
+        "nodeSelector": { "line": "7" },
+        "responseStartTimeoutSeconds": 10,
+        "timeoutSeconds": 60,
+        "volumes": [{ "emptyDir": { "sizeLimit": "1Mi" }, "name": "space" }],
+    });
+    RevisionObject {
+        namespace: "default".into(),
+        name: "hello-00001".into(),
+        uid: "0f8fad5b-d9cb-469f-a165-70867728950e".into(),
+        service: "hello".into(),
+        configuration: "hello".into(),
+        annotations: BTreeMap::from([("autoscaling.knative.dev/min-scale".into(), "1".into())]),
+        spec: serde_json::from_value(spec).unwrap(),
+    }
+}
+
+fn route() -> RouteObject {
+    let target = |percent, candidates: &[&str], hosts: &[&str]| RouteTarget {
+        percent,
+        candidates: candidates.iter().map(|name| (*name).into()).collect(),
+        hosts: hosts.iter().map(|host| (*host).into()).collect(),
+    };
+    RouteObject {
+        namespace: "default".into(),
+        name: "hello".into(),
+        hosts: vec!["hello.default.localhost".into()],
+        targets: vec![
+            target(90, &["hello-00002", "hello-00001"], &[]),
+            target(10, &["hello-00001"], &["old-hello.default.localhost"]),
+        ],
+    }
+}
+
+fn manifest() -> Manifest {
+    Manifest {
+        format: FORMAT,
+        node: "press-7".parse().unwrap(),
+        generation: 12,
+        epoch: 3,
+        hub_time_s: 1_767_225_600,
+        objects: vec![encode_revision(&revision()).entry, encode_route(&route()).entry],
+    }
+}
+
+fn serving() -> Serving {
+    Serving { version: Version { epoch: 3, generation: 12 }, digest: Digest::of(b"manifest") }
+}
+
+#[test]
+fn revision_objects() {
+    check(include_str!("golden/revision_object.json"), &revision());
+}
+
+#[test]
+fn route_objects() {
+    check(include_str!("golden/route_object.json"), &route());
+}
+
+#[test]
+fn manifests() {
+    check(include_str!("golden/manifest.json"), &manifest());
+    let mut desired = Desired::default();
+    let objects = [include_str!("golden/revision_object.json"), include_str!("golden/route_object.json")];
+    for (entry, object) in manifest().objects.iter().zip(objects) {
+        desired.add(entry, object.trim_end().as_bytes()).unwrap();
+    }
+}
+
+#[test]
+fn signed_manifests() {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let golden = include_str!("golden/signed_manifest.json");
+    check(golden, &SignedManifest::sign(&manifest(), &key));
+    let signed = SignedManifest::from_bytes(golden.as_bytes()).unwrap();
+    assert_eq!(signed.verify(&key.verifying_key(), &manifest().node).unwrap(), manifest());
+}
+
+#[test]
+fn reports() {
+    let instance = |id: &str, tier, pid, restarts| InstanceReport { id: id.into(), tier, pid, restarts };
+    let revision = |name: &str, phase, reason: &str, message: &str, instances| RevisionReport {
+        namespace: "default".into(),
+        name: name.into(),
+        uid: "0f8fad5b-d9cb-469f-a165-70867728950e".into(),
+        phase,
+        reason: reason.into(),
+        message: message.into(),
+        instances,
+    };
+    let report = Report {
+        info: NodeInfo {
+            labels: BTreeMap::from([("kubernetes.io/arch".into(), "amd64".into())]),
+            agent_version: "0.1.0".into(),
+            kernel_version: "6.1.0".into(),
+            os_image: "Debian GNU/Linux 12".into(),
+            architecture: "amd64".into(),
+            boot_id: "9a3f".into(),
+            cpus: 2,
+            memory_bytes: 4 << 30,
+            address: "127.0.0.1:8080".into(),
+            limitations: vec!["memory is not limited: the memory controller is absent".into()],
+        },
+        serving: Some(serving()),
+        refused: Some(Refused { reason: "OlderGeneration".into(), message: "is older".into(), count: 2 }),
+        revisions: vec![
+            revision(
+                "hello-00001",
+                RevisionPhase::Ready,
+                "",
+                "",
+                vec![
+                    instance("hello-00001-abcde-1", Tier::Running, 4711, 3),
+                    instance("hello-00001-abcde-2", Tier::Starting, 0, 3),
+                    instance("hello-00001-abcde-3", Tier::Stopping, 4713, 3),
+                ],
+            ),
+            revision("hello-00002", RevisionPhase::Failed, "ExitedBeforeReady", "status 3", vec![]),
+            revision("hello-00003", RevisionPhase::Preparing, "", "", vec![]),
+        ],
+    };
+    check(include_str!("golden/report.json"), &report);
+    check(include_str!("golden/report_of_nothing.json"), &Report::default());
+}
+
+#[test]
+fn presences() {
+    let there = Presence {
+        online: true,
+        session: "k3v9".into(),
+        serving: Some(serving()),
+        report: Some(Digest::of(b"report")),
+    };
+    check(include_str!("golden/presence.json"), &there);
+    let will = Presence { online: false, session: "k3v9".into(), serving: None, report: None };
+    check(include_str!("golden/presence_as_will.json"), &will);
+}
+
+#[test]
+fn event_batches() {
+    let event = |seq, kind, reason: &str, object: &str| Event {
+        seq,
+        time_ms: 1_767_225_600_000 + seq,
+        reason: reason.into(),
+        kind,
+        object: object.into(),
+        message: "what happened".into(),
+    };
+    let batch = EventBatch {
+        outbox: "x4q2".into(),
+        events: vec![
+            event(7, EventKind::Normal, "ImagePulled", "revision/default/hello-00001"),
+            event(8, EventKind::Warning, "ManifestRefused", "node"),
+        ],
+    };
+    check(include_str!("golden/event_batch.json"), &batch);
+    check(include_str!("golden/event_ack.json"), &EventAck { outbox: "x4q2".into(), seq: 8 });
+}
+
+#[test]
+fn log_tails() {
+    let request = TailRequest {
+        id: "t-1".into(),
+        namespace: "default".into(),
+        revisions: vec!["hello-00001".into()],
+        lines: 100,
+        follow: true,
+    };
+    check(include_str!("golden/tail_request.json"), &request);
+    let chunk = TailChunk {
+        instance: "hello-00001-abcde-1".into(),
+        revision: "hello-00001".into(),
+        text: "2026-01-01T00:00:00.000000000Z stdout F hello\n".into(),
+        end: true,
+    };
+    check(include_str!("golden/tail_chunk.json"), &chunk);
+}
