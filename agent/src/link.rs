@@ -174,6 +174,7 @@ impl Link {
             }
         };
         let (client, eventloop) = AsyncClient::builder(options).capacity(REQUESTS).build();
+        let report_wanted = Arc::<Notify>::default();
         let driver = Driver {
             me: self.me.clone(),
             received: self.received.clone(),
@@ -181,13 +182,14 @@ impl Link {
             outbox: self.outbox.clone(),
             state: self.state.clone(),
             traffic: self.traffic.clone(),
+            report_wanted: report_wanted.clone(),
             renew: self.renew.clone(),
         };
         self.state.send_replace(LinkState::Down { reason: String::new(), failures: 0 });
         let mut driver = tokio::spawn(driver.run(eventloop));
         let mut identities = self.identity.clone();
         let wire = Wire { client, traffic: self.traffic.clone() };
-        let mut speaker = Speaker::new(wire, &self.me, &self.session, self.state.subscribe());
+        let mut speaker = Speaker::new(wire, &self.me, &self.session, self.state.subscribe(), report_wanted);
         let stops = tokio::select! {
             () = speaker.run(self) => true,
             changed = identities.changed() => changed.is_err(),
@@ -257,6 +259,7 @@ struct Driver {
     outbox: Outbox,
     state: watch::Sender<LinkState>,
     traffic: Arc<Traffic>,
+    report_wanted: Arc<Notify>,
     renew: Arc<Notify>,
 }
 
@@ -326,6 +329,7 @@ impl Driver {
                 Ok(request) => drop(self.tail_requests.try_send(request)),
                 Err(error) => tracing::warn!(%error, "a request for logs cannot be read"),
             },
+            Leaf::ReportRequest => self.report_wanted.notify_one(),
             Leaf::Presence | Leaf::Status | Leaf::Events | Leaf::Tail(_) => {
                 tracing::debug!(%node, ?leaf, "a message nobody asked for");
             }

@@ -2,9 +2,10 @@
 //! and at every change it says what has not been said. It must not know MQTT.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tombolo_api::frame::CHUNK_MAX;
 use tombolo_api::report::{Presence, Serving};
@@ -38,13 +39,21 @@ pub(super) struct Speaker {
     reported: Option<Digest>,
     /// Something changed since the report was last composed.
     report_due: bool,
+    /// Told when the hub says that it has not the report that the presence names.
+    report_wanted: Arc<Notify>,
     next_report: Instant,
     /// The last event sent and not acknowledged, and when to send again.
     events: Option<(u64, Instant)>,
 }
 
 impl Speaker {
-    pub(super) fn new(wire: Wire, me: &NodeId, session: &str, state: watch::Receiver<LinkState>) -> Self {
+    pub(super) fn new(
+        wire: Wire,
+        me: &NodeId,
+        session: &str,
+        state: watch::Receiver<LinkState>,
+        report_wanted: Arc<Notify>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             wire,
@@ -57,6 +66,7 @@ impl Speaker {
             next_heartbeat: now,
             reported: None,
             report_due: true,
+            report_wanted,
             next_report: now,
             events: None,
         }
@@ -81,6 +91,10 @@ impl Speaker {
                 changed = link.report.changed(), if up => self.due(changed),
                 changed = link.ready.changed(), if up => self.due(changed),
                 changed = link.refusals.changed(), if up => self.due(changed),
+                () = self.report_wanted.notified() => {
+                    self.reported = None;
+                    self.due(Ok(()))
+                }
                 changed = link.wanted.changed(), if up => changed.is_ok(),
                 changed = outbox_changes.changed(), if up => changed.is_ok(),
                 Some((id, chunk)) = link.chunks.recv(), if up => {
@@ -110,12 +124,12 @@ impl Speaker {
     /// Says everything that has not been said.
     async fn speak(&mut self, link: &mut Link) -> Result<(), Stuck> {
         let state = self.state.borrow_and_update().clone();
-        let LinkState::Up { connection, resumed } = state else {
+        let LinkState::Up { connection, .. } = state else {
             self.connection = None;
             return Ok(());
         };
         if self.connection != Some(connection) {
-            self.greet(link, resumed).await?;
+            self.greet(link).await?;
             self.connection = Some(connection);
         }
         self.subscribe_wanted(link).await?;
@@ -125,10 +139,7 @@ impl Speaker {
     }
 
     /// A new connection: nothing has been said on it.
-    async fn greet(&mut self, link: &mut Link, resumed: bool) -> Result<(), Stuck> {
-        if !resumed {
-            self.reported = None;
-        }
+    async fn greet(&mut self, link: &mut Link) -> Result<(), Stuck> {
         self.said = None;
         self.events = None;
         self.report_due = true;
@@ -136,9 +147,13 @@ impl Speaker {
         (self.next_report, self.next_heartbeat) = (now, now);
         self.subscribed = link.wanted.borrow_and_update().clone();
         let blobs = self.subscribed.iter().map(|digest| self.topics.blob(digest));
-        let filters =
-            [self.topics.manifest(), self.topics.ack(), self.topics.tail_request()].into_iter().chain(blobs);
-        self.wire.subscribe(filters).await
+        let own = [
+            self.topics.manifest(),
+            self.topics.ack(),
+            self.topics.tail_request(),
+            self.topics.report_request(),
+        ];
+        self.wire.subscribe(own.into_iter().chain(blobs)).await
     }
 
     async fn subscribe_wanted(&mut self, link: &mut Link) -> Result<(), Stuck> {

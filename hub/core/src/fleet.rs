@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tombolo_api::NodeId;
 use tombolo_api::desired::Encoded;
 use tombolo_api::report::{EventBatch, Presence, Report, RevisionReport};
 use tombolo_api::tail::TailChunk;
+use tombolo_api::{Digest, NodeId};
 
 /// A node as the hub knows it. Kept in the hub's store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct NodeState {
     pub last_seen_s: u64,
     pub presence: Option<Presence>,
     pub report: Option<Report>,
+    /// Digest of the report's bytes, as the node's presence names it.
+    #[serde(default)]
+    pub report_digest: Option<Digest>,
 }
 
 /// The nodes that are enrolled.
@@ -27,11 +30,16 @@ pub type Fleet = BTreeMap<NodeId, NodeState>;
 impl NodeState {
     /// A node that has just been enrolled and said nothing yet.
     pub fn enrolled(id: NodeId, now_s: u64) -> Self {
-        Self { id, enrolled_s: now_s, last_seen_s: now_s, presence: None, report: None }
+        Self { id, enrolled_s: now_s, last_seen_s: now_s, presence: None, report: None, report_digest: None }
     }
 
     pub fn is_online(&self) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.online)
+    }
+
+    /// Whether the node has sent a report that did not get here.
+    pub fn lacks_report(&self, presence: &Presence) -> bool {
+        presence.online && presence.report.is_some() && presence.report != self.report_digest
     }
 
     /// Whether the node has all of these labels. One that never reported has none.
@@ -70,9 +78,10 @@ pub fn observe(fleet: &mut Fleet, message: &FleetMessage, now_s: u64) -> bool {
             state.presence = Some(presence.clone());
             changed
         }
-        FleetMessage::Report { report, .. } => {
-            let changed = state.report.as_ref() != Some(report);
+        FleetMessage::Report { report, digest, .. } => {
+            let changed = state.report_digest != Some(*digest);
             state.report = Some((**report).clone());
+            state.report_digest = Some(*digest);
             changed
         }
         FleetMessage::Enrolled { .. } | FleetMessage::Events { .. } | FleetMessage::Tail { .. } => false,
@@ -84,7 +93,7 @@ pub fn observe(fleet: &mut Fleet, message: &FleetMessage, now_s: u64) -> bool {
 pub enum FleetMessage {
     Enrolled { node: NodeId },
     Presence { node: NodeId, presence: Presence },
-    Report { node: NodeId, report: Box<Report> },
+    Report { node: NodeId, report: Box<Report>, digest: Digest },
     Events { node: NodeId, batch: EventBatch },
     Tail { node: NodeId, id: String, chunk: TailChunk },
 }
@@ -110,7 +119,8 @@ mod tests {
     #[test]
     fn only_what_changes_something_counts() {
         let mut fleet = Fleet::new();
-        let said = FleetMessage::Report { node: id("a"), report: report(&[("x", "1")]) };
+        let digest = Digest::of(b"1");
+        let said = FleetMessage::Report { node: id("a"), report: report(&[("x", "1")]), digest };
         assert!(!observe(&mut fleet, &said, 5), "not enrolled");
         assert!(fleet.is_empty());
         let enrolled = FleetMessage::Enrolled { node: id("a") };

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
-use tombolo_api::NodeId;
 use tombolo_api::frame::PACKET_MAX;
 use tombolo_api::tail::CHUNK_TEXT_MAX;
 use tombolo_api::topics::{self, Leaf};
+use tombolo_api::{Digest, NodeId};
 use tombolo_hub_core::fleet::FleetMessage;
 
 /// Largest presence, bytes: two digests and some numbers.
@@ -56,7 +56,9 @@ pub(super) fn decode(topic: &str, payload: &[u8]) -> Result<Taken, Malformed> {
 fn said(node: NodeId, leaf: Leaf, payload: &[u8]) -> Result<FleetMessage, Malformed> {
     Ok(match leaf {
         Leaf::Presence => FleetMessage::Presence { node, presence: parse(payload)? },
-        Leaf::Status => FleetMessage::Report { node, report: Box::new(parse(payload)?) },
+        Leaf::Status => {
+            FleetMessage::Report { node, report: Box::new(parse(payload)?), digest: Digest::of(payload) }
+        }
         Leaf::Events => {
             let batch: tombolo_api::report::EventBatch = parse(payload)?;
             let long = |text: &String| text.len() > TEXT_MAX;
@@ -82,7 +84,9 @@ fn said(node: NodeId, leaf: Leaf, payload: &[u8]) -> Result<FleetMessage, Malfor
             }
             FleetMessage::Tail { node, id, chunk }
         }
-        Leaf::Manifest | Leaf::Blob(_) | Leaf::Ack | Leaf::TailRequest => return Err(Malformed::Topic),
+        Leaf::Manifest | Leaf::Blob(_) | Leaf::Ack | Leaf::TailRequest | Leaf::ReportRequest => {
+            return Err(Malformed::Topic);
+        }
     })
 }
 

@@ -147,7 +147,10 @@ impl Owner {
                     // Whoever sorts them never waits for anybody, so this never waits long.
                     let _ = tails.send(Tail { node, id, chunk }).await;
                 }
-                Ok(Taken::Said(message)) => acks.extend(self.said(message, &mut batch, &mut undo)),
+                Ok(Taken::Said(message)) => {
+                    self.ask_for_report(&message, outbox);
+                    acks.extend(self.said(message, &mut batch, &mut undo));
+                }
                 Ok(Taken::Cleared) => {}
                 Err(reason) => self.complaints.add(&incoming.topic, &reason),
             }
@@ -170,6 +173,14 @@ impl Owner {
             }
         }
         group.into_iter().for_each(Incoming::done);
+    }
+
+    /// A presence that names a report which never came is answered with a request for it.
+    fn ask_for_report(&self, message: &FleetMessage, outbox: &Outbox) {
+        let FleetMessage::Presence { node, presence } = message else { return };
+        if self.fleet.borrow().get(node).is_some_and(|state| state.lacks_report(presence)) {
+            outbox.send(NodeTopics::of(node).report_request(), Vec::new());
+        }
     }
 
     /// Takes one message in. Events go to `batch`, with what to acknowledge once that is on the disk.

@@ -1,3 +1,5 @@
+//! What nodes say, and what is kept of it.
+
 use std::time::Duration;
 
 use serde_json::json;
@@ -220,4 +222,23 @@ async fn log_lines_go_to_who_asked() {
     bench.say("tail/t-1", json!({ "instance": "i", "revision": "r", "text": "x\n" })).await;
     let tail = timeout(SOON, bench.tails.recv()).await.unwrap().unwrap();
     assert_eq!((tail.node, tail.id.as_str(), tail.chunk.text.as_str()), (node(), "t-1", "x\n"));
+}
+
+#[tokio::test]
+async fn a_report_that_did_not_get_here_is_asked_for() {
+    let mut bench = Bench::with_node().await;
+    let report = json!({ "info": { "labels": {}, "agentVersion": "1", "kernelVersion": "", "osImage": "", "architecture": "",
+        "bootId": "", "cpus": 1, "memoryBytes": 1, "address": "", "limitations": [] }, "revisions": [] });
+    let digest = Digest::of(report.to_string().as_bytes());
+    let presence = json!({ "online": true, "session": "s", "report": digest });
+    bench.say("presence", presence.clone()).await;
+    let asked = timeout(SOON, bench.sent.recv()).await.expect("the report is asked for").unwrap();
+    assert_eq!((asked.topic.as_str(), asked.payload.len()), ("tombolo/v1/press-7/report", 0));
+    bench.say("status", report).await;
+    bench.wait(|fleet| fleet[&node()].report.is_some()).await;
+    // What is here is not asked for, not by a hub that was restarted either.
+    let mut bench = bench.restart().await;
+    bench.say("presence", presence).await;
+    bench.events("o", 1..=1).await;
+    assert_eq!(bench.ack().await.seq, 1, "the next message is the acknowledgement");
 }

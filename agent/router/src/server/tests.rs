@@ -1,3 +1,5 @@
+//! Listening, limits of connections, and the end.
+
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;

@@ -90,10 +90,10 @@ fn status(revision: &Revision, wanted: bool, inputs: &Inputs<'_>) -> RevisionSta
     let (healthy, available) = if !is_pinned(revision) {
         (resolution(revision, inputs), Verdict::unknown("ResolvingDigests", ""))
     } else if wanted {
-        (reports.health(), reports.resources(revision))
+        (reports.health(&known("ContainerHealthy")), reports.resources(revision))
     } else {
         // Nodes do not have it any more: what was found out about it stays true.
-        (known("ContainerHealthy"), known("ResourcesAvailable"))
+        (at_rest(revision, known("ContainerHealthy")), known("ResourcesAvailable"))
     };
     let ready = Verdict::all(&[&healthy, &available]);
     let running = reports.running();
@@ -117,6 +117,16 @@ fn status(revision: &Revision, wanted: bool, inputs: &Inputs<'_>) -> RevisionSta
         log_url: before.log_url.clone(),
         observed_generation: revision.metadata.generation,
     }
+}
+
+/// The health of a Revision that nodes do not have, from what was known of it. One that others overtook says so.
+fn at_rest(revision: &Revision, known: Verdict) -> Verdict {
+    let overtaken = revision.metadata.label(keys::ROUTING_STATE) == Some("reserve");
+    if overtaken && !known.is_good() && !known.is_bad() {
+        let message = "No node has it any more: a newer Revision took its place before it was ready.";
+        return Verdict::unknown("Superseded", message);
+    }
+    known
 }
 
 /// What is known of the images of a Revision that is not pinned.
@@ -150,8 +160,9 @@ impl<'a> Reports<'a> {
         Self { nodes, awaited: inputs.fleet.values().any(|node| node.report.is_none()) }
     }
 
-    /// Good as soon as one node has it ready; bad as soon as a connected one says that it cannot run it.
-    fn health(&self) -> Verdict {
+    /// Good as soon as one node has it ready; bad as soon as a connected one says that it cannot run it. Until they say
+    /// anything, one that was good is: nodes may be getting it anew.
+    fn health(&self, known: &Verdict) -> Verdict {
         let in_phase = |phase: RevisionPhase| {
             self.nodes.iter().find_map(move |(node, report)| {
                 report.filter(|report| report.phase == phase).map(|report| (*node, report))
@@ -172,6 +183,9 @@ impl<'a> Reports<'a> {
                 &report.reason,
                 format!("On node {}, when it was last heard of: {}", node.id, report.message),
             );
+        }
+        if known.is_good() {
+            return Verdict::good();
         }
         if !self.nodes.is_empty() && !self.nodes.iter().any(|(node, _)| node.is_online()) {
             return Verdict::unknown("NodesOffline", "No node that should run this Revision is connected.");

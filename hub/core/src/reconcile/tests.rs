@@ -162,6 +162,50 @@ fn traffic_moves_to_a_new_revision_when_it_is_ready() {
 }
 
 #[test]
+fn what_was_found_out_of_a_revision_stays_true() {
+    let mut hub = serving();
+    hub.apply("hello", spec(TWO)).unwrap();
+    hub.settle();
+    hub.report("n1", &[("hello-00002", Ready)]);
+    hub.settle();
+    hub.report("n1", &[]);
+    hub.settle();
+    let ready = |hub: &Hub, name: &str| condition(&hub.revision(name).status.conditions, "Ready");
+    // Traffic comes back to the first, whose nodes have to get it anew.
+    let mut back = spec(TWO);
+    back["traffic"] = json!([{"revisionName": "hello-00001", "percent": 100}]);
+    hub.apply("hello", back).unwrap();
+    hub.settle();
+    assert_eq!(ready(&hub, "hello-00001").0, True);
+    assert_eq!(hub.traffic("hello"), [("hello-00001".to_owned(), 100)]);
+    assert_eq!(hub.candidates_on("n1", "hello"), [["hello-00001", "hello-00002"]], "until it is ready there");
+    // And leaves it again before any node has said a word.
+    hub.apply("hello", spec(TWO)).unwrap();
+    hub.settle();
+    assert_eq!(ready(&hub, "hello-00001").0, True);
+    // A node that cannot run it is believed.
+    let mut back = spec(TWO);
+    back["traffic"] = json!([{"revisionName": "hello-00001", "percent": 100}]);
+    hub.apply("hello", back).unwrap();
+    hub.settle();
+    hub.report("n1", &[("hello-00001", Failed)]);
+    hub.settle();
+    assert_eq!(ready(&hub, "hello-00001"), (False, "ExitCode1".into()));
+}
+
+#[test]
+fn a_revision_that_was_overtaken_says_so() {
+    let mut hub = serving();
+    hub.apply("hello", spec(TWO)).unwrap();
+    hub.settle();
+    let ready = |hub: &Hub| condition(&hub.revision("hello-00002").status.conditions, "Ready");
+    assert_eq!(ready(&hub), (Unknown, "Deploying".into()));
+    hub.apply("hello", spec(ONE)).unwrap();
+    hub.settle();
+    assert_eq!(ready(&hub), (Unknown, "Superseded".into()));
+}
+
+#[test]
 fn a_revision_that_fails_leaves_traffic_where_it_was() {
     let mut hub = serving();
     hub.apply("hello", spec(TWO)).unwrap();
