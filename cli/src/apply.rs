@@ -55,6 +55,8 @@ pub(crate) async fn delete(hub: &Hub, args: &args::Delete) -> anyhow::Result<()>
     for file in &args.files {
         documents.extend(documents::read(file)?);
     }
+    // What was made last goes first: a namespace takes with it what stands after it in the file.
+    documents.reverse();
     each(&documents, args.namespace.as_deref(), async |target, _| {
         crate::delete::one(hub, target.kind, &target.namespace, &target.name, args.ignore_not_found).await
     })
@@ -125,7 +127,7 @@ fn target(document: &Document, namespace: Option<&str>) -> anyhow::Result<Target
         let text = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
         anyhow!(
             "this hub serves no {} of {}: use Service, Configuration, Revision or Route of serving.knative.dev/v1, \
-             or Node of tombolo.dev/v1",
+             or Namespace of v1",
             text("kind"),
             text("apiVersion")
         )
@@ -134,7 +136,8 @@ fn target(document: &Document, namespace: Option<&str>) -> anyhow::Result<Target
         .as_str()
         .filter(|name| !name.is_empty())
         .context("metadata.name is missing")?;
-    let own = object["metadata"]["namespace"].as_str();
+    let own = object["metadata"]["namespace"].as_str().filter(|_| kind.namespaced());
+    let namespace = namespace.filter(|_| kind.namespaced());
     let namespace = match (own, namespace) {
         (Some(own), Some(asked)) if own != asked => {
             return Err(anyhow!("metadata.namespace is {own:?}, but --namespace says {asked:?}"));
@@ -180,9 +183,21 @@ pub(crate) async fn upsert(
             Err(error) if error.is_not_found() && live.is_some() && conflicts < CONFLICTS_MAX => {
                 conflicts += 1
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(with_remedy(error)),
         }
     }
+}
+
+/// Says what to do about a namespace that is missing.
+fn with_remedy(mut error: RequestError) -> RequestError {
+    if let RequestError::Refused(refusal) = &mut error
+        && refusal.code == 404
+        && refusal.details.kind == Kind::Namespace.plural()
+    {
+        let remedy = format!(": make it with `tombolo create namespace {}`", refusal.details.name);
+        refusal.message.push_str(&remedy);
+    }
+    error
 }
 
 fn version(object: &Value) -> Option<&str> {
@@ -240,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_namespace_is_told_with_its_remedy() {
+        let refused = |text: &str| RequestError::Refused(serde_json::from_str(text).unwrap());
+        let namespace = r#"{"message": "namespaces \"n\" not found", "code": 404, "details": {"kind": "namespaces", "name": "n"}}"#;
+        assert_eq!(
+            with_remedy(refused(namespace)).to_string(),
+            "namespaces \"n\" not found: make it with `tombolo create namespace n`"
+        );
+        let service = r#"{"message": "services \"a\" not found", "code": 404, "details": {"kind": "services", "name": "a"}}"#;
+        assert_eq!(with_remedy(refused(service)).to_string(), "services \"a\" not found");
+    }
+
+    #[test]
     fn a_document_says_where_it_belongs() {
         let document = |text: &str| documents::parse("f", text).unwrap().remove(0);
         let plain = document("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n");
@@ -250,6 +277,8 @@ mod tests {
         );
         assert_eq!(target(&fixed, None).unwrap().namespace, "m");
         assert!(target(&fixed, Some("n")).is_err());
+        let namespace = document("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n");
+        assert_eq!(target(&namespace, Some("n")).unwrap().kind, Kind::Namespace);
         assert!(
             target(&document("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n"), None).is_err()
         );

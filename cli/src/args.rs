@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Create or change the resources written in a file
     Apply(Apply),
+    /// Create a namespace
+    Create(Create),
     /// List resources
     Get(Get),
     /// Show one resource in detail
@@ -92,6 +94,7 @@ pub(crate) struct Deploy {
     /// Name of the service [default: the directory's or image's name]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Namespace of the service, made if it is not there
     #[arg(long, short, default_value = "default", value_name = "NS")]
     pub(crate) namespace: String,
     /// Environment variable, added to those the service has; `K-` takes K away. May be repeated
@@ -124,6 +127,13 @@ pub(crate) struct Apply {
     pub(crate) namespace: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// namespace (ns)
+    pub(crate) kind: String,
+    pub(crate) name: Option<String>,
+}
+
 /// How a list or an object is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
@@ -139,7 +149,7 @@ pub(crate) enum Output {
 
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// services (ksvc), revisions (rev), routes (rt), configurations (cfg), nodes (no)
+    /// services (ksvc), revisions (rev), routes (rt), configurations (cfg), nodes (no), namespaces (ns)
     pub(crate) kind: String,
     pub(crate) name: Option<String>,
     #[command(flatten)]
@@ -159,7 +169,7 @@ pub(crate) struct Scope {
 
 #[derive(Debug, Args)]
 pub(crate) struct Describe {
-    /// service, revision, route, configuration or node
+    /// service, revision, route, configuration, node or namespace
     pub(crate) kind: String,
     pub(crate) name: Option<String>,
     #[arg(long, short, default_value = "default", value_name = "NS")]
@@ -168,7 +178,7 @@ pub(crate) struct Describe {
 
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
-    /// service, revision, route, configuration or node
+    /// service, revision, route, configuration, node or namespace
     #[arg(required_unless_present = "files")]
     pub(crate) kind: Option<String>,
     pub(crate) names: Vec<String>,

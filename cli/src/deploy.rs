@@ -20,7 +20,7 @@ use crate::output;
 use crate::probe::Curl;
 use crate::ready::{self, Wanted};
 use crate::steps::Steps;
-use crate::{apply, fields};
+use crate::{apply, create, fields};
 
 pub(crate) use change::{Change, EnvChange};
 pub(crate) use image::{Built, built_in_memory, push};
@@ -32,7 +32,9 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
     let source = Source::of(&args.source)?;
     let name = source.service_name(args.name.as_deref())?;
     // A hub that is not there, or a name it would refuse, is found out before minutes of building.
-    hub.get(&Kind::Service.collection(Some(&args.namespace))).await?;
+    if create::ensure_namespace(hub, &args.namespace).await? {
+        steps.say(&format!("namespace {} created", args.namespace));
+    }
     let mut change = Change { env, port: args.port, ..Change::default() };
     match source {
         Source::Image(reference) => {

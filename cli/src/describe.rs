@@ -44,6 +44,10 @@ async fn surroundings(
     name: &str,
     object: &Value,
 ) -> Result<Surroundings, RequestError> {
+    if kind == Kind::Namespace {
+        let services = hub.get(&Kind::Service.collection(Some(name))).await?;
+        return Ok(Surroundings { services: items(&services, "/items").to_vec(), ..Surroundings::default() });
+    }
     let events = hub.get(EVENTS).await?;
     if kind == Kind::Node {
         return Ok(Surroundings { events: page::node_events(&events, name), ..Surroundings::default() });
@@ -55,7 +59,7 @@ async fn surroundings(
     let own = own_revisions(kind, name, object, items(&revisions, "/items"));
     let on_nodes = page::on_nodes(items(&nodes, "/items"), namespace, &own);
     let events = page::revision_events(&events, namespace, &own);
-    Ok(Surroundings { revisions: own, on_nodes, events })
+    Ok(Surroundings { revisions: own, on_nodes, events, ..Surroundings::default() })
 }
 
 /// Names of the revisions that belong to an object.
@@ -72,7 +76,7 @@ fn own_revisions(kind: Kind, name: &str, object: &Value, revisions: &[Value]) ->
             .map(|target| text(target, "/revisionName").to_owned())
             .collect(),
         Kind::Revision => BTreeSet::from([name.to_owned()]),
-        Kind::Node => BTreeSet::new(),
+        Kind::Node | Kind::Namespace => BTreeSet::new(),
     }
 }
 

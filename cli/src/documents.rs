@@ -63,7 +63,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Document>, DocumentError> {
 
 /// The resources of a text; `file` is only told in errors.
 pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Document>, DocumentError> {
-    let options = serde_saphyr::options! { with_snippet: false, budget: serde_saphyr::budget! { max_depth: DEPTH_MAX } };
+    // As the hub reads YAML: `y` and `yes` are texts, not truths.
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+        budget: serde_saphyr::budget! { max_depth: DEPTH_MAX },
+    };
     let nodes: Vec<Spanned<Node>> =
         serde_saphyr::from_multiple_with_options(text, options).map_err(|error| DocumentError::Syntax {
             file: file.to_owned(),

@@ -56,6 +56,9 @@ pub(crate) struct Refusal {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Details {
+    /// Plural of what the refusal is about.
+    pub(crate) kind: String,
+    pub(crate) name: String,
     pub(crate) causes: Vec<Cause>,
 }
 
@@ -91,6 +94,9 @@ impl Hub {
             return Err(RequestError::Url(url.to_owned()));
         }
         let mut http = reqwest::Client::builder();
+        if base.scheme() == "http" {
+            http = speaking_plainly(http);
+        }
         if is_here(&base) {
             // No proxy knows what `localhost` is to us.
             http = http.no_proxy();
@@ -212,6 +218,14 @@ fn is_here(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// For what speaks no TLS: without this, a client cannot even be made on a machine that has no CA certificates.
+pub(crate) fn speaking_plainly(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let trusts_nobody = versions.expect("ring speaks TLS 1.2 and 1.3").with_root_certificates(rustls::RootCertStore::empty());
+    builder.tls_backend_preconfigured(trusts_nobody.with_no_client_auth())
 }
 
 /// The last error of a chain: "Connection refused" says more than "error sending request".

@@ -14,11 +14,12 @@ pub(crate) enum Kind {
     Revision,
     Route,
     Node,
+    Namespace,
 }
 
 /// A word that names no kind.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no kind of resource: use services, revisions, routes, configurations or nodes")]
+#[error("{0:?} is no kind of resource: use services, revisions, routes, configurations, nodes or namespaces")]
 pub(crate) struct UnknownKind(String);
 
 /// Not a whole pair of kind and name.
@@ -31,7 +32,8 @@ pub(crate) enum TargetError {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Service, Self::Configuration, Self::Revision, Self::Route, Self::Node];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Service, Self::Configuration, Self::Revision, Self::Route, Self::Node, Self::Namespace];
 
     /// From what a person types: plural, singular, Knative's short names.
     pub(crate) fn parse(word: &str) -> Result<Self, UnknownKind> {
@@ -46,6 +48,7 @@ impl Kind {
             "revision" | "revisions" | "rev" => Self::Revision,
             "route" | "routes" | "rt" => Self::Route,
             "node" | "nodes" | "no" => Self::Node,
+            "namespace" | "namespaces" | "ns" => Self::Namespace,
             _ => return Err(UnknownKind(word.to_owned())),
         })
     }
@@ -76,6 +79,7 @@ impl Kind {
             Self::Revision => "Revision",
             Self::Route => "Route",
             Self::Node => "Node",
+            Self::Namespace => "Namespace",
         }
     }
 
@@ -86,28 +90,32 @@ impl Kind {
             Self::Revision => "revisions",
             Self::Route => "routes",
             Self::Node => "nodes",
+            Self::Namespace => "namespaces",
         }
     }
 
     pub(crate) fn api_version(self) -> &'static str {
         match self {
             Self::Node => "tombolo.dev/v1",
+            Self::Namespace => "v1",
             _ => "serving.knative.dev/v1",
         }
     }
 
     pub(crate) fn namespaced(self) -> bool {
-        self != Self::Node
+        !matches!(self, Self::Node | Self::Namespace)
     }
 
     /// Path of the collection: of one namespace, or of all.
     pub(crate) fn collection(self, namespace: Option<&str>) -> String {
         let (version, plural) = (self.api_version(), self.plural());
+        // What has no group stands apart, as Kubernetes has it.
+        let root = if version.contains('/') { "apis" } else { "api" };
         match namespace {
             Some(namespace) if self.namespaced() => {
-                format!("/apis/{version}/namespaces/{}/{plural}", segment(namespace))
+                format!("/{root}/{version}/namespaces/{}/{plural}", segment(namespace))
             }
-            _ => format!("/apis/{version}/{plural}"),
+            _ => format!("/{root}/{version}/{plural}"),
         }
     }
 
@@ -120,8 +128,11 @@ impl Kind {
 /// `service.serving.knative.dev`: the singular with its group, as kubectl prints it.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let group = self.api_version().split('/').next().unwrap_or_default();
-        write!(f, "{}.{group}", self.name().to_ascii_lowercase())
+        let singular = self.name().to_ascii_lowercase();
+        match self.api_version().split_once('/') {
+            Some((group, _)) => write!(f, "{singular}.{group}"),
+            None => f.write_str(&singular),
+        }
     }
 }
 
@@ -152,6 +163,7 @@ mod tests {
             ("rt", Kind::Route),
             ("cfg", Kind::Configuration),
             ("no", Kind::Node),
+            ("ns", Kind::Namespace),
         ] {
             assert_eq!(Kind::parse(word).unwrap(), kind, "{word}");
         }
@@ -166,6 +178,12 @@ mod tests {
     }
 
     #[test]
+    fn kinds_are_printed_with_their_group() {
+        assert_eq!(Kind::Service.to_string(), "service.serving.knative.dev");
+        assert_eq!(Kind::Namespace.to_string(), "namespace");
+    }
+
+    #[test]
     fn names_cannot_leave_their_path_segment() {
         assert_eq!(
             Kind::Service.item("default", "../a?b"),
@@ -173,6 +191,6 @@ mod tests {
         );
         assert!(Kind::Service.item("default", "..").ends_with("/%2E%2E"));
         assert_eq!(Kind::Node.item("ignored", "press-7"), "/apis/tombolo.dev/v1/nodes/press-7");
-        assert_eq!(Kind::Service.to_string(), "service.serving.knative.dev");
+        assert_eq!(Kind::Namespace.item("ignored", "line-3"), "/api/v1/namespaces/line-3");
     }
 }

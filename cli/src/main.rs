@@ -2,6 +2,7 @@
 
 mod apply;
 mod args;
+mod create;
 mod delete;
 mod deploy;
 mod describe;
@@ -69,6 +70,7 @@ async fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Up(args) => up::run(args).await,
         Command::Deploy(args) => deploy::run(&hub()?, args).await,
         Command::Apply(args) => apply::run(&hub()?, args).await,
+        Command::Create(args) => create::run(&hub()?, args).await,
         Command::Get(args) => get::run(&hub()?, args).await,
         Command::Describe(args) => describe::run(&hub()?, args).await,
         Command::Delete(args) => delete::run(&hub()?, args).await,

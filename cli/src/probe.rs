@@ -50,7 +50,7 @@ impl Answer {
 /// Asks for `url` at `router`, wherever the URL's host would lead.
 pub(crate) async fn ask(router: SocketAddr, url: &str, timeout: Duration) -> Result<Answer, ProbeError> {
     let broken = |error: &reqwest::Error| ProbeError::Broken { router, cause: crate::hub::innermost(error) };
-    let client = reqwest::Client::builder()
+    let client = crate::hub::speaking_plainly(reqwest::Client::builder())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(timeout)

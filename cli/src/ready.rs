@@ -83,7 +83,8 @@ async fn ready(hub: &Hub, steps: Steps, wanted: &Wanted, deadline: Instant) -> a
             }
             Standing::Underway => failing_since = None,
         }
-        let why = condition(&service, "Ready").map(|ready| ready.cause()).unwrap_or_default();
+        let ready = condition(&service, "Ready").filter(|_| !is_behind(&service, wanted.generation));
+        let why = ready.map(|ready| ready.cause()).unwrap_or_default();
         if why != said && !why.is_empty() {
             steps.say(&format!("waiting: {why}"));
             said = why;
@@ -109,13 +110,17 @@ enum Standing {
 }
 
 fn standing(service: &Value, generation: i64) -> Standing {
-    let behind = number(service, "/status/observedGeneration").unwrap_or(0) < generation;
     match condition(service, "Ready").map(|ready| ready.status) {
-        _ if behind => Standing::Underway,
+        _ if is_behind(service, generation) => Standing::Underway,
         Some("True") => Standing::Ready,
         Some("False") => Standing::Failed,
         _ => Standing::Underway,
     }
+}
+
+/// Whether the status is of an older generation, and says nothing of the wanted one.
+fn is_behind(service: &Value, generation: i64) -> bool {
+    number(service, "/status/observedGeneration").unwrap_or(0) < generation
 }
 
 /// What stands in the way, a line each. The summary says nothing its parts do not.

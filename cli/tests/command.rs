@@ -26,7 +26,7 @@ fn up(root: &Path, more: &[&str]) -> Command {
 }
 
 fn run(mut command: Command) -> Output {
-    command.output().unwrap()
+    command.output().expect("the command runs")
 }
 
 fn text(bytes: &[u8]) -> String {

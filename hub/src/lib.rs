@@ -16,6 +16,7 @@ mod catalog;
 mod clock;
 pub mod config;
 #[cfg(test)]
+#[path = "tests/fixture.rs"]
 mod fixture;
 mod fleet;
 mod images;

@@ -15,12 +15,17 @@ const EVENTS_MAX: usize = 20;
 /// Width of the column of titles.
 const TITLE_WIDTH: usize = 15;
 
+/// What an event says, apart from when.
+const EVENT_FIELDS: [&str; 5] = ["/type", "/reason", "/node", "/object", "/message"];
+
 /// What is told of an object beside itself.
 #[derive(Debug, Default)]
 pub(super) struct Surroundings {
     /// Names of the revisions that belong to it.
     pub(super) revisions: BTreeSet<String>,
     pub(super) on_nodes: Vec<OnNode>,
+    /// What runs in a namespace.
+    pub(super) services: Vec<Value>,
     /// Oldest first.
     pub(super) events: Vec<Value>,
 }
@@ -48,15 +53,18 @@ pub(super) struct Page<'a> {
 impl Page<'_> {
     pub(super) fn text(&self) -> String {
         let mut text = self.head();
+        if self.kind == Kind::Namespace {
+            return text + &self.services();
+        }
         text.push_str(&match self.kind {
             Kind::Service | Kind::Route => self.traffic(),
-            Kind::Configuration | Kind::Revision => String::new(),
+            Kind::Configuration | Kind::Revision | Kind::Namespace => String::new(),
             Kind::Node => self.node(),
         });
         text.push_str(&match self.kind {
             Kind::Service | Kind::Configuration => template(self.object, "/spec/template/spec"),
             Kind::Revision => template(self.object, "/spec"),
-            Kind::Route | Kind::Node => String::new(),
+            Kind::Route | Kind::Node | Kind::Namespace => String::new(),
         });
         text.push_str(&self.conditions());
         if self.kind != Kind::Node {
@@ -74,7 +82,7 @@ impl Page<'_> {
         lines.many("Labels", &pairs(object, "/metadata/labels"));
         lines.many("Annotations", &pairs(object, "/metadata/annotations"));
         lines.one("Age", &age(text(object, "/metadata/creationTimestamp"), self.now));
-        if self.kind != Kind::Node
+        if !matches!(self.kind, Kind::Node | Kind::Namespace)
             && let Some(generation) = number(object, "/metadata/generation")
         {
             let observed = number(object, "/status/observedGeneration").unwrap_or(0);
@@ -82,6 +90,7 @@ impl Page<'_> {
                 if observed == generation { String::new() } else { format!(" (the hub is at {observed})") };
             lines.one("Generation", &format!("{generation}{behind}"));
         }
+        lines.one("Status", text(object, "/status/phase"));
         lines.one("URL", text(object, "/status/url"));
         lines.one("Latest created", text(object, "/status/latestCreatedRevisionName"));
         lines.one("Latest ready", text(object, "/status/latestReadyRevisionName"));
@@ -109,6 +118,19 @@ impl Page<'_> {
         };
         let rows: Vec<_> = items(self.object, "/status/traffic").iter().map(row).collect();
         section("Traffic", &["PERCENT", "REVISION", "LATEST", "TAG", "URL"], &rows, "none assigned yet")
+    }
+
+    fn services(&self) -> String {
+        let row = |service: &Value| {
+            let ready = fields::condition(service, "Ready").map_or("Unknown", |ready| ready.status);
+            vec![
+                text(service, "/metadata/name").to_owned(),
+                ready.to_owned(),
+                text(service, "/status/url").to_owned(),
+            ]
+        };
+        let rows: Vec<_> = self.around.services.iter().map(row).collect();
+        section("Services", &["NAME", "READY", "URL"], &rows, "none")
     }
 
     fn conditions(&self) -> String {
@@ -140,13 +162,13 @@ impl Page<'_> {
     }
 
     fn events(&self) -> String {
-        let newest = &self.around.events[self.around.events.len().saturating_sub(EVENTS_MAX)..];
-        let row = |event: &Value| {
+        let told = folded(&self.around.events);
+        let newest = &told[told.len().saturating_sub(EVENTS_MAX)..];
+        let row = |(event, times): &(&Value, usize)| {
             let since = number(event, "/timeMs")
                 .map_or_else(|| "<unknown>".to_owned(), |time| fields::age_of_ms(time, self.now));
-            let rest = ["/type", "/reason", "/node", "/object", "/message"]
-                .map(|field| text(event, field).to_owned());
-            std::iter::once(since).chain(rest).collect()
+            let since = if *times > 1 { format!("{since} (x{times})") } else { since };
+            std::iter::once(since).chain(EVENT_FIELDS.map(|field| text(event, field).to_owned())).collect()
         };
         let rows: Vec<Vec<String>> = newest.iter().map(row).collect();
         section("Events", &["AGE", "TYPE", "REASON", "NODE", "OBJECT", "MESSAGE"], &rows, "none")
@@ -215,6 +237,12 @@ pub(super) fn on_nodes(nodes: &[Value], namespace: &str, revisions: &BTreeSet<St
         }
     }
     all
+}
+
+/// Events that say the same one after the other, as the last of them and how many there are.
+fn folded(events: &[Value]) -> Vec<(&Value, usize)> {
+    let same = |a: &Value, b: &Value| EVENT_FIELDS.iter().all(|field| text(a, field) == text(b, field));
+    events.chunk_by(same).filter_map(|run| Some((run.last()?, run.len()))).collect()
 }
 
 /// Events of one node.

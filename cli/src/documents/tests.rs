@@ -31,6 +31,7 @@ fn documents_keep_types_and_lines() {
     assert_eq!(first.lines["spec.template.spec.containers[0].image"], 10);
     assert_eq!(first.lines["spec.template.spec.containers[0].env[0].value"], 13);
     assert_eq!(first.lines["spec.template.spec.containers[0].env[1].name"], 14);
+    assert_eq!(first.object["spec"]["template"]["spec"]["containers"][0]["env"][1]["value"], "yes");
     assert_eq!(documents[1].place(), "hello.yaml:16");
     assert_eq!(documents[1].lines["metadata.name"], 18);
 }

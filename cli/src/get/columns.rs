@@ -73,7 +73,7 @@ const ROUTE: &[Column] = &[
 const NODE: &[Column] = &[
     ("NAME", Always, name),
     ("READY", Always, ready),
-    ("LABELS", Always, |o, _| shortened(&own_labels(o).join(","))),
+    ("LABELS", Always, |o, _| shortened(&own_labels(fields::pairs(o, "/status/info/labels")).join(","))),
     ("VERSION", Always, |o, _| text(o, "/status/info/agentVersion").into()),
     ("AGE", Always, age),
     ("ADDRESS", Always, |o, _| text(o, "/status/info/address").into()),
@@ -83,6 +83,13 @@ const NODE: &[Column] = &[
     ("OS IMAGE", Wide, |o, _| text(o, "/status/info/osImage").into()),
     ("KERNEL", Wide, |o, _| text(o, "/status/info/kernelVersion").into()),
     ("ALL LABELS", Wide, |o, _| fields::pairs(o, "/status/info/labels").join(",")),
+];
+
+const NAMESPACE: &[Column] = &[
+    ("NAME", Always, name),
+    ("STATUS", Always, |o, _| text(o, "/status/phase").into()),
+    ("AGE", Always, age),
+    ("LABELS", Wide, |o, _| own_labels(fields::pairs(o, "/metadata/labels")).join(",")),
 ];
 
 /// The table of `objects`, which are all of one kind.
@@ -99,6 +106,7 @@ pub(super) fn table(
         Kind::Revision => REVISION,
         Kind::Route => ROUTE,
         Kind::Node => NODE,
+        Kind::Namespace => NAMESPACE,
     };
     let shown: Vec<&Column> = columns.iter().filter(|(_, width, _)| wide || *width == Always).collect();
     let namespace = with_namespace.then_some("NAMESPACE");
@@ -159,12 +167,9 @@ fn revision_image(object: &Value) -> &str {
     }
 }
 
-/// Labels a person gave the node; what every node has says nothing in a short table.
-fn own_labels(object: &Value) -> Vec<String> {
-    fields::pairs(object, "/status/info/labels")
-        .into_iter()
-        .filter(|pair| !pair.starts_with("kubernetes.io/"))
-        .collect()
+/// Labels a person gave; those that everything of a kind has say nothing in a short table.
+fn own_labels(pairs: Vec<String>) -> Vec<String> {
+    pairs.into_iter().filter(|pair| !pair.starts_with("kubernetes.io/")).collect()
 }
 
 fn shortened(text: &str) -> String {
@@ -260,8 +265,21 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_show_only_the_labels_people_gave() {
+        let namespace = json!({
+            "metadata": {"name": "line-3", "creationTimestamp": "2027-01-15T07:59:00Z",
+                "labels": {"kubernetes.io/metadata.name": "line-3", "hall": "2"}},
+            "status": {"phase": "Active"},
+        });
+        assert_eq!(
+            printed(Kind::Namespace, &[namespace], false, true),
+            "NAME     STATUS   AGE   LABELS\nline-3   Active   60s   hall=2\n"
+        );
+    }
+
+    #[test]
     fn an_object_without_status_still_has_a_row() {
-        for kind in [Kind::Service, Kind::Configuration, Kind::Revision, Kind::Route, Kind::Node] {
+        for kind in Kind::ALL {
             let table = printed(kind, &[json!({"metadata": {"name": "new"}})], false, true);
             assert!(table.lines().nth(1).unwrap().starts_with("new "), "{table}");
         }

@@ -130,7 +130,7 @@ fn core() -> [Value; 1] {
         "singularName": "namespace",
         "namespaced": false,
         "kind": "Namespace",
-        "verbs": ["create", "delete", "get", "list"],
+        "verbs": ["create", "delete", "get", "list", "update"],
         "shortNames": ["ns"],
     })]
 }

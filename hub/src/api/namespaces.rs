@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tombolo_api::meta::{List, ListMeta, ObjectMeta, Status, StatusCause};
 use tombolo_api::names::is_dns1123_label;
 
-use super::answer::{Answer, json as answer};
+use super::answer::{Answer, Refused, json as answer};
 use super::query::Query;
 use super::{Api, body};
 use crate::catalog::{Change, DEFAULT_NAMESPACE};
@@ -19,13 +19,16 @@ use crate::clock;
 /// Plural, as in paths and messages.
 const PLURAL: &str = "namespaces";
 
+/// The label that every namespace has.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// Namespaces of one hub: each costs memory and no more, but nobody needs more.
 const NAMESPACES_MAX: usize = 1000;
 
 pub(super) fn router() -> Router<Api> {
     Router::new()
         .route("/api/v1/namespaces", get(list).post(create))
-        .route("/api/v1/namespaces/{name}", get(read).delete(delete))
+        .route("/api/v1/namespaces/{name}", get(read).put(replace).delete(delete))
 }
 
 async fn list(State(api): State<Api>, query: Query) -> Answer {
@@ -50,11 +53,8 @@ async fn read(State(api): State<Api>, Path(name): Path<String>) -> Answer {
 }
 
 async fn create(State(api): State<Api>, query: Query, headers: HeaderMap, body: Body) -> Answer {
-    let sent = body::object(&headers, body).await?;
-    if (sent["kind"].as_str(), sent["apiVersion"].as_str()) != (Some("Namespace"), Some("v1")) {
-        return Err(Status::bad_request("the object is no Namespace of version v1").into());
-    }
-    let name = sent["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let sent = sent(&headers, body).await?;
+    let name = sent.name;
     if !is_dns1123_label(&name) {
         let cause = StatusCause {
             reason: "FieldValueInvalid".into(),
@@ -66,12 +66,11 @@ async fn create(State(api): State<Api>, query: Query, headers: HeaderMap, body: 
         };
         return Err(Status::invalid("Namespace", "", &name, vec![cause]).into());
     }
-    let labels: std::collections::BTreeMap<String, String> =
-        serde_json::from_value(sent["metadata"]["labels"].clone()).unwrap_or_default();
     let dry_run = query.dry_run;
     let metadata = ObjectMeta {
         name,
-        labels,
+        labels: sent.labels,
+        annotations: sent.annotations,
         uid: uuid::Uuid::new_v4().to_string(),
         creation_timestamp: Some(clock::now_rfc3339()),
         ..ObjectMeta::default()
@@ -92,6 +91,55 @@ async fn create(State(api): State<Api>, query: Query, headers: HeaderMap, body: 
     let state = api.catalog.state();
     let stored = state.namespaces.get(&metadata.name).map_or(&metadata, |stored| stored);
     Ok(answer(StatusCode::CREATED, &shown(stored)))
+}
+
+/// Takes over labels and annotations; there is nothing else in a namespace to change.
+async fn replace(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let sent = sent(&headers, body).await?;
+    if sent.name != name {
+        let sent = sent.name;
+        let why = format!("the name of the object ({sent}) does not match the name on the URL ({name})");
+        return Err(Status::bad_request(why).into());
+    }
+    let dry_run = query.dry_run;
+    let (_, metadata) = api
+        .catalog
+        .transact(move |state| {
+            let found =
+                state.namespaces.get(&name).ok_or_else(|| Box::new(Status::namespace_not_found(&name)))?;
+            if ![&found.resource_version, ""].contains(&sent.resource_version.as_str()) {
+                return Err(Box::new(Status::conflict(PLURAL, "", &name)));
+            }
+            let wanted =
+                ObjectMeta { labels: sent.labels, annotations: sent.annotations, ..ObjectMeta::clone(found) };
+            let unchanged = dry_run || wanted == **found;
+            let changes =
+                if unchanged { Vec::new() } else { vec![Change::PutNamespace(Box::new(wanted.clone()))] };
+            Ok((changes, wanted))
+        })
+        .await?;
+    let state = api.catalog.state();
+    let stored = state.namespaces.get(&metadata.name).filter(|_| !dry_run);
+    Ok(answer(StatusCode::OK, &shown(stored.map_or(&metadata, |stored| stored))))
+}
+
+/// What a client says of a namespace.
+async fn sent(headers: &HeaderMap, body: Body) -> Result<ObjectMeta, Refused> {
+    let mut sent = body::object(headers, body).await?;
+    if (sent["kind"].as_str(), sent["apiVersion"].as_str()) != (Some("Namespace"), Some("v1")) {
+        return Err(Status::bad_request("the object is no Namespace of version v1").into());
+    }
+    let mut metadata: ObjectMeta = serde_json::from_value(sent["metadata"].take())
+        .map_err(|error| Status::bad_request(format!("metadata: {error}")))?;
+    // Shown on every namespace, and kept of none.
+    metadata.labels.remove(NAME_LABEL);
+    Ok(metadata)
 }
 
 async fn delete(State(api): State<Api>, Path(name): Path<String>, query: Query) -> Answer {
@@ -116,7 +164,7 @@ async fn delete(State(api): State<Api>, Path(name): Path<String>, query: Query) 
 
 fn shown(metadata: &ObjectMeta) -> Value {
     let mut metadata = metadata.clone();
-    metadata.labels.insert("kubernetes.io/metadata.name".into(), metadata.name.clone());
+    metadata.labels.insert(NAME_LABEL.into(), metadata.name.clone());
     json!({
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -265,6 +265,10 @@ async fn exchange(
     let mut heard = Instant::now();
     let mut taken = Instant::now();
     loop {
+        // Before anything is answered: the time in which there was nothing to write is no stall.
+        if !wire.has_output() {
+            taken = Instant::now();
+        }
         while wire.output.len() < OUTPUT_MAX {
             match Packet::read(&mut wire.input, Some(PACKET_MAX as u32)) {
                 Ok(packet) => {
@@ -286,9 +290,6 @@ async fn exchange(
         wire.trim();
         let room = wire.output.len() < OUTPUT_MAX;
         let unsent = wire.has_output();
-        if !unsent {
-            taken = Instant::now();
-        }
         let due = if unsent { (heard + patience).min(taken + STALL_MAX) } else { heard + patience };
         let Wire { reader, input, writer, output, flushed, .. } = &mut *wire;
         tokio::select! {

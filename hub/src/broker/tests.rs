@@ -1,3 +1,5 @@
+//! The broker against real clients over TLS.
+
 use rumqttc::{ConnectReturnCode, ConnectionError, LastWill, LastWillProperties, QoS, SubscribeReasonCode};
 use tombolo_api::frame::{CHUNK_MAX, PACKET_MAX};
 

@@ -1,3 +1,5 @@
+//! Resources over writes, conflicts, cascades and restarts.
+
 use std::path::Path;
 
 use tombolo_api::serving::{Service, ServiceSpec};

@@ -1,3 +1,5 @@
+//! The hub's own connection, over a broker that comes and goes.
+
 use std::net::SocketAddr;
 
 use tokio::task::JoinHandle;
@@ -108,6 +110,19 @@ async fn it_finds_a_broker_that_was_gone() {
     let node = bench.node(&broker).await;
     node.publish("tombolo/v1/press-7/status", b"after", false).await.unwrap();
     assert_eq!(&bench.next().await.payload[..], b"after");
+}
+
+#[tokio::test]
+async fn an_idle_connection_lasts() {
+    let (mut bench, _broker) = bench().await;
+    for _ in 0..20 {
+        // Longer than the broker lets a client be that takes nothing of what is written to it: here nothing was.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        tokio::time::resume();
+        bench.publish("tombolo/v1/press-7/manifest", b"m").await.unwrap();
+    }
+    assert_eq!(*bench.connection.borrow_and_update(), Connection::Up(1));
 }
 
 #[tokio::test]

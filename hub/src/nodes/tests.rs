@@ -1,3 +1,5 @@
+//! Enrolment, renewal and pulls over a real listener.
+
 use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;

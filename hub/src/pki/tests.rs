@@ -1,3 +1,5 @@
+//! Certificates, tokens, and files that stay.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use rcgen::CertificateParams;

@@ -1,3 +1,5 @@
+//! What goes out when something changed, and that nothing goes out when nothing did.
+
 use std::sync::Mutex;
 
 use tokio::task::JoinHandle;

@@ -1,3 +1,5 @@
+//! Following logs of nodes that answer, go silent, or leave.
+
 use tokio::time::timeout;
 use tombolo_api::report::Presence;
 use tombolo_hub_core::NodeState;

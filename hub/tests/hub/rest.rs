@@ -282,6 +282,20 @@ async fn namespaces_come_and_go_with_what_they_hold() {
     let (code, made) = client.send(Method::POST, "/api/v1/namespaces", &namespace).await;
     assert_eq!((code, &made["status"]["phase"]), (201, &json!("Active")), "{made}");
     assert_eq!(client.send(Method::POST, "/api/v1/namespaces", &namespace).await.0, 409);
+    let labelled = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "line-3", "labels": {"hall": "2"}, "resourceVersion": made["metadata"]["resourceVersion"]}});
+    let (code, replaced) = client.send(Method::PUT, "/api/v1/namespaces/line-3", &labelled).await;
+    assert_eq!((code, &replaced["metadata"]["labels"]["hall"]), (200, &json!("2")), "{replaced}");
+    assert_eq!(replaced["metadata"]["uid"], made["metadata"]["uid"]);
+    assert_ne!(replaced["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    assert_eq!(
+        client.send(Method::PUT, "/api/v1/namespaces/line-3", &labelled).await.0,
+        409,
+        "it has changed"
+    );
+    let (_, again) = client.send(Method::PUT, "/api/v1/namespaces/line-3", &replaced).await;
+    assert_eq!(again, replaced, "nothing to change");
+    assert_eq!(client.send(Method::PUT, "/api/v1/namespaces/line-4", &labelled).await.0, 400);
     let services = SERVICES.replace("default", "line-3");
     assert_eq!(client.send(Method::POST, &services, &service("a", IMAGE)).await.0, 201);
     let (_, list) = client.get("/api/v1/namespaces").await;

@@ -55,6 +55,7 @@ fn a_service_is_told_whole() {
         revisions: own(),
         on_nodes: on_nodes(&nodes(), "default", &own()),
         events: revision_events(&events(), "default", &own()),
+        ..Surroundings::default()
     };
     let text = Page { kind: Kind::Service, object: &service, around: &around, now: now() }.text();
     let expected = "\
@@ -109,6 +110,25 @@ fn a_node_tells_what_it_serves_and_lacks() {
 }
 
 #[test]
+fn a_namespace_tells_what_runs_in_it() {
+    let namespace = json!({"metadata": {"name": "line-3", "creationTimestamp": "2027-01-15T07:59:00Z"}, "status": {"phase": "Active"}});
+    let service = json!({"metadata": {"name": "hello"}, "status": {"url": "http://hello.line-3.localhost",
+        "conditions": [{"type": "Ready", "status": "True"}]}});
+    let around = Surroundings { services: vec![service], ..Surroundings::default() };
+    let text = Page { kind: Kind::Namespace, object: &namespace, around: &around, now: now() }.text();
+    let expected = "\
+Name:           line-3
+Age:            60s
+Status:         Active
+
+Services:
+  NAME    READY   URL
+  hello   True    http://hello.line-3.localhost
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
 fn what_is_absent_is_said_so() {
     let around = Surroundings::default();
     for kind in [Kind::Service, Kind::Configuration, Kind::Revision, Kind::Route, Kind::Node] {
@@ -127,4 +147,16 @@ fn only_the_newest_events_are_shown() {
     let around = Surroundings { events: many, ..Surroundings::default() };
     let text = Page { kind: Kind::Node, object: &json!({}), around: &around, now: now() }.text();
     assert!(!text.contains("R04") && text.contains("R05") && text.contains("R24"), "{text}");
+}
+
+#[test]
+fn the_same_over_and_over_is_one_line() {
+    let event =
+        |reason: &str, seconds: i64| json!({"reason": reason, "timeMs": (1_800_000_000 - seconds) * 1000});
+    let events = vec![event("Pulled", 90), event("Crashed", 60), event("Crashed", 30), event("Crashed", 5)];
+    let around = Surroundings { events, ..Surroundings::default() };
+    let text = Page { kind: Kind::Node, object: &json!({}), around: &around, now: now() }.text();
+    let lines: Vec<Vec<&str>> =
+        text.lines().rev().take(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines, [vec!["5s", "(x3)", "Crashed"], vec!["90s", "Pulled"]]);
 }
