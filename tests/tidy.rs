@@ -92,8 +92,11 @@ fn is_comment(line: &str) -> bool {
 
 #[test]
 fn every_file_says_what_it_holds() {
-    let broken: Vec<_> =
-        files(".rs").into_iter().filter(|source| !source.text.starts_with("//!")).map(|source| source.path).collect();
+    let broken: Vec<_> = files(".rs")
+        .into_iter()
+        .filter(|source| !source.text.starts_with("//!"))
+        .map(|source| source.path)
+        .collect();
     report("a file opens with `//!`: what it holds and what it must not know", &broken);
 }
 
@@ -122,8 +125,20 @@ fn functions_fit_on_a_screen() {
         for (number, line) in source.production().lines().enumerate() {
             let indent = line.len() - line.trim_start().len();
             let code = line.trim_start();
-            let starts = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn ", "pub(crate) async fn "];
-            if open.is_none() && starts.iter().any(|start| code.starts_with(start)) && !code.ends_with('}') && !code.ends_with(';') {
+            let starts = [
+                "fn ",
+                "pub fn ",
+                "pub(crate) fn ",
+                "pub(super) fn ",
+                "async fn ",
+                "pub async fn ",
+                "pub(crate) async fn ",
+            ];
+            if open.is_none()
+                && starts.iter().any(|start| code.starts_with(start))
+                && !code.ends_with('}')
+                && !code.ends_with(';')
+            {
                 open = Some((indent, number, code.to_owned()));
             }
             if let Some((depth, start, name)) = &open
@@ -167,7 +182,11 @@ fn names_say_something() {
         .filter(|path| path.split(['/', '.']).any(|part| vague.contains(&part)))
         .collect();
     report("modules are named after what they hold", &broken);
-    let mods: Vec<_> = files("mod.rs").into_iter().map(|source| source.path).filter(|path| path.ends_with("/mod.rs")).collect();
+    let mods: Vec<_> = files("mod.rs")
+        .into_iter()
+        .map(|source| source.path)
+        .filter(|path| path.ends_with("/mod.rs"))
+        .collect();
     report("foo.rs beside foo/, not mod.rs", &mods);
 }
 
@@ -175,9 +194,21 @@ fn names_say_something() {
 fn cores_are_pure() {
     let cores: Vec<_> = files(".rs")
         .into_iter()
-        .filter(|source| ["api/src/", "agent/core/src/", "hub/core/src/"].iter().any(|core| source.path.starts_with(core)))
+        .filter(|source| {
+            ["api/src/", "agent/core/src/", "hub/core/src/"].iter().any(|core| source.path.starts_with(core))
+        })
         .collect();
-    let impure = ["tokio", "std::fs", "std::net::Tcp", "std::process", "Instant::now", "SystemTime", "std::env", "std::thread", "rand::"];
+    let impure = [
+        "tokio",
+        "std::fs",
+        "std::net::Tcp",
+        "std::process",
+        "Instant::now",
+        "SystemTime",
+        "std::env",
+        "std::thread",
+        "rand::",
+    ];
     let broken = lines(&cores, true, |source, line| {
         !source.is_test() && !is_comment(line) && impure.iter().any(|word| line.contains(word))
     });
@@ -186,7 +217,8 @@ fn cores_are_pure() {
 
 /// The files that name `word` in code, manifests of packages left out.
 fn naming(word: &str) -> Vec<String> {
-    let named = |source: &Source| source.production().lines().any(|line| !is_comment(line) && line.contains(word));
+    let named =
+        |source: &Source| source.production().lines().any(|line| !is_comment(line) && line.contains(word));
     files(".rs")
         .into_iter()
         .filter(|source| !source.is_test() && named(source))
@@ -210,7 +242,8 @@ fn edges_are_named_in_one_place() {
     for (part, word, allowed) in places {
         // A folder of the same name as its file is the same place.
         let elsewhere = |path: &String| {
-            path.strip_prefix(part).is_some_and(|rest| !allowed.contains(&rest.split(['/', '.']).next().unwrap_or_default()))
+            path.strip_prefix(part)
+                .is_some_and(|rest| !allowed.contains(&rest.split(['/', '.']).next().unwrap_or_default()))
         };
         let found: Vec<_> = naming(word).into_iter().filter(elsewhere).collect();
         report(&format!("in {part} only {allowed:?} names {word}"), &found);
@@ -224,7 +257,12 @@ fn packages_share_the_workspaces_settings() {
         if manifest.path == "Cargo.toml" {
             continue;
         }
-        for line in ["version.workspace = true", "edition.workspace = true", "license.workspace = true", "[lints]\nworkspace = true"] {
+        for line in [
+            "version.workspace = true",
+            "edition.workspace = true",
+            "license.workspace = true",
+            "[lints]\nworkspace = true",
+        ] {
             if !manifest.text.contains(line) {
                 broken.push(format!("{}: lacks {line:?}", manifest.path));
             }
@@ -238,11 +276,16 @@ fn packages_share_the_workspaces_settings() {
 
 #[test]
 fn the_specification_names_what_exists() {
-    let specification = fs::read_to_string(root().join("SPECIFICATION.md")).expect("there is a SPECIFICATION.md");
+    let specification =
+        fs::read_to_string(root().join("SPECIFICATION.md")).expect("there is a SPECIFICATION.md");
     let all: String = files(".rs").into_iter().map(|source| source.text).collect();
     let mut broken = Vec::new();
     // `test: name` and `bench: name row` in backquotes.
-    for quoted in specification.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split('`').skip(1).step_by(2)) {
+    for quoted in specification
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+    {
         if let Some(name) = quoted.strip_prefix("test: ")
             && !all.contains(&format!("fn {name}("))
         {
@@ -260,11 +303,14 @@ fn the_specification_names_what_exists() {
 
 #[test]
 fn the_architecture_names_every_package() {
-    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is an ARCHITECTURE.md");
+    let architecture =
+        fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is an ARCHITECTURE.md");
     let broken: Vec<_> = files("Cargo.toml")
         .into_iter()
         .filter_map(|manifest| manifest.path.strip_suffix("/Cargo.toml").map(str::to_owned))
-        .filter(|package| !architecture.contains(&format!("`{package}/`")) && !architecture.contains(&format!("{package}/")))
+        .filter(|package| {
+            !architecture.contains(&format!("`{package}/`")) && !architecture.contains(&format!("{package}/"))
+        })
         .collect();
     report("the codemap names every package", &broken);
 }

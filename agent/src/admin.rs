@@ -147,7 +147,9 @@ fn metrics(shown: &Shown) -> String {
         let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
     }
     let traffic = &shown.traffic;
-    for (direction, (messages, bytes)) in [("sent", traffic.sent.total()), ("received", traffic.received.total())] {
+    for (direction, (messages, bytes)) in
+        [("sent", traffic.sent.total()), ("received", traffic.received.total())]
+    {
         for (name, value) in [("messages", messages), ("message_bytes", bytes)] {
             let _ = writeln!(text, "tombolo_agent_hub_{name}_total{{direction=\"{direction}\"}} {value}");
         }

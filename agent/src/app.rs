@@ -125,8 +125,9 @@ struct Tasks {
 
 /// As many descriptors as this process may have: the usual soft limit of 1,024 is some 500 proxied connections.
 fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }

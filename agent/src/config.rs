@@ -53,7 +53,7 @@ pub struct RouterConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
-    /// Where `/healthz`, `/readyz` and `/status` answer.
+    /// Where `/healthz`, `/readyz`, `/status` and `/metrics` answer.
     pub listen: SocketAddr,
 }
 

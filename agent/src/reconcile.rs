@@ -33,6 +33,9 @@ mod outcomes;
 /// While an instance drains, how often its requests are counted.
 const DRAIN_POLL: Duration = Duration::from_millis(25);
 
+/// While requests wait for an instance, how often it is looked whether more instances are wanted.
+const HELD_POLL: Duration = Duration::from_millis(100);
+
 /// Longest sleep: bounds what a missed notification could cost.
 const IDLE_POLL: Duration = Duration::from_secs(60);
 
@@ -156,7 +159,13 @@ impl Reconciler {
         self.publish();
         let until_wake = plan.wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1));
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
-        if draining { until_wake.min(DRAIN_POLL) } else { until_wake.min(IDLE_POLL) }
+        let held = traffic.revisions.values().any(|demand| demand.held > 0);
+        let longest = match (draining, held) {
+            (true, _) => DRAIN_POLL,
+            (false, true) => HELD_POLL,
+            (false, false) => IDLE_POLL,
+        };
+        until_wake.min(longest)
     }
 
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {

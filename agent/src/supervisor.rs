@@ -49,6 +49,8 @@ pub(crate) enum SupervisorEvent {
         limitations: Vec<String>,
         instances: Vec<InstanceRecord>,
     },
+    /// All that this machine turned out not to be able to do.
+    Limitations(Vec<String>),
     Exited {
         id: InstanceId,
         exit: ExitRecord,
@@ -161,7 +163,7 @@ async fn serve(
     let instances = std::mem::take(&mut connection.instances);
     tell(events, SupervisorEvent::Connected { limitations, instances }).await;
     let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
-    let mut last_call = None;
+    let (mut last_call, mut greeting) = (None, None);
     loop {
         tokio::select! {
             call = queue.recv() => {
@@ -172,7 +174,14 @@ async fn serve(
                 pending.insert(seq, reply);
             }
             message = connection.receive() => match message? {
+                Message::Reply { seq, result: Ok(Answer::Hello { limitations, .. }) } if greeting == Some(seq) => {
+                    tell(events, SupervisorEvent::Limitations(limitations)).await;
+                }
                 Message::Reply { seq, result } => {
+                    if matches!(result, Ok(Answer::Created { .. })) {
+                        // Some abilities of a machine are found absent with the first instance that wants them.
+                        greeting = Some(connection.send(Request::Hello { version: VERSION }).await?);
+                    }
                     if let Some(reply) = pending.remove(&seq) {
                         // The caller may have given up meanwhile.
                         drop(reply.send(result.map_err(CallError::Refused)));

@@ -223,8 +223,10 @@ fn is_here(url: &Url) -> bool {
 /// For what speaks no TLS: without this, a client cannot even be made on a machine that has no CA certificates.
 pub(crate) fn speaking_plainly(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let trusts_nobody = versions.expect("ring speaks TLS 1.2 and 1.3").with_root_certificates(rustls::RootCertStore::empty());
+    let versions =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let trusts_nobody =
+        versions.expect("ring speaks TLS 1.2 and 1.3").with_root_certificates(rustls::RootCertStore::empty());
     builder.tls_backend_preconfigured(trusts_nobody.with_no_client_auth())
 }
 

@@ -96,7 +96,9 @@ impl Engine {
         guarded(|| {
             self.db
                 .scan_prefix(prefix)
-                .map(|item| item.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(EngineError::from))
+                .map(|item| {
+                    item.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(EngineError::from)
+                })
                 .collect()
         })
     }

@@ -72,7 +72,12 @@ pub enum OpenError {
     #[error("the store in {dir} is in use by process {pid}")]
     InUse { dir: PathBuf, pid: String },
     #[error("cannot {act} {path}")]
-    Io { act: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        act: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the store in {dir} cannot be opened: {reason}")]
     Engine { dir: PathBuf, reason: String },
 }
@@ -114,8 +119,11 @@ impl Store {
         if recovery != Recovery::Clean {
             tracing::warn!(dir = %dir.display(), %recovery, "the store was damaged");
         }
-        let writer = Writer::start(opened)
-            .map_err(|source| OpenError::Io { act: "start the writer of", path: dir.into(), source })?;
+        let writer = Writer::start(opened).map_err(|source| OpenError::Io {
+            act: "start the writer of",
+            path: dir.into(),
+            source,
+        })?;
         Ok((Self { writer: Arc::new(writer) }, recovery))
     }
 

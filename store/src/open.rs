@@ -48,7 +48,8 @@ pub(crate) fn open(dir: &Path) -> Result<(Opened, Recovery), OpenError> {
     let checked = match open_engine(dir) {
         Err(error) if speaks_of_damage(&error) => {
             tracing::warn!(dir = %dir.display(), %error, "the store's files are damaged: trying without snapshots");
-            snapshots_dropped = engine::remove_all_snapshots(dir).map_err(|error| io_error("clear", dir, error))?;
+            snapshots_dropped =
+                engine::remove_all_snapshots(dir).map_err(|error| io_error("clear", dir, error))?;
             open_engine(dir)
         }
         result => result,
@@ -73,7 +74,8 @@ pub(crate) fn open(dir: &Path) -> Result<(Opened, Recovery), OpenError> {
         .mode(0o600)
         .open(dir.join(MARK_FILE))
         .map_err(|error| io_error("open", &dir.join(MARK_FILE), error))?;
-    let (root, found) = settle(&checked, &mark, snapshots_dropped).map_err(|error| engine_error(dir, error))?;
+    let (root, found) =
+        settle(&checked, &mark, snapshots_dropped).map_err(|error| engine_error(dir, error))?;
     recovery.get_or_insert(found);
     keep_reserve(dir);
     let opened = Opened { dir: dir.into(), engine: checked.engine, root, mark, lock };

@@ -77,7 +77,9 @@ impl Writer {
         let view = read_view(&self.view);
         let record = match view.over.get(key) {
             Some(record) => record.clone(),
-            None => view.engine()?.get(key.as_bytes()).map_err(|error| ReadError::Engine(error.to_string()))?,
+            None => {
+                view.engine()?.get(key.as_bytes()).map_err(|error| ReadError::Engine(error.to_string()))?
+            }
         };
         drop(view);
         record.map(|record| payload(key, record)).transpose()
@@ -85,12 +87,15 @@ impl Writer {
 
     pub(crate) fn scan(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, ReadError> {
         let view = read_view(&self.view);
-        let stored = view.engine()?.scan(prefix.as_bytes()).map_err(|error| ReadError::Engine(error.to_string()))?;
-        let over: Vec<_> = view.over.iter().filter(|(key, _)| key.starts_with(prefix)).map(clone_pair).collect();
+        let stored =
+            view.engine()?.scan(prefix.as_bytes()).map_err(|error| ReadError::Engine(error.to_string()))?;
+        let over: Vec<_> =
+            view.over.iter().filter(|(key, _)| key.starts_with(prefix)).map(clone_pair).collect();
         drop(view);
         let mut items: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         for (key, record) in stored.into_iter().filter(|(key, _)| key != ROOT_KEY) {
-            let key = String::from_utf8(key).map_err(|error| ReadError::Damaged { key: error.to_string() })?;
+            let key =
+                String::from_utf8(key).map_err(|error| ReadError::Damaged { key: error.to_string() })?;
             items.insert(key, record);
         }
         for (key, record) in over {
@@ -158,7 +163,8 @@ struct Task {
 
 impl Task {
     fn commit(&mut self, mut changes: Changes) -> Result<(), CommitError> {
-        let size: usize = changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        let size: usize =
+            changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
         self.require_room(size as u64)?;
         if let Some(failed) = self.failed {
             let undo = self.revive(failed)?;
@@ -227,7 +233,10 @@ impl Task {
                 });
                 Ok(undo)
             }
-            Ok(_) => Err(self.stay_closed("its contents changed while it was closed: restart to check them".into())),
+            Ok(_) => {
+                Err(self
+                    .stay_closed("its contents changed while it was closed: restart to check them".into()))
+            }
             Err(error) => Err(self.stay_closed(error.to_string())),
         }
     }
@@ -248,17 +257,20 @@ impl Task {
 
     fn free_bytes(&self) -> Option<u64> {
         let stat = statvfs(&self.dir).ok()?;
-        let blocks = if nix::unistd::geteuid().is_root() { stat.blocks_free() } else { stat.blocks_available() };
+        let blocks =
+            if nix::unistd::geteuid().is_root() { stat.blocks_free() } else { stat.blocks_available() };
         Some(blocks * stat.fragment_size())
     }
 
     fn commit_error(&self, error: EngineError, size: u64) -> CommitError {
         match error {
-            EngineError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => CommitError::DiskFull {
-                dir: self.dir.clone(),
-                free: self.free_bytes().unwrap_or(0),
-                need: ROOM_BYTES + 2 * size,
-            },
+            EngineError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                CommitError::DiskFull {
+                    dir: self.dir.clone(),
+                    free: self.free_bytes().unwrap_or(0),
+                    need: ROOM_BYTES + 2 * size,
+                }
+            }
             error => CommitError::Engine(error.to_string()),
         }
     }
@@ -311,7 +323,9 @@ fn merge(group: Vec<Request>) -> (Changes, Vec<Answer>) {
     let mut changes = BTreeMap::new();
     let mut answers = Vec::with_capacity(group.len());
     for (batch, answer) in group {
-        changes.extend(batch.changes.into_iter().map(|(key, value)| (key, value.map(|value| record::seal(&value)))));
+        changes.extend(
+            batch.changes.into_iter().map(|(key, value)| (key, value.map(|value| record::seal(&value)))),
+        );
         answers.push(answer);
     }
     (changes, answers)

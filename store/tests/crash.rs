@@ -66,7 +66,10 @@ fn acked_commits_survive_kill_9() {
         let (store, recovery) = Store::open(&store_dir).unwrap();
         assert_eq!(recovery, Recovery::Clean, "round {round}");
         let numbers: Vec<_> = (0..KEYS).map(|key| read_number(&store, key)).collect();
-        assert!(numbers.windows(2).all(|pair| pair[0] == pair[1]), "round {round}: half a batch: {numbers:?}");
+        assert!(
+            numbers.windows(2).all(|pair| pair[0] == pair[1]),
+            "round {round}: half a batch: {numbers:?}"
+        );
         let n = numbers[0].unwrap_or(0);
         assert!(n >= acked, "round {round}: commit {acked} was acked, found {n}");
         let logs = store.scan("log/").unwrap();

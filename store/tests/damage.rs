@@ -40,7 +40,8 @@ fn a_store_is_what_was_committed() {
         match Store::open(path) {
             Err(OpenError::InUse { pid, .. }) => {
                 assert_eq!(pid, std::process::id().to_string());
-                let copy = path.with_file_name(format!("copy{}", fs::read_dir(path.parent().unwrap()).unwrap().count()));
+                let copy = path
+                    .with_file_name(format!("copy{}", fs::read_dir(path.parent().unwrap()).unwrap().count()));
                 copy_dir(path, &copy);
                 Store::open(&copy).unwrap()
             }
@@ -148,7 +149,9 @@ fn damage_in_the_log_is_said() {
                 fs::remove_file(find(&path, "snap.").unwrap()).unwrap();
             }
             let log = OpenOptions::new().write(true).open(path.join("db")).unwrap();
-            let garbage: Vec<u8> = (0..len as u32).map(|i| byte.unwrap_or((i.wrapping_mul(2_654_435_761) >> 13) as u8)).collect();
+            let garbage: Vec<u8> = (0..len as u32)
+                .map(|i| byte.unwrap_or((i.wrapping_mul(2_654_435_761) >> 13) as u8))
+                .collect();
             log.write_all_at(&garbage, from as u64).unwrap();
             let (store, recovery) = Store::open(&path).unwrap();
             let whole = is_filled(&store);

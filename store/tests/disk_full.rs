@@ -65,7 +65,9 @@ fn reads(store: &Store, key: &str) -> bool {
 #[test]
 fn a_full_disk_refuses_and_recovers() {
     let Some(disk) = SmallDisk::mount() else {
-        println!("SKIP: a_full_disk_refuses_and_recovers: cannot mount a loop device (root and mkfs.ext4 needed)");
+        println!(
+            "SKIP: a_full_disk_refuses_and_recovers: cannot mount a loop device (root and mkfs.ext4 needed)"
+        );
         return;
     };
     let dir = disk.path().join("store");
@@ -95,7 +97,9 @@ fn a_full_disk_refuses_and_recovers() {
 #[test]
 fn a_write_that_fails_half_way_is_undone() {
     let Some(disk) = SmallDisk::mount() else {
-        println!("SKIP: a_write_that_fails_half_way_is_undone: cannot mount a loop device (root and mkfs.ext4 needed)");
+        println!(
+            "SKIP: a_write_that_fails_half_way_is_undone: cannot mount a loop device (root and mkfs.ext4 needed)"
+        );
         return;
     };
     let dir = disk.path().join("store");
@@ -132,7 +136,6 @@ fn with_file_size_limit(bytes: u64, act: impl FnOnce()) {
     act();
     setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
 }
-
 
 /// SIGXFSZ would end the process: the error is wanted instead. Threads made from now on inherit it.
 fn block_file_size_signal() {

@@ -54,10 +54,22 @@ async fn a_program_that_ends_is_told_with_its_last_words() {
 async fn yaml_errors_name_the_field() {
     let Some((site, _node)) = site_and_node().await else { return };
     for (spec, code, named) in [
-        (json!({"template": {"spec": {"containers": [{"imag": "x"}]}}}), 400, "imag"),
+        (
+            json!({"template": {"spec": {"containers": [{"imag": "x"}]}}}),
+            400,
+            "\"spec.template.spec.containers[0].imag\"",
+        ),
         (json!({"template": {"spec": {"containers": []}}}), 400, "spec.template.spec.containers"),
-        (json!({"template": {"spec": {"containers": [{"image": "a b"}]}}}), 400, "spec.template.spec.containers[0].image"),
-        (json!({"template": {"spec": {"containerConcurrency": -1, "containers": [{"image": "x"}]}}}), 400, "containerConcurrency"),
+        (
+            json!({"template": {"spec": {"containers": [{"image": "a b"}]}}}),
+            400,
+            "spec.template.spec.containers[0].image",
+        ),
+        (
+            json!({"template": {"spec": {"containerConcurrency": -1, "containers": [{"image": "x"}]}}}),
+            400,
+            "containerConcurrency",
+        ),
     ] {
         let service = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "bad"}, "spec": spec});
         let refusal = site.hub.api.create_service(&service).await.expect_err("a bad service is refused");

@@ -43,13 +43,21 @@ async fn the_program_finds_what_the_runtime_contract_promises() {
 async fn the_program_stays_within_its_walls() {
     let Some((_site, node)) = subject(Function::subject("subject")).await else { return };
     let status = ask(&node, "/read?/proc/self/status").await;
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
     assert_eq!(field("Pid:"), "1");
     assert_eq!(field("NoNewPrivs:"), "1");
     assert_eq!(field("Seccomp:"), "2");
     assert_eq!(field("CapInh:"), "0000000000000000");
     let effective = u64::from_str_radix(&field("CapEff:"), 16).expect("a capability set is a number");
-    for (name, bit) in [("CAP_SYS_ADMIN", 21), ("CAP_NET_ADMIN", 12), ("CAP_SYS_PTRACE", 19), ("CAP_MKNOD", 27), ("CAP_NET_RAW", 13)] {
+    for (name, bit) in [
+        ("CAP_SYS_ADMIN", 21),
+        ("CAP_NET_ADMIN", 12),
+        ("CAP_SYS_PTRACE", 19),
+        ("CAP_MKNOD", 27),
+        ("CAP_NET_RAW", 13),
+    ] {
         assert_eq!(effective >> bit & 1, 0, "{name}");
     }
     // Masked paths are empty or unreadable, kernel settings read only.

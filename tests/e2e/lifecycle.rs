@@ -15,6 +15,10 @@ async fn deploys_updates_and_deletes_without_a_trace() {
     site.hub.deploy(&Function::hello("hello").content("one")).await;
     let first = until("the first answer", 20, || node.answer("hello", "/")).await;
     assert_eq!(first, "Hello World from hello-00001!\n");
+    // The count itself sees what there is to see.
+    let running = node.census("hello").since(&before);
+    assert!(!running.processes.is_empty() && !running.cgroups.is_empty(), "{running:?}");
+    assert!(!running.namespaces.is_empty() && !running.files.is_empty(), "{running:?}");
 
     let load = node.load("hello", "/", 4, 2);
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -28,7 +32,8 @@ async fn deploys_updates_and_deletes_without_a_trace() {
     let outcomes = load.stop().await;
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
     assert!(failed.is_empty(), "{} of {} requests failed: {:?}", failed.len(), outcomes.len(), failed[0]);
-    let bodies: BTreeSet<_> = outcomes.iter().filter_map(|outcome| outcome.answer.as_ref().ok()).map(|(_, body)| body).collect();
+    let bodies: BTreeSet<_> =
+        outcomes.iter().filter_map(|outcome| outcome.answer.as_ref().ok()).map(|(_, body)| body).collect();
     assert_eq!(bodies.len(), 2, "{bodies:?}");
 
     site.hub.api.delete_service("hello").await.expect("a service can be deleted");
@@ -75,13 +80,27 @@ async fn holds_requests_until_the_program_listens() {
         if instances.is_empty() { Ok(()) } else { Err(format!("{instances:?}")) }
     })
     .await;
-    let asked: Vec<_> = futures_join(&node).await;
-    for answer in asked {
+    let (a, b, c) =
+        tokio::join!(node.answer("late", "/"), node.answer("late", "/x"), node.answer("late", "/y"));
+    for answer in [a, b, c] {
         assert_eq!(answer.expect("a held request is answered"), "subject 1\n");
     }
 }
 
-async fn futures_join(node: &tombolo_harness::Node) -> Vec<Result<String, String>> {
-    let (a, b, c) = tokio::join!(node.answer("late", "/"), node.answer("late", "/x"), node.answer("late", "/y"));
-    vec![a, b, c]
+/// Requests that wait because every instance is busy bring up more instances, with nothing else happening on the node.
+#[tokio::test]
+async fn scales_out_while_every_instance_is_busy() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7")).await;
+    site.hub.deploy(&Function::subject("busy").concurrency(1)).await;
+    until("the first answer", 20, || node.answer("busy", "/")).await;
+    let load = node.load("busy", "/wait?300", 6, 1);
+    until("an instance for each client", 15, || async {
+        let running = node.instances("busy").await?.len();
+        if running >= 6 { Ok(()) } else { Err(format!("{running} instances")) }
+    })
+    .await;
+    let outcomes = load.stop().await;
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+    assert!(failed.is_empty(), "{} of {} requests failed: {:?}", failed.len(), outcomes.len(), failed[0]);
 }

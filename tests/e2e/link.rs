@@ -27,7 +27,11 @@ async fn converges_after_a_cut_and_restarts_nothing_that_did_not_change() {
     until("the new state", 120, || async {
         let (changed, come) = (node.answer("changes", "/").await?, node.answer("comes", "/").await?);
         let gone = node.ask("goes", "/").await.answer?;
-        if changed.contains("changes-00002") && gone.0 == 404 { Ok(()) } else { Err(format!("{changed} {come} {gone:?}")) }
+        if changed.contains("changes-00002") && gone.0 == 404 {
+            Ok(())
+        } else {
+            Err(format!("{changed} {come} {gone:?}"))
+        }
     })
     .await;
     assert_eq!(node.instances("stays").await.expect("the agent says what it runs"), before);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tombolo_harness::{Function, NodeOptions, Site, until, within};
+use tombolo_harness::{Function, NodeOptions, Site, condition, until, within};
 
 /// Hub killed: the node goes on answering, scales to zero and back.
 #[tokio::test]
@@ -11,6 +11,7 @@ async fn survives_hub_loss() {
     let node = site.node(NodeOptions::named("press-7").idle_timeout_s(1)).await;
     site.hub.deploy(&Function::hello("hello")).await;
     until("the first answer", 20, || node.answer("hello", "/")).await;
+    let connects = node.traffic().await.expect("the agent counts its connections").connects;
     site.hub.kill();
     for _ in 0..2 {
         node.answer("hello", "/").await.expect("it answers without a hub");
@@ -23,10 +24,15 @@ async fn survives_hub_loss() {
     node.answer("hello", "/").await.expect("it wakes without a hub");
     // And the hub finds it again.
     site.hub.start().await.expect("the hub starts again");
-    until("the node to be back", 90, || async {
+    until("the node to connect again", 90, || async {
+        let now = node.traffic().await?.connects;
+        if now > connects { Ok(()) } else { Err(format!("{now} connections")) }
+    })
+    .await;
+    until("the hub to know it", 10, || async {
         let seen = site.hub.api.node("press-7").await.map_err(|error| error.to_string())?;
-        let text = seen["status"]["conditions"].to_string();
-        if text.contains("\"True\"") { Ok(()) } else { Err(text) }
+        let ready = condition(&seen, "Ready");
+        if ready["status"] == "True" { Ok(()) } else { Err(ready.to_string()) }
     })
     .await;
 }
@@ -55,7 +61,10 @@ async fn a_killed_agent_finds_its_instances_again() {
     assert!(back - killed <= within(Duration::from_secs(1)), "answers came back after {:?}", back - killed);
     for outcome in outcomes.iter().filter(|outcome| !outcome.is_good()) {
         // A request may have been in flight when the agent died, or have found nobody until the new one listened.
-        assert!(outcome.end >= killed && outcome.start <= back, "{outcome:?}, killed {killed:?}, back {back:?}");
+        assert!(
+            outcome.end >= killed && outcome.start <= back,
+            "{outcome:?}, killed {killed:?}, back {back:?}"
+        );
     }
     let good_after = outcomes.iter().filter(|outcome| outcome.is_good() && outcome.start > back).count();
     assert!(good_after > 10, "{good_after} requests succeeded afterwards");
@@ -88,7 +97,8 @@ async fn a_killed_supervisor_is_replaced_and_instances_stay() {
     site.hub.api.delete_service("hello").await.expect("a service can be deleted");
     until("the instance to be gone", 60, || async {
         let left = node.census("hello");
-        let running = before.values().any(|pid| left.processes.iter().any(|(other, _)| i64::from(*other) == *pid));
+        let running =
+            before.values().any(|pid| left.processes.iter().any(|(other, _)| i64::from(*other) == *pid));
         if running || !left.cgroups.is_empty() { Err(left) } else { Ok(()) }
     })
     .await;

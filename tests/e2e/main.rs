@@ -10,5 +10,6 @@ mod loss;
 mod manifests;
 mod placement;
 mod power;
+mod programs;
 mod reboot;
 mod up;

@@ -14,7 +14,8 @@ async fn labels_decide_where_a_service_runs() {
     for (node, own, other) in [(&press, "stamp", "colour"), (&paint, "colour", "stamp")] {
         until("its own service", 20, || node.answer(own, "/")).await;
         until("the service of all nodes", 20, || node.answer("both", "/")).await;
-        let answer = node.ask(other, "/").await.answer.expect("a node answers for hosts it does not serve, too");
+        let answer =
+            node.ask(other, "/").await.answer.expect("a node answers for hosts it does not serve, too");
         assert_eq!(answer.0, 404, "{}", answer.1);
         assert!(node.instances(other).await.expect("the agent says what it runs").is_empty());
     }

@@ -13,7 +13,8 @@ const NAME: &str = "press-7";
 /// What the node acknowledged before the cut, or something newer, is what it serves after it, without its hub.
 #[tokio::test]
 async fn state_survives_power_cuts() {
-    let (Ok(half), Some(dir)) = (std::env::var("TOMBOLO_POWER"), std::env::var_os("TOMBOLO_POWER_DIR")) else {
+    let (Ok(half), Some(dir)) = (std::env::var("TOMBOLO_POWER"), std::env::var_os("TOMBOLO_POWER_DIR"))
+    else {
         return tombolo_harness::skip("power is cut by tests/guest/check only");
     };
     let dir = PathBuf::from(dir);
@@ -50,7 +51,8 @@ async fn write(dir: PathBuf) {
 /// Starts the node alone and prints the generation it serves.
 async fn verify(dir: PathBuf) {
     let Some(mut site) = Site::alone_in(&dir) else { return };
-    let mut node = site.prepare_node(NodeOptions::named(NAME).idle_timeout_s(600)).expect("a node can be prepared");
+    let mut node =
+        site.prepare_node(NodeOptions::named(NAME).idle_timeout_s(600)).expect("a node can be prepared");
     node.cut_link();
     node.start_agent().expect("the agent starts");
     let answer = until("an answer after the power cut", 30, || node.answer("hello", "/")).await;

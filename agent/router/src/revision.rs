@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tombolo_agent_core::activation::{Decision, Held, Hold, Refusal, View, decide};
+use tombolo_agent_core::activation::{Decision, Held, Refusal, View, decide};
 use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_api::RevisionKey;
 
@@ -137,26 +137,20 @@ impl Revision {
         let mut queue = self.lock();
         let held = Held { revision: queue.waiters.len(), node: self.node.held.load(Ordering::Relaxed) };
         let target = Arc::clone(&queue.target);
-        let hold = match self.try_enter(&target, None, held) {
+        match self.try_enter(&target, None, held) {
             // With others before it a slot is theirs; `dispatch` below hands it out.
             Ok(slot) if queue.waiters.is_empty() => return Admission::Go(slot),
-            Ok(slot) => {
-                slot.cancel();
-                Hold::AllBusy
-            }
+            Ok(slot) => slot.cancel(),
             Err(Decision::Refuse(refusal)) => return Admission::Refused(refusal),
-            Err(Decision::Hold(hold)) => hold,
-            Err(Decision::Forward(_)) => Hold::AllBusy,
-        };
+            Err(Decision::Hold(_) | Decision::Forward(_)) => {}
+        }
         let (grant, granted) = oneshot::channel();
         let number = queue.next;
         queue.next += 1;
         queue.waiters.push_back((number, grant));
         self.waiting.fetch_add(1, Ordering::SeqCst);
         self.node.held.fetch_add(1, Ordering::Relaxed);
-        if hold == Hold::NoneReady {
-            self.ask(&mut queue);
-        }
+        self.ask(&mut queue);
         // A slot that became free before this request was counted as waiting is seen here.
         self.dispatch(&mut queue);
         Admission::Wait(Waiter { revision: Arc::clone(self), number, granted })
@@ -217,7 +211,8 @@ impl Revision {
         }
     }
 
-    /// Ask for an instance, once. A full channel is no loss: its reader also sees the number held, and the next request asks again.
+    /// Ask for an instance, or for more of them, once. A full channel is no loss: its reader also sees the number held, and the
+    /// next request asks again.
     fn ask(&self, queue: &mut Queue) {
         if !queue.asked {
             queue.asked = self.demand.try_send(self.key.clone()).is_ok();

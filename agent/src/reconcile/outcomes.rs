@@ -159,6 +159,7 @@ impl Reconciler {
                 self.supervised = true;
                 self.adopt_instances(instances);
             }
+            SupervisorEvent::Limitations(limitations) => self.info.limitations = limitations,
             SupervisorEvent::Lost => self.supervised = false,
             SupervisorEvent::Exited { id, exit } => self.explain_exit(id, exit),
         }

@@ -10,7 +10,8 @@ use crate::report::Row;
 /// Until allocators and caches have come to rest.
 const REST: Duration = Duration::from_secs(5);
 
-const MIB: f64 = 1024.0 * 1024.0;
+/// Megabytes, as bars are stated.
+const MB: f64 = 1e6;
 
 pub(crate) async fn measure() -> Option<Vec<Row>> {
     let mut site = Site::start().await?;
@@ -19,10 +20,10 @@ pub(crate) async fn measure() -> Option<Vec<Row>> {
     until("the first answer", 30, || node.answer("hello", "/")).await;
     tokio::time::sleep(REST).await;
     let supervisor = node.supervisor_pid().expect("a supervisor runs");
-    let memory = |row: &str, pid: i32, bar: f64| Row::bounded("footprint", row, pss_mib(pid), "MiB", bar);
+    let memory = |row: &str, pid: i32, bar: f64| Row::bounded("footprint", row, pss_mb(pid), "MB", bar);
     let size = |row: &str, name: &str, bar: f64| {
         let bytes = fs::metadata(program(name)).expect("the program is there").len();
-        Row::bounded("footprint", row, bytes as f64 / MIB, "MiB", bar)
+        Row::bounded("footprint", row, bytes as f64 / MB, "MB", bar)
     };
     Some(vec![
         memory("agent-pss", node.agent().pid(), 10.0),
@@ -34,9 +35,13 @@ pub(crate) async fn measure() -> Option<Vec<Row>> {
 }
 
 /// The kernel's sum over all mappings, shared pages divided among those who share them.
-fn pss_mib(pid: i32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("root may read another process's memory map");
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).expect("the kernel sums the proportional set size");
+fn pss_mb(pid: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .expect("root may read another process's memory map");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .expect("the kernel sums the proportional set size");
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
-    kib / 1024.0
+    kib * 1024.0 / MB
 }

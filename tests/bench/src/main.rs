@@ -41,10 +41,10 @@ enum Bench {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
     let mut missed = false;
     for name in &arguments.names {
-        // A site moves its thread into a network namespace of its own, so each benchmark has a thread.
         let rows = runtime.block_on(measure(*name, arguments.rounds));
         let Some(rows) = rows else { return ExitCode::FAILURE };
         missed |= rows.iter().any(|row| row.ok == Some(false));

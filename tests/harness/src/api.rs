@@ -78,7 +78,11 @@ impl Api {
         let found = self.service(service).await?;
         let selector = format!("labelSelector=serving.knative.dev/service={service}");
         let revisions = self.get(&format!("{SERVING}/revisions?{selector}")).await?;
-        let each = revisions["items"].as_array().into_iter().flatten().map(|revision| revision["status"].to_string());
+        let each = revisions["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|revision| revision["status"].to_string());
         Ok(found["status"].to_string() + &each.collect::<String>())
     }
 
@@ -90,7 +94,11 @@ impl Api {
     pub async fn ready_service(&self, name: &str) -> Result<Value, Value> {
         let service = self.service(name).await.map_err(|error| json!([error.code, error.body]))?;
         let current = service["status"]["observedGeneration"] == service["metadata"]["generation"];
-        if current && condition(&service, "Ready")["status"] == "True" { Ok(service) } else { Err(service["status"].clone()) }
+        if current && condition(&service, "Ready")["status"] == "True" {
+            Ok(service)
+        } else {
+            Err(service["status"].clone())
+        }
     }
 }
 

@@ -22,8 +22,8 @@ pub struct Census {
 }
 
 impl Census {
-    /// Counts for the node in `dir`; `service` is the beginning of its instances' names.
-    pub(crate) fn take(dir: &Path, service: &str) -> Self {
+    /// Counts for what keeps its files in `dir`; `service` is the beginning of its instances' names.
+    pub fn take(dir: &Path, service: &str) -> Self {
         let processes: BTreeSet<_> = descendants().into_iter().collect();
         let namespaces = processes
             .iter()
@@ -51,9 +51,14 @@ impl Census {
 /// Mount points with the node's directory in them, as this process and every process below it see them.
 fn mounts(dir: &Path, processes: &BTreeSet<(i32, String)>) -> BTreeSet<String> {
     let text = dir.display().to_string();
-    let pids = std::iter::once(std::process::id().to_string()).chain(processes.iter().map(|(pid, _)| pid.to_string()));
+    let pids = std::iter::once(std::process::id().to_string())
+        .chain(processes.iter().map(|(pid, _)| pid.to_string()));
     let infos = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok());
-    infos.flat_map(|info| info.lines().filter(|line| line.contains(&text)).map(str::to_owned).collect::<Vec<_>>()).collect()
+    infos
+        .flat_map(|info| {
+            info.lines().filter(|line| line.contains(&text)).map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 fn cgroups(service: &str) -> BTreeSet<PathBuf> {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tombolo_oci::{
-    BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store, build_directory,
+    BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store,
+    build_directory,
 };
 
 use crate::site::{HUB, Hub};
@@ -24,6 +25,7 @@ pub struct Function {
     env: BTreeMap<String, String>,
     selector: BTreeMap<String, String>,
     limits: BTreeMap<String, String>,
+    concurrency: u32,
 }
 
 impl Function {
@@ -46,6 +48,7 @@ impl Function {
             env: BTreeMap::new(),
             selector: BTreeMap::new(),
             limits: BTreeMap::new(),
+            concurrency: 0,
         }
     }
 
@@ -86,9 +89,17 @@ impl Function {
         self
     }
 
+    /// Requests that one instance takes at a time.
+    #[must_use]
+    pub fn concurrency(mut self, requests: u32) -> Self {
+        self.concurrency = requests;
+        self
+    }
+
     /// The Service that runs `image` as this function.
     pub fn service(&self, image: &str) -> Value {
-        let env: Vec<Value> = self.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let env: Vec<Value> =
+            self.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         let mut container = json!({"image": image});
         if !env.is_empty() {
             container["env"] = env.into();
@@ -96,7 +107,7 @@ impl Function {
         if !self.limits.is_empty() {
             container["resources"] = json!({"limits": self.limits});
         }
-        let mut spec = json!({"containers": [container]});
+        let mut spec = json!({"containers": [container], "containerConcurrency": self.concurrency});
         if !self.selector.is_empty() {
             spec["nodeSelector"] = json!(self.selector);
         }
@@ -111,19 +122,28 @@ impl Function {
         let host = Platform::host();
         let files = vec![
             FileEntry { path: "program".into(), executable: true, content: self.program.to_vec() },
-            FileEntry { path: "content".into(), executable: false, content: self.content.clone().into_bytes() },
+            FileEntry {
+                path: "content".into(),
+                executable: false,
+                content: self.content.clone().into_bytes(),
+            },
         ];
         let options = BuildOptions {
             source: Source::Files(files),
             config: RunConfig { entrypoint: vec!["/program".into()], ..RunConfig::default() },
-            platform: Platform { architecture: self.architecture.clone().unwrap_or(host.architecture.clone()), ..host },
+            platform: Platform {
+                architecture: self.architecture.clone().unwrap_or(host.architecture.clone()),
+                ..host
+            },
         };
         let image = build_directory(&options, &store).expect("an image can be built");
-        let endpoint = Endpoint { scheme: Scheme::Http, address: format!("{HUB}:7080"), auth: None, server_name: None };
+        let endpoint =
+            Endpoint { scheme: Scheme::Http, address: format!("{HUB}:7080"), auth: None, server_name: None };
         let client = Client::new(endpoint).expect("a client can be made");
         let repository = format!("default/{}", self.name);
         let (path, tag) = (repository.parse().expect("a repository"), "latest".parse().expect("a tag"));
-        let digest = client.push(&store, &path, &tag, &image).await.expect("the hub's registry takes an image");
+        let digest =
+            client.push(&store, &path, &tag, &image).await.expect("the hub's registry takes an image");
         format!("{HUB_HOST}/{repository}@{digest}")
     }
 }

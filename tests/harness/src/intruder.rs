@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, PublishOptions, TlsConfiguration, Transport};
+use rumqttc::{
+    AsyncClient, Event, EventLoop, MqttOptions, Packet, PublishOptions, TlsConfiguration, Transport,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
@@ -32,9 +34,12 @@ impl Intruder {
 
     /// The ed25519 key that signs manifests.
     pub fn manifest_key(&self) -> [u8; 32] {
-        let text = std::fs::read_to_string(self.pki.join("manifest.key")).expect("the hub has a manifest key");
+        let text =
+            std::fs::read_to_string(self.pki.join("manifest.key")).expect("the hub has a manifest key");
         let text = text.trim();
-        let digit = |index: usize| u8::from_str_radix(&text[2 * index..2 * index + 2], 16).expect("hexadecimal digits");
+        let digit = |index: usize| {
+            u8::from_str_radix(&text[2 * index..2 * index + 2], 16).expect("hexadecimal digits")
+        };
         std::array::from_fn(digit)
     }
 
@@ -68,7 +73,12 @@ impl Intruder {
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
             let (client, mut events) = self.connect().expect("the hub's keys can be read");
-            match tokio::time::timeout(crate::within(Duration::from_secs(5)), act(client.clone(), &mut events)).await {
+            match tokio::time::timeout(
+                crate::within(Duration::from_secs(5)),
+                act(client.clone(), &mut events),
+            )
+            .await
+            {
                 Ok(Ok(done)) => return done,
                 Ok(Err(error)) => last = format!("{error:#}"),
                 Err(_) => last = "no answer".into(),
@@ -79,7 +89,8 @@ impl Intruder {
     }
 
     fn connect(&self) -> Result<(AsyncClient, EventLoop)> {
-        let chain: Vec<_> = CertificateDer::pem_file_iter(self.pki.join("client.crt"))?.collect::<Result<_, _>>()?;
+        let chain: Vec<_> =
+            CertificateDer::pem_file_iter(self.pki.join("client.crt"))?.collect::<Result<_, _>>()?;
         let key = PrivateKeyDer::from_pem_file(self.pki.join("client.key")).context("client.key")?;
         if chain.is_empty() {
             bail!("client.crt holds no certificate");

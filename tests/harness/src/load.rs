@@ -62,9 +62,11 @@ impl Load {
 /// A client that speaks no TLS, and so needs no CA certificates on the machine.
 pub(crate) fn client() -> reqwest::Client {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let versions =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let roots = rustls::RootCertStore::empty();
-    let trusts_nobody = versions.expect("ring speaks TLS").with_root_certificates(roots).with_no_client_auth();
+    let trusts_nobody =
+        versions.expect("ring speaks TLS").with_root_certificates(roots).with_no_client_auth();
     let limit = crate::within(Duration::from_secs(30));
     let builder = reqwest::Client::builder().tls_backend_preconfigured(trusts_nobody);
     builder.no_proxy().timeout(limit).build().expect("a client without TLS can be made")

@@ -54,7 +54,9 @@ impl Netns {
 
     /// Brings a link of this namespace up or down.
     pub fn set_link(&self, name: &str, is_up: bool) -> Result<()> {
-        self.configure(async |handle: Handle| if is_up { up(&handle, name).await } else { down(&handle, name).await })
+        self.configure(
+            async |handle: Handle| if is_up { up(&handle, name).await } else { down(&handle, name).await },
+        )
     }
 }
 
@@ -87,7 +89,12 @@ pub(crate) struct End<'a> {
 /// A veth pair between two namespaces.
 pub(crate) fn link(near: &End<'_>, far: &End<'_>) -> Result<()> {
     near.netns.configure(async |handle: Handle| {
-        handle.link().add(LinkVeth::new(near.name, far.name).build()).execute().await.context("making a veth pair")?;
+        handle
+            .link()
+            .add(LinkVeth::new(near.name, far.name).build())
+            .execute()
+            .await
+            .context("making a veth pair")?;
         let index = index_of(&handle, far.name).await?;
         let moved = LinkUnspec::new_with_index(index).setns_by_fd(far.netns.file().as_raw_fd()).build();
         handle.link().set(moved).execute().await.context("moving a veth end")
@@ -110,20 +117,39 @@ pub(crate) fn link(near: &End<'_>, far: &End<'_>) -> Result<()> {
 
 async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
     let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
-    Ok(found.with_context(|| format!("link {name}"))?.with_context(|| format!("there is no link {name}"))?.header.index)
+    Ok(found
+        .with_context(|| format!("link {name}"))?
+        .with_context(|| format!("there is no link {name}"))?
+        .header
+        .index)
 }
 
 async fn assign(handle: &Handle, name: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
     let index = index_of(handle, name).await?;
-    handle.address().add(index, IpAddr::V4(address), prefix).execute().await.with_context(|| format!("address of {name}"))
+    handle
+        .address()
+        .add(index, IpAddr::V4(address), prefix)
+        .execute()
+        .await
+        .with_context(|| format!("address of {name}"))
 }
 
 async fn up(handle: &Handle, name: &str) -> Result<()> {
     let index = index_of(handle, name).await?;
-    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.with_context(|| format!("{name} up"))
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(index).up().build())
+        .execute()
+        .await
+        .with_context(|| format!("{name} up"))
 }
 
 async fn down(handle: &Handle, name: &str) -> Result<()> {
     let index = index_of(handle, name).await?;
-    handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.with_context(|| format!("{name} down"))
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(index).down().build())
+        .execute()
+        .await
+        .with_context(|| format!("{name} down"))
 }

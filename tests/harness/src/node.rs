@@ -75,7 +75,13 @@ impl NodeOptions {
 }
 
 impl Node {
-    pub(crate) fn prepare(site: &Netns, number: usize, dir: PathBuf, token: &str, options: NodeOptions) -> Result<Self> {
+    pub(crate) fn prepare(
+        site: &Netns,
+        number: usize,
+        dir: PathBuf,
+        token: &str,
+        options: NodeOptions,
+    ) -> Result<Self> {
         let netns = Netns::create()?;
         let octet = u8::try_from(number).context("node number")?;
         let (near, lan) = (Ipv4Addr::new(10, 98, octet, 1), Ipv4Addr::new(10, 98, octet, 2));
@@ -95,7 +101,17 @@ impl Node {
             mount(Some("tmpfs"), &dir.join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))?;
         }
         let name = options.name.clone();
-        let mut node = Self { name, options, dir, netns, lan, token: token.into(), boot: 0, agent: None, http: client() };
+        let mut node = Self {
+            name,
+            options,
+            dir,
+            netns,
+            lan,
+            token: token.into(),
+            boot: 0,
+            agent: None,
+            http: client(),
+        };
         node.new_boot()?;
         Ok(node)
     }
@@ -106,12 +122,14 @@ impl Node {
         fs::write(&config, self.config())?;
         let mut command = Command::new(program("tombolo-agent"));
         command.arg("--config").arg(&config);
-        self.agent = Some(Process::start("the agent", command, Some(&self.netns), &self.dir.join("agent.log"))?);
+        self.agent =
+            Some(Process::start("the agent", command, Some(&self.netns), &self.dir.join("agent.log"))?);
         Ok(())
     }
 
     fn config(&self) -> String {
-        let labels: String = self.options.labels.iter().map(|(key, value)| format!("\"{key}\" = \"{value}\"\n")).collect();
+        let labels: String =
+            self.options.labels.iter().map(|(key, value)| format!("\"{key}\" = \"{value}\"\n")).collect();
         let (dir, supervisor) = (self.dir.display(), program("tombolo-supervisor"));
         format!(
             "node = \"{}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\nboot_id_file = \"{dir}/boot_id\"\n\
@@ -221,7 +239,10 @@ impl Node {
     pub async fn traffic(&self) -> Result<HubTraffic, String> {
         let text = self.metrics().await?;
         let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).ok_or(format!("no {name} in {text}"))?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .ok_or(format!("no {name} in {text}"))?;
             line.trim().parse::<u64>().map_err(|error| error.to_string())
         };
         Ok(HubTraffic {
@@ -272,7 +293,10 @@ impl Node {
     /// The supervisor's pid, if one runs.
     pub fn supervisor_pid(&self) -> Option<i32> {
         let run = self.run_dir().display().to_string();
-        descendants().into_iter().find(|(_, line)| line.contains("tombolo-supervisor") && line.contains(&run)).map(|(pid, _)| pid)
+        descendants()
+            .into_iter()
+            .find(|(_, line)| line.contains("tombolo-supervisor") && line.contains(&run))
+            .map(|(pid, _)| pid)
     }
 
     /// SIGKILL to the supervisor alone; its instances stay.
@@ -295,7 +319,11 @@ impl Drop for Node {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the end of {}'s log\n{}", self.name, lines[lines.len().saturating_sub(60)..].join("\n"));
+            eprintln!(
+                "--- the end of {}'s log\n{}",
+                self.name,
+                lines[lines.len().saturating_sub(60)..].join("\n")
+            );
         }
         self.agent = None;
         let supervisor = self.supervisor_pid();

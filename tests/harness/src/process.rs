@@ -26,7 +26,9 @@ pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
     // target/PROFILE/deps/test-hash, and target/PROFILE/bench for the benchmark program.
     let found = test.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --release` first, as tests/run does"))
+    found.unwrap_or_else(|| {
+        panic!("{name} is not built: run `cargo build --release` first, as tests/run does")
+    })
 }
 
 /// A running program.
@@ -41,7 +43,11 @@ impl Process {
     /// Starts `command` in `netns` (the caller's own if none), with its output in `log`.
     pub fn start(name: &str, mut command: Command, netns: Option<&Netns>, log: &Path) -> Result<Self> {
         adopt_orphans();
-        let output = File::options().create(true).append(true).open(log).with_context(|| format!("{}", log.display()))?;
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("{}", log.display()))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         if let Some(netns) = netns {
             enter(&mut command, netns.fd());
@@ -56,7 +62,10 @@ impl Process {
 
     /// SIGKILL, and gone when this returns.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill().and_then(|()| self.child.wait()).with_context(|| format!("killing {}", self.name))?;
+        self.child
+            .kill()
+            .and_then(|()| self.child.wait())
+            .with_context(|| format!("killing {}", self.name))?;
         Ok(())
     }
 
@@ -116,7 +125,9 @@ fn enter(command: &mut Command, netns: RawFd) {
 /// Makes this process the parent of its descendants' orphans, once.
 fn adopt_orphans() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| nix::sys::prctl::set_child_subreaper(true).expect("any process may become a subreaper"));
+    ONCE.call_once(|| {
+        nix::sys::prctl::set_child_subreaper(true).expect("any process may become a subreaper")
+    });
 }
 
 /// Every process that descends from this one, with its command line.
@@ -132,7 +143,9 @@ pub(crate) fn descendants() -> BTreeMap<i32, String> {
 pub(crate) fn descendants_of(root: i32) -> Vec<i32> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         // pid (name) state ppid …; the name may hold anything, a closing parenthesis too.
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let Some((_, rest)) = stat.rsplit_once(')') else { continue };
@@ -161,7 +174,9 @@ pub(crate) fn descendants_of(root: i32) -> Vec<i32> {
 pub(crate) fn cgroups_of(pid: i32) -> Vec<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let mut found = Vec::new();
-    for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).filter(|path| path.contains("/tombolo/")) {
+    for path in
+        text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).filter(|path| path.contains("/tombolo/"))
+    {
         let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
         let all = std::iter::once(PathBuf::from("/sys/fs/cgroup")).chain(roots);
         found.extend(all.map(|root| root.join(path.trim_start_matches('/'))).filter(|dir| dir.is_dir()));
@@ -193,7 +208,9 @@ fn thaw(pid: i32) {
         let mut parts = line.splitn(3, ':').skip(1);
         match (parts.next(), parts.next()) {
             (Some(""), Some(path)) => drop(fs::write(format!("/sys/fs/cgroup{path}/cgroup.freeze"), "0")),
-            (Some("freezer"), Some(path)) => drop(fs::write(format!("/sys/fs/cgroup/freezer{path}/freezer.state"), "THAWED")),
+            (Some("freezer"), Some(path)) => {
+                drop(fs::write(format!("/sys/fs/cgroup/freezer{path}/freezer.state"), "THAWED"))
+            }
             _ => {}
         }
     }

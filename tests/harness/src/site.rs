@@ -40,7 +40,8 @@ pub struct Hub {
 impl Site {
     /// A running hub. `None`, said loudly, where the machine cannot do it.
     pub async fn start() -> Option<Self> {
-        let temporary = tempfile::Builder::new().prefix("tombolo-site-").tempdir().expect("a temporary directory");
+        let temporary =
+            tempfile::Builder::new().prefix("tombolo-site-").tempdir().expect("a temporary directory");
         let mut site = Self::prepare(temporary.path())?;
         site._temporary = Some(temporary);
         site.hub.start().await.expect("a hub starts");
@@ -94,7 +95,8 @@ impl Site {
     pub fn prepare_node(&mut self, options: NodeOptions) -> Result<Node> {
         assert!(self.nodes < NODES_MAX, "a site has at most {NODES_MAX} nodes");
         self.nodes += 1;
-        let token = std::fs::read_to_string(self.hub.dir.join("state/pki/join-token")).context("the join token")?;
+        let token =
+            std::fs::read_to_string(self.hub.dir.join("state/pki/join-token")).context("the join token")?;
         let dir = self.dir.join(&options.name);
         Node::prepare(&self.netns, self.nodes, dir, token.trim(), options)
     }
@@ -113,8 +115,10 @@ impl Hub {
         command.arg("--config").arg(&config);
         self.process = Some(Process::start("the hub", command, None, &self.dir.join("hub.log"))?);
         let api = self.api.clone();
-        until("the hub to be ready", 30, || async { api.get("/readyz").await.map(drop).map_err(|error| error.to_string()) })
-            .await;
+        until("the hub to be ready", 30, || async {
+            api.get("/readyz").await.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
         Ok(())
     }
 

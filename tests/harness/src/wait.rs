@@ -18,12 +18,18 @@ pub fn within(bound: Duration) -> Duration {
 }
 
 /// Looks until `look` gives `Ok`; panics with its last `Err` when `seconds` (longer on slow machines) have passed.
-pub async fn until<T, E: Debug, F: Future<Output = Result<T, E>>>(what: &str, seconds: u64, mut look: impl FnMut() -> F) -> T {
+pub async fn until<T, E: Debug, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    seconds: u64,
+    mut look: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + within(Duration::from_secs(seconds));
     loop {
         match look().await {
             Ok(value) => return value,
-            Err(last) if Instant::now() >= deadline => panic!("waited {seconds} s in vain for {what}; last seen: {last:?}"),
+            Err(last) if Instant::now() >= deadline => {
+                panic!("waited {seconds} s in vain for {what}; last seen: {last:?}")
+            }
             Err(_) => tokio::time::sleep(LOOK).await,
         }
     }
