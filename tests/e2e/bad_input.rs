@@ -57,7 +57,7 @@ async fn yaml_errors_name_the_field() {
         (
             json!({"template": {"spec": {"containers": [{"imag": "x"}]}}}),
             400,
-            "\"spec.template.spec.containers[0].imag\"",
+            "missing field(s): spec.template.spec.containers[0].image",
         ),
         (json!({"template": {"spec": {"containers": []}}}), 400, "spec.template.spec.containers"),
         (

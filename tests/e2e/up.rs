@@ -90,7 +90,8 @@ fn the_command_works(dir: &std::path::Path) {
     };
     let (good, bad) = (dir.join("good.yaml"), dir.join("bad.yaml"));
     std::fs::write(&good, HELLO_YAML).expect("a file");
-    std::fs::write(&bad, HELLO_YAML.replace("containerPort: 8080", "containerPort: 80800")).expect("a file");
+    std::fs::write(&bad, HELLO_YAML.replace("helloworld-go", "badworld").replace("8080", "80800"))
+        .expect("a file");
     let (good, bad) = (good.display().to_string(), bad.display().to_string());
     for (arguments, code, words) in [
         (vec!["apply", "-f", &good], 0, vec!["helloworld-go", "created"]),
