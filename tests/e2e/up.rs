@@ -15,18 +15,19 @@ fn up(dir: &std::path::Path) -> Command {
 async fn up_once_answers_and_ends() {
     let Some(_site) = Site::start().await else { return };
     let dir = tempfile::tempdir().expect("a temporary directory");
+    let before = Census::take(dir.path(), "hello-0");
     let output =
         up(dir.path()).args(["--demo", "--once"]).stdin(Stdio::null()).output().expect("tombolo runs");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}: {out}{err}", output.status);
     assert!(out.contains("Hello World from hello-00001!"), "{out}{err}");
-    assert_nothing_is_left(dir.path());
+    assert_nothing_is_left(dir.path(), &before);
 }
 
 /// Nothing of `up` but what it keeps for the next time.
-fn assert_nothing_is_left(dir: &std::path::Path) {
+fn assert_nothing_is_left(dir: &std::path::Path, before: &Census) {
     assert!(!dir.join("run").exists(), "the run directory is left");
-    let left = Census::take(dir, "hello-0");
+    let left = Census::take(dir, "hello-0").since(before);
     let mine = |line: &str| line.contains(&dir.display().to_string());
     let processes: Vec<_> = left.processes.iter().filter(|(_, line)| mine(line)).collect();
     assert!(processes.is_empty() && left.mounts.is_empty() && left.cgroups.is_empty(), "{left:?}");
@@ -37,6 +38,7 @@ fn assert_nothing_is_left(dir: &std::path::Path) {
 async fn up_serves_until_it_is_stopped() {
     let Some(_site) = Site::start().await else { return };
     let dir = tempfile::tempdir().expect("a temporary directory");
+    let before = Census::take(dir.path(), "hello-0");
     let mut command = up(dir.path());
     command.arg("--demo");
     let mut process =
@@ -57,7 +59,7 @@ async fn up_serves_until_it_is_stopped() {
     process.interrupt().expect("it can be interrupted");
     let status = process.wait(40).expect("it ends");
     assert!(status.success() || status.code() == Some(130), "{status}: {}", process.last_words());
-    assert_nothing_is_left(dir.path());
+    assert_nothing_is_left(dir.path(), &before);
 }
 
 /// Knative's hello in a file, as its users write it; the image need not be there for the hub to take it.
@@ -99,7 +101,7 @@ fn the_command_works(dir: &std::path::Path) {
         (
             vec!["apply", "-f", &bad],
             1,
-            vec!["bad.yaml:14", "spec.template.spec.containers[0].ports[0].containerPort"],
+            vec!["bad.yaml:13", "spec.template.spec.containers[0].ports.containerPort"],
         ),
         (vec!["get", "services"], 0, vec!["NAME", "URL", "hello ", "helloworld-go"]),
         (vec!["get", "revisions", "-o", "json"], 0, vec!["\"kind\": \"RevisionList\"", "hello-00001"]),
