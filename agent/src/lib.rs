@@ -14,6 +14,7 @@ mod identity;
 mod keep;
 mod link;
 mod log_files;
+pub mod memory;
 mod node_info;
 mod outbox;
 mod ready;

@@ -10,7 +10,7 @@ use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tombolo_agent::config::{Config, LogConfig, LogFormat};
-use tombolo_agent::{Agent, Instances, Start};
+use tombolo_agent::{Agent, Instances, Start, memory};
 use tracing_subscriber::EnvFilter;
 
 /// Threads that run tasks. Requests are a few microseconds each; two keep one slow poll from holding up everything.
@@ -21,6 +21,9 @@ const BLOCKING_THREADS_MAX: usize = 8;
 
 /// How long an idle thread for file work is kept.
 const BLOCKING_KEEP: Duration = Duration::from_secs(2);
+
+/// From the start until instances are found, the hub is reached and everything was done once.
+const START_UP: Duration = Duration::from_secs(3);
 
 /// Runs functions on this node, with or without its hub.
 #[derive(Parser)]
@@ -72,6 +75,7 @@ async fn serve(start: Start) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut agent = tombolo_agent::start(start).await?;
     notify(NotifyState::Ready);
+    tokio::spawn(come_to_rest());
     let result = tokio::select! {
         error = agent.failed() => Err(error),
         _ = terminate.recv() => Ok(()),
@@ -82,6 +86,15 @@ async fn serve(start: Start) -> anyhow::Result<()> {
     notify(NotifyState::Stopping);
     let stopped = Agent::stop(agent, Instances::Keep).await;
     result.and(stopped)
+}
+
+/// Gives back the memory of what only the start needed, once it is over.
+async fn come_to_rest() {
+    tokio::time::sleep(START_UP).await;
+    match memory::unmap_code() {
+        Ok(bytes) => tracing::debug!(bytes, "unmapped the program's code"),
+        Err(error) => tracing::debug!(%error, "the program's code stays mapped"),
+    }
 }
 
 /// Tells systemd that this program lives, if it wants to know; twice as often as it must.
