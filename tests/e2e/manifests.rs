@@ -112,12 +112,17 @@ async fn a_kill_while_accepting_leaves_the_old_state_or_the_new_one() {
         // A tag changes the route and with it the manifest, but needs no new image.
         let traffic = json!([{"latestRevision": true, "percent": 100, "tag": format!("t{round}")}]);
         let patch = json!({"spec": {"traffic": traffic}});
-        site.hub.api.patch_service("hello", &patch).await.expect("a service can be patched");
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        tokio::time::sleep(Duration::from_micros(random % 12_000)).await;
-        node.kill_agent();
+        // The power goes while the change is on its way, is being accepted, or has just been.
+        let patched = site.hub.api.patch_service("hello", &patch);
+        let killed = async {
+            tokio::time::sleep(Duration::from_micros(random % 10_000)).await;
+            node.kill_agent();
+        };
+        let (patched, ()) = tokio::join!(patched, killed);
+        patched.expect("a service can be patched");
         node.start_agent().expect("the agent starts again");
         last = until("the agent to serve", 20, || async {
             node.answer("hello", "/").await?;
@@ -128,8 +133,8 @@ async fn a_kill_while_accepting_leaves_the_old_state_or_the_new_one() {
         assert!(last >= before, "generation {last} after {before} in round {round}");
         if last == before { olds += 1 } else { news += 1 }
     }
-    // Both happened, or the kills came at no interesting moment.
-    assert!(olds >= KILLS / 20 && news >= KILLS / 20, "the old state {olds} times, a new one {news} times");
+    println!("the old state {olds} times, a new one {news} times");
+    assert!(olds > 0 && news > 0, "the kills came at no interesting moment: {olds} old, {news} new");
     let status = node.status().await.expect("the agent says what it runs");
     assert_eq!(status["refused"], serde_json::Value::Null, "nothing was refused");
 }
