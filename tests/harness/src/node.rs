@@ -165,10 +165,11 @@ impl Node {
         let supervisor = self.supervisor_pid();
         let instances = supervisor.map(descendants_of).unwrap_or_default();
         let cgroups: BTreeSet<_> = instances.iter().flat_map(|pid| cgroups_of(*pid)).collect();
-        kill_all(&supervisor.into_iter().chain(instances).collect::<Vec<_>>());
+        // The agent first: it would start another supervisor.
         if let Some(mut agent) = self.agent.take() {
             agent.kill()?;
         }
+        kill_all(&supervisor.into_iter().chain(instances).collect::<Vec<_>>());
         cgroups.iter().for_each(|path| drop(fs::remove_dir(path)));
         match fs::remove_dir_all(self.run_dir()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
