@@ -42,6 +42,12 @@ pub struct RouteObject {
     pub hosts: Vec<String>,
     /// Percentages sum to 100.
     pub targets: Vec<RouteTarget>,
+    /// Requests that a header sends to a tag whatever the percentages say; the first that matches decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steering: Vec<Steer>,
+    /// How the share of a configuration moves to its next revision; at once when that is ready if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSpec>,
 }
 
 /// One target of a route.
@@ -56,6 +62,56 @@ pub struct RouteTarget {
     /// Hosts that reach this target alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
+    /// The tag by which a header may ask for this target; empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tag: String,
+    /// The configuration whose latest revision this target follows; empty: it is fixed to one revision.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub configuration: String,
+}
+
+/// One rule of `tombolo.dev/steering`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Steer {
+    /// Name of the request header, lower case.
+    pub header: String,
+    pub value: HeaderMatch,
+    /// Of the target that gets the request.
+    pub tag: String,
+}
+
+/// What a header's value must be. Case counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HeaderMatch {
+    Exact(String),
+    Prefix(String),
+    /// Anywhere in the value unless anchored; without look-around and back references, so that its time is linear.
+    Regex(String),
+}
+
+/// How a configuration's share moves to its next revision, carried out by the node alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RolloutSpec {
+    /// Asked length of the whole shift, seconds; at least 1.
+    pub duration_s: u64,
+    /// When the shift is undone; `None`: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<HealthGate>,
+}
+
+/// How much worse than the former revision the next one may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthGate {
+    /// By how many percentage points its share of 5xx answers may be above the former revision's.
+    pub max_error_percent: u8,
+    /// Its mean time to the first byte, in percent of the former revision's, at least 100.
+    pub max_latency_percent: u32,
+    /// Answers of the next revision before it is judged.
+    pub min_requests: u32,
 }
 
 impl RevisionObject {

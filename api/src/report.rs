@@ -43,6 +43,52 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
     pub revisions: Vec<RevisionReport>,
+    /// Routes with a [rollout](crate::desired::RolloutSpec).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteReport>,
+}
+
+/// How far the traffic of one route has moved on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteReport {
+    pub namespace: String,
+    pub name: String,
+    /// Its targets that follow a configuration.
+    pub targets: Vec<TargetReport>,
+}
+
+/// One target of a route that follows a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetReport {
+    pub configuration: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tag: String,
+    /// The revision that should get all of it in the end.
+    pub goal: String,
+    /// What is served now, the oldest first; percent of the target's share, 100 in all.
+    pub shares: Vec<ShareReport>,
+    /// Why the goal is not tried any more, if its health made the node go back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// Part of a target's share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareReport {
+    pub revision: String,
+    pub percent: u8,
+}
+
+/// Why a rollout was undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolledBack {
+    /// One CamelCase word: `ErrorRateTooHigh`, `LatencyTooHigh`, `NotReadyInTime`.
+    pub reason: String,
+    pub message: String,
 }
 
 /// What a node is.
@@ -92,6 +138,14 @@ pub struct RevisionReport {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     pub instances: Vec<InstanceReport>,
+    /// Instances that should be running now.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub desired: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How far a revision is on a node.
@@ -124,6 +178,10 @@ pub enum Tier {
     Starting,
     Running,
     Stopping,
+    /// Made, but its program was not started.
+    Primed,
+    /// Its processes are stopped where they were.
+    Frozen,
 }
 
 /// Something that happened and must not be lost. Waits in the node's outbox until the hub has stored it.

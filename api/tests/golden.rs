@@ -84,6 +84,8 @@ fn route() -> RouteObject {
         percent,
         candidates: candidates.iter().map(|name| (*name).into()).collect(),
         hosts: hosts.iter().map(|host| (*host).into()).collect(),
+        tag: String::new(),
+        configuration: String::new(),
     };
     RouteObject {
         namespace: "default".into(),
@@ -93,6 +95,8 @@ fn route() -> RouteObject {
             target(90, &["hello-00002", "hello-00001"], &[]),
             target(10, &["hello-00001"], &["old-hello.default.localhost"]),
         ],
+        steering: vec![],
+        rollout: None,
     }
 }
 
@@ -151,6 +155,7 @@ fn reports() {
         reason: reason.into(),
         message: message.into(),
         instances,
+        desired: 0,
     };
     let report = Report {
         info: NodeInfo {
@@ -182,6 +187,7 @@ fn reports() {
             revision("hello-00002", RevisionPhase::Failed, "ExitedBeforeReady", "status 3", vec![]),
             revision("hello-00003", RevisionPhase::Preparing, "", "", vec![]),
         ],
+        routes: vec![],
     };
     check(include_str!("golden/report.json"), &report);
     check(include_str!("golden/report_of_nothing.json"), &Report::default());

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tombolo_api::RevisionKey;
+use tombolo_api::desired::Steer;
 
 use crate::supervision::InstanceId;
 
@@ -13,8 +14,18 @@ use crate::supervision::InstanceId;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteTable {
     /// Host names, lower case, without port.
-    pub hosts: BTreeMap<String, Arc<[Split]>>,
+    pub hosts: BTreeMap<String, Arc<HostRoutes>>,
     pub revisions: BTreeMap<RevisionKey, Arc<Backend>>,
+}
+
+/// Where a host's requests go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostRoutes {
+    pub splits: Vec<Split>,
+    /// What the header `Knative-Serving-Tag` may ask for. Empty on the hosts of tags.
+    pub tags: BTreeMap<String, Vec<Split>>,
+    /// Rules before the splits; their tags are in `tags`.
+    pub steering: Vec<Steer>,
 }
 
 /// A share of a host's requests.

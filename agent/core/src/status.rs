@@ -21,6 +21,7 @@ pub fn revisions(desired: &Desired, actual: &Actual) -> Vec<RevisionReport> {
             reason,
             message,
             instances: instances(actual, |instance| instance == key, restarts),
+            desired: 0,
         });
     }
     reports
@@ -117,6 +118,7 @@ mod tests {
             reason: "X".into(),
             message: message.into(),
             instances: vec![],
+            desired: 0,
         };
         Report { revisions: (0..revisions).map(revision).collect(), ..Report::default() }
     }

@@ -9,7 +9,7 @@ use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, ImageState, Moment, Phase, RevisionActual};
 use crate::limits::request_timeouts;
-use crate::routes::{Backend, Endpoint, RouteTable, Split, Unavailable};
+use crate::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split, Unavailable};
 
 /// Builds the table. `now` decides whether a failed revision is still waiting before it is tried again.
 pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
@@ -36,24 +36,27 @@ fn add_route(
     named: &mut BTreeSet<RevisionKey>,
 ) {
     let mut splits: BTreeMap<RevisionKey, u8> = BTreeMap::new();
+    let mut tags = BTreeMap::new();
     for target in &route.targets {
         let revision = choose(&route.namespace, target, desired, actual);
         named.insert(revision.clone());
-        if !target.hosts.is_empty() {
-            let all: Arc<[Split]> = Arc::from([Split { percent: 100, revision: revision.clone() }]);
-            for host in &target.hosts {
-                table.hosts.insert(host.clone(), all.clone());
-            }
+        let all = vec![Split { percent: 100, revision: revision.clone() }];
+        if !target.tag.is_empty() {
+            tags.insert(target.tag.clone(), all.clone());
+        }
+        let all = Arc::new(HostRoutes { splits: all, ..HostRoutes::default() });
+        for host in &target.hosts {
+            table.hosts.insert(host.clone(), all.clone());
         }
         if target.percent > 0 {
             let share = splits.entry(revision).or_default();
             *share = share.saturating_add(target.percent);
         }
     }
-    let splits: Arc<[Split]> =
-        splits.into_iter().map(|(revision, percent)| Split { percent, revision }).collect();
+    let splits = splits.into_iter().map(|(revision, percent)| Split { percent, revision }).collect();
+    let routes = Arc::new(HostRoutes { splits, tags, steering: route.steering.clone() });
     for host in &route.hosts {
-        table.hosts.insert(host.clone(), splits.clone());
+        table.hosts.insert(host.clone(), routes.clone());
     }
 }
 

@@ -50,13 +50,13 @@ impl Routes {
             let target = Arc::new(Target { backend: Arc::clone(backend), instances });
             targets.insert(key, (meter.find_revision(key, demand), target));
         }
-        let hosts = table.hosts.iter().map(|(name, splits)| {
+        let hosts = table.hosts.iter().map(|(name, host)| {
             let share = |split: &Split| {
                 let (revision, target) = targets.get(&split.revision)?;
                 let (revision, target) = (Arc::clone(revision), Arc::clone(target));
                 Some(Share { percent: split.percent, revision, target })
             };
-            (name.clone(), Arc::new(Host { shares: splits.iter().filter_map(share).collect() }))
+            (name.clone(), Arc::new(Host { shares: host.splits.iter().filter_map(share).collect() }))
         });
         *self.hosts.write().expect("no panic under this lock") = Arc::new(hosts.collect());
         self.version.fetch_add(1, Ordering::Release);
@@ -89,7 +89,7 @@ impl Host {
 mod tests {
     use std::collections::BTreeMap;
 
-    use tombolo_agent_core::routes::Backend;
+    use tombolo_agent_core::routes::{Backend, HostRoutes};
 
     use super::*;
 
@@ -108,7 +108,10 @@ mod tests {
         });
         let splits = splits.iter().map(|(percent, name)| Split { percent: *percent, revision: key(name) });
         let table = RouteTable {
-            hosts: BTreeMap::from([("a.b".to_owned(), splits.collect())]),
+            hosts: BTreeMap::from([(
+                "a.b".to_owned(),
+                Arc::new(HostRoutes { splits: splits.collect(), ..HostRoutes::default() }),
+            )]),
             revisions: revisions.iter().map(|name| (key(name), Arc::clone(&backend))).collect(),
         };
         let (routes, meter) = (Routes::default(), Meter::new());

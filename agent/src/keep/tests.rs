@@ -22,11 +22,22 @@ pub(crate) fn kept(generation: u64, names: &[&str]) -> Kept {
     let mut contents = BTreeMap::new();
     let mut objects = Vec::new();
     for name in names {
-        let target =
-            RouteTarget { percent: 100, candidates: vec![format!("{name}-{generation:05}")], hosts: vec![] };
+        let target = RouteTarget {
+            percent: 100,
+            candidates: vec![format!("{name}-{generation:05}")],
+            hosts: vec![],
+            tag: String::new(),
+            configuration: String::new(),
+        };
         let hosts = vec![format!("{name}.default.localhost")];
-        let route =
-            RouteObject { namespace: "default".into(), name: (*name).into(), hosts, targets: vec![target] };
+        let route = RouteObject {
+            namespace: "default".into(),
+            name: (*name).into(),
+            hosts,
+            targets: vec![target],
+            steering: vec![],
+            rollout: None,
+        };
         let encoded = encode_route(&route);
         contents.insert(encoded.entry.digest, encoded.bytes);
         objects.push(encoded.entry);

@@ -18,6 +18,20 @@ pub const ROUTING_STATE: &str = "serving.knative.dev/routingState";
 pub const ROUTING_STATE_MODIFIED: &str = "serving.knative.dev/routingStateModified";
 pub const VISIBILITY: &str = "networking.knative.dev/visibility";
 
+/// What an idle revision keeps: `cold`, `primed`, `running` or `frozen`.
+pub const IDLE_TIER: &str = "tombolo.dev/idle-tier";
+/// `fast`: the autoscaler may decide at every request instead of every 2 s.
+pub const REACTION: &str = "tombolo.dev/reaction";
+/// How a revision takes over from the one before it: `overlap`, `hand-over`, `stop-first` or `auto`.
+pub const UPDATE_STRATEGY: &str = "tombolo.dev/update-strategy";
+/// On a Service or Route: which requests a header sends to which tag, a JSON list.
+pub const STEERING: &str = "tombolo.dev/steering";
+/// On a Service or Route: `on` (the default) or `off`: whether a gradual rollout is undone when the new revision is worse.
+pub const HEALTH_GATE: &str = "tombolo.dev/health-gate";
+pub const GATE_MAX_ERROR_PERCENT: &str = "tombolo.dev/health-gate-max-error-percent";
+pub const GATE_MAX_LATENCY_PERCENT: &str = "tombolo.dev/health-gate-max-latency-percent";
+pub const GATE_MIN_REQUESTS: &str = "tombolo.dev/health-gate-min-requests";
+
 /// Prefix of every key that Knative Serving keeps for itself.
 pub const SERVING_PREFIX: &str = "serving.knative.dev/";
 /// Group of the autoscaler's annotations.

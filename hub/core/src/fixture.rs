@@ -211,6 +211,7 @@ impl Hub {
                 reason: if failed { "ExitCode1".into() } else { String::new() },
                 message: if failed { "the program ended with code 1.".into() } else { String::new() },
                 instances: if phase == RevisionPhase::Ready { vec![instance] } else { Vec::new() },
+                desired: 0,
             });
         }
     }

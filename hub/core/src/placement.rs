@@ -165,14 +165,27 @@ fn route_object(
         };
         let percent = u8::try_from(target.percent.clamp(0, 100)).unwrap_or(0);
         let candidates = candidates.iter().map(|revision| revision.metadata.name.clone()).collect();
-        kept.push(RouteTarget { percent, candidates, hosts });
+        kept.push(RouteTarget {
+            percent,
+            candidates,
+            hosts,
+            tag: String::new(),
+            configuration: String::new(),
+        });
     }
     if kept.is_empty() {
         return None;
     }
     let split = rescale(&mut kept);
     let hosts = if split { vec![settings.host("", name, namespace)] } else { Vec::new() };
-    Some(RouteObject { namespace: namespace.clone(), name: name.clone(), hosts, targets: kept })
+    Some(RouteObject {
+        namespace: namespace.clone(),
+        name: name.clone(),
+        hosts,
+        targets: kept,
+        steering: vec![],
+        rollout: None,
+    })
 }
 
 /// Makes the percentages of the targets that are on a node sum to 100 again, in proportion. False if all are 0: then only

@@ -135,7 +135,7 @@ impl Node {
 
     async fn say(&self, serving: Option<Serving>, revisions: Vec<RevisionReport>) {
         let presence = Presence { online: true, session: "s".into(), serving, report: None };
-        let report = Report { info: NodeInfo::default(), serving, refused: None, revisions };
+        let report = Report { info: NodeInfo::default(), serving, refused: None, revisions, routes: vec![] };
         let presence = serde_json::to_vec(&presence).unwrap();
         self.session.publish(&self.topics.presence(), &presence, true).await.unwrap();
         let report = serde_json::to_vec(&report).unwrap();
@@ -175,6 +175,7 @@ async fn a_service_reaches_a_node_and_its_report_comes_back() {
         reason: String::new(),
         message: String::new(),
         instances: Vec::new(),
+        desired: 0,
     };
     node.say(Some(serving), vec![report]).await;
     bench.until(&format!("{SERVICES}/hello"), ready).await;

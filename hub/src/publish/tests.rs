@@ -42,6 +42,8 @@ fn route(name: &str, host: &str) -> Encoded {
         name: name.into(),
         hosts: vec![host.into()],
         targets: vec![],
+        steering: vec![],
+        rollout: None,
     })
 }
 

@@ -37,17 +37,25 @@ fn route(targets: Vec<RouteTarget>) -> Desired {
         name: "s".into(),
         hosts: vec!["s.default.localhost".into()],
         targets,
+        steering: vec![],
+        rollout: None,
     };
     Desired { routes: [(("default".into(), "s".into()), route)].into(), ..Desired::default() }
 }
 
 fn target(percent: u8, candidates: &[&str], hosts: &[&str]) -> RouteTarget {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    RouteTarget { percent, candidates: owned(candidates), hosts: owned(hosts) }
+    RouteTarget {
+        percent,
+        candidates: owned(candidates),
+        hosts: owned(hosts),
+        tag: String::new(),
+        configuration: String::new(),
+    }
 }
 
 fn serves(table: &RouteTable, host: &str) -> Vec<(String, u8)> {
-    table.hosts[host].iter().map(|split| (split.revision.name.clone(), split.percent)).collect()
+    table.hosts[host].splits.iter().map(|split| (split.revision.name.clone(), split.percent)).collect()
 }
 
 #[test]

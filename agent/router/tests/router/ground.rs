@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tombolo_agent_core::routes::{Backend, Endpoint, RouteTable, Split};
+use tombolo_agent_core::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split};
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::RevisionKey;
 use tombolo_router::{Dialer, Meter, Router};
@@ -227,9 +227,10 @@ pub(crate) fn backend(ready: &[&str]) -> Backend {
 
 /// The table in which all requests for [`HOST`] go to revision `a`.
 pub(crate) fn table(backend: Backend) -> RouteTable {
-    let splits = [Split { percent: 100, revision: key("a") }];
+    let splits = vec![Split { percent: 100, revision: key("a") }];
+    let routes = HostRoutes { splits, ..HostRoutes::default() };
     RouteTable {
-        hosts: BTreeMap::from([(HOST.to_owned(), Arc::from(splits))]),
+        hosts: BTreeMap::from([(HOST.to_owned(), Arc::new(routes))]),
         revisions: BTreeMap::from([(key("a"), Arc::new(backend))]),
     }
 }

@@ -88,7 +88,13 @@ fn hosts_are_of_the_route_and_of_its_tags() {
     assert_eq!(route.hosts, ["a.default.localhost"]);
     assert_eq!(
         route.targets[0],
-        RouteTarget { percent: 100, candidates: vec!["a-00001".into()], hosts: vec![] }
+        RouteTarget {
+            percent: 100,
+            candidates: vec!["a-00001".into()],
+            hosts: vec![],
+            tag: String::new(),
+            configuration: String::new()
+        }
     );
     assert_eq!(route.targets[1].hosts, ["next-a.default.localhost"]);
     assert_eq!(route.targets[1].percent, 0);
@@ -185,7 +191,13 @@ fn shares_of_targets_that_are_elsewhere_go_to_those_that_are_here() {
 
 #[test]
 fn percentages_sum_to_a_hundred() {
-    let target = |percent| RouteTarget { percent, candidates: vec![], hosts: vec![] };
+    let target = |percent| RouteTarget {
+        percent,
+        candidates: vec![],
+        hosts: vec![],
+        tag: String::new(),
+        configuration: String::new(),
+    };
     for (given, expected) in [
         (&[100][..], &[100][..]),
         (&[1, 1, 1], &[34, 33, 33]),
