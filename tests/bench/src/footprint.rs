@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use tombolo_harness::{Function, NodeOptions, Site, program, until};
 
+use crate::memory::{MB, pss_mb};
 use crate::report::Row;
 
 /// Until allocators and caches have come to rest.
 const REST: Duration = Duration::from_secs(5);
-
-/// Megabytes, as bars are stated.
-const MB: f64 = 1e6;
 
 pub(crate) async fn measure() -> Option<Vec<Row>> {
     let mut site = Site::start().await?;
@@ -32,16 +30,4 @@ pub(crate) async fn measure() -> Option<Vec<Row>> {
         size("agent-binary", "tombolo-agent", 12.0),
         size("hub-binary", "tombolo-hub", 30.0),
     ])
-}
-
-/// The kernel's sum over all mappings, shared pages divided among those who share them.
-fn pss_mb(pid: i32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .expect("root may read another process's memory map");
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .expect("the kernel sums the proportional set size");
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
-    kib * 1024.0 / MB
 }

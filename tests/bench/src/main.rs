@@ -3,9 +3,16 @@
 //! Every benchmark is a module that gives rows; nothing here decides whether a build is good: bars are printed, not enforced,
 //! because the machines that run this differ.
 
+mod burst;
+mod client;
+mod cold_start;
+mod density;
 mod deploy;
 mod footprint;
+mod memory;
+mod peer;
 mod report;
+mod router;
 mod sample;
 mod start;
 
@@ -31,10 +38,18 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Bench {
+    /// Five hundred requests at once for a service that sleeps
+    Burst,
+    /// From a request to its answer with no instance running, beside the bare program, runc and youki
+    ColdStart,
+    /// Memory of 200 services at zero, and their first answers
+    Density,
     /// From a Service at the hub to its first answer on a connected node that has the image
     Deploy,
     /// Memory of the processes with one function running, and sizes of the programs
     Footprint,
+    /// One warm revision through the router, beside nginx, driven by wrk
+    Router,
     /// From the start of an agent that knows 100 services to its routes being in force
     Start,
 }
@@ -58,8 +73,12 @@ fn main() -> ExitCode {
 
 async fn measure(name: Bench, rounds: u32) -> Option<Vec<Row>> {
     match name {
+        Bench::Burst => burst::measure(rounds).await,
+        Bench::ColdStart => cold_start::measure(rounds).await,
+        Bench::Density => density::measure().await,
         Bench::Deploy => deploy::measure(rounds).await,
         Bench::Footprint => footprint::measure().await,
+        Bench::Router => router::measure().await,
         Bench::Start => start::measure(rounds).await,
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Row {
     pub(crate) peer_name: Option<&'static str>,
     /// Ours divided by the peer's.
     pub(crate) ratio: Option<f64>,
-    /// The most that is good.
+    /// The most that is good; of the ratio where there is a peer (then the least, for rates).
     pub(crate) bar: Option<f64>,
     pub(crate) ok: Option<bool>,
 }
@@ -30,6 +30,24 @@ impl Row {
     pub(crate) fn plain(bench: &'static str, row: &str, ours: f64, unit: &'static str) -> Self {
         let row = row.to_owned();
         Self { bench, row, ours, unit, peer: None, peer_name: None, ratio: None, bar: None, ok: None }
+    }
+
+    /// The same beside a peer's figure.
+    pub(crate) fn beside(mut self, peer_name: &'static str, peer: f64) -> Self {
+        (self.peer, self.peer_name, self.ratio) = (Some(peer), Some(peer_name), Some(self.ours / peer));
+        self
+    }
+
+    /// The ratio should not exceed `bar`.
+    pub(crate) fn ratio_at_most(self, bar: f64) -> Self {
+        let ok = self.ratio.map(|ratio| ratio <= bar);
+        Self { bar: Some(bar), ok, ..self }
+    }
+
+    /// The ratio should be `bar` at least.
+    pub(crate) fn ratio_at_least(self, bar: f64) -> Self {
+        let ok = self.ratio.map(|ratio| ratio >= bar);
+        Self { bar: Some(bar), ok, ..self }
     }
 }
 

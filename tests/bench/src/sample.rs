@@ -11,6 +11,14 @@ impl Sample {
         self.0.push(time);
     }
 
+    pub(crate) fn extend(&mut self, times: impl IntoIterator<Item = Duration>) {
+        self.0.extend(times);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The time that `share` (0 to 1) of the measurements did not exceed, milliseconds.
     pub(crate) fn quantile_ms(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
@@ -19,4 +27,11 @@ impl Sample {
         let index = (share * last as f64).round() as usize;
         sorted.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
     }
+}
+
+/// The middle one of some values.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

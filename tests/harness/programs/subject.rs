@@ -1,12 +1,14 @@
 //! The function that tests deploy to look around from inside, and to misbehave: an HTTP server of the standard library.
+//! As the first process of its namespace it ignores SIGTERM, having no handler for it.
 //!
 //! `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens after two seconds.
 //! Paths: `/env`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
-//! `/echo` (gives the body back).
+//! `/echo` (gives the body back), `/bytes?COUNT`, `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
+//! after half of what it promised), `/flood?MS` (prints as fast as it can for so long).
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn main() {
     let mode = std::env::var("MODE").unwrap_or_default();
@@ -25,18 +27,21 @@ fn main() {
     let listener = TcpListener::bind(("0.0.0.0", port)).expect("the port is free");
     println!("listening");
     for connection in listener.incoming().flatten() {
-        std::thread::spawn(move || {
+        // A thread that cannot be had drops the connection.
+        let _ = std::thread::Builder::new().stack_size(256 << 10).spawn(move || {
             // Whoever asked may have gone.
             let _ = serve(connection);
         });
     }
 }
 
-fn serve(connection: TcpStream) -> std::io::Result<()> {
+fn serve(connection: TcpStream) -> io::Result<()> {
+    connection.set_nodelay(true)?;
     let mut output = connection.try_clone()?;
     let mut input = BufReader::new(connection);
+    let (mut line, mut answer) = (String::new(), Vec::new());
     loop {
-        let mut line = String::new();
+        line.clear();
         if input.read_line(&mut line)? == 0 {
             return Ok(());
         }
@@ -55,15 +60,35 @@ fn serve(connection: TcpStream) -> std::io::Result<()> {
         let mut body = vec![0; length];
         input.read_exact(&mut body)?;
         let (path, argument) = target.split_once('?').unwrap_or((&target, ""));
-        let answer = act(path, argument, body);
-        write!(output, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len())?;
+        if let Some(broken) = break_off(path, argument) {
+            return output.write_all(&broken);
+        }
+        let status = if path == "/status" { argument } else { "200" };
+        let body = act(path, argument, body);
+        answer.clear();
+        write!(answer, "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n\r\n", body.len())?;
+        answer.extend_from_slice(&body);
         output.write_all(&answer)?;
+    }
+}
+
+/// What is sent instead of an answer, before the connection is closed.
+fn break_off(path: &str, argument: &str) -> Option<Vec<u8>> {
+    match path {
+        "/garbage" => Some(b"\x16\x03\x01 this is not HTTP\r\n\r\n".to_vec()),
+        "/cut" => {
+            let promised: usize = argument.parse().unwrap_or(0);
+            let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {promised}\r\n\r\n").into_bytes();
+            answer.resize(answer.len() + promised / 2, b'x');
+            Some(answer)
+        }
+        _ => None,
     }
 }
 
 fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
     let number = || argument.parse::<u64>().unwrap_or(0);
-    let shown = |result: std::io::Result<Vec<u8>>| result.unwrap_or_else(|error| format!("error {error}").into_bytes());
+    let shown = |result: io::Result<Vec<u8>>| result.unwrap_or_else(|error| format!("error {error}").into_bytes());
     match path {
         "/env" => std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect::<String>().into_bytes(),
         "/read" => shown(std::fs::read(argument)),
@@ -85,11 +110,20 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
             println!("{argument}");
             b"logged".to_vec()
         }
+        "/flood" => {
+            let (began, line) = (Instant::now(), [b"x".repeat(1023), b"\n".to_vec()].concat().repeat(64));
+            let (mut output, mut written) = (io::stdout().lock(), 0);
+            while began.elapsed() < Duration::from_millis(number()) && output.write_all(&line).is_ok() {
+                written += line.len();
+            }
+            format!("{written}").into_bytes()
+        }
         "/stdin" => {
             let mut bytes = Vec::new();
-            shown(std::io::stdin().read_to_end(&mut bytes).map(|count| format!("{count} bytes, then the end").into_bytes()))
+            shown(io::stdin().read_to_end(&mut bytes).map(|count| format!("{count} bytes, then the end").into_bytes()))
         }
         "/echo" => body,
+        "/bytes" => vec![b'x'; usize::try_from(number()).unwrap_or(0)],
         _ => format!("subject {}\n", std::env::var("VERSION").unwrap_or_default()).into_bytes(),
     }
 }

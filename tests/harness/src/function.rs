@@ -25,6 +25,7 @@ pub struct Function {
     env: BTreeMap<String, String>,
     selector: BTreeMap<String, String>,
     limits: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
     concurrency: u32,
 }
 
@@ -48,6 +49,7 @@ impl Function {
             env: BTreeMap::new(),
             selector: BTreeMap::new(),
             limits: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             concurrency: 0,
         }
     }
@@ -89,6 +91,18 @@ impl Function {
         self
     }
 
+    /// An annotation of the revision's template.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    /// The static program in its image.
+    pub fn program(&self) -> &'static [u8] {
+        self.program
+    }
+
     /// Requests that one instance takes at a time.
     #[must_use]
     pub fn concurrency(mut self, requests: u32) -> Self {
@@ -112,7 +126,7 @@ impl Function {
             spec["nodeSelector"] = json!(self.selector);
         }
         json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": self.name},
-            "spec": {"template": {"spec": spec}}})
+            "spec": {"template": {"metadata": {"annotations": self.annotations}, "spec": spec}}})
     }
 
     /// Builds the image and pushes it to the hub's registry. Returns its name by digest.

@@ -255,6 +255,30 @@ impl Node {
         })
     }
 
+    /// How many instances of revisions that start with `service` are in each tier.
+    pub async fn tiers(&self, service: &str) -> Result<BTreeMap<String, usize>, String> {
+        let status = self.status().await?;
+        let mut found = BTreeMap::new();
+        for revision in status["revisions"].as_array().into_iter().flatten() {
+            if revision["name"].as_str().unwrap_or_default().starts_with(service) {
+                for instance in revision["instances"].as_array().into_iter().flatten() {
+                    *found.entry(instance["tier"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Starts another program in this node's network namespace.
+    pub fn start_beside(&self, name: &str, command: Command) -> Result<Process> {
+        Process::start(name, command, Some(&self.netns), &self.dir.join(format!("{name}.log")))
+    }
+
+    /// This node's address on the clients' side.
+    pub fn address(&self) -> Ipv4Addr {
+        self.lan
+    }
+
     /// Pids of running instances whose revision starts with `service`, by instance.
     pub async fn instances(&self, service: &str) -> Result<BTreeMap<String, i64>, String> {
         let status = self.status().await?;

@@ -1,0 +1,136 @@
+//! One warm revision through the router, and the same program behind nginx, driven by `wrk` in turn.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+
+use tombolo_harness::{Function, NodeOptions, Site, until};
+
+use crate::client;
+use crate::peer::bundle::write_program;
+use crate::peer::{find, nginx};
+use crate::report::Row;
+use crate::sample::median;
+
+const CONNECTIONS: [u32; 3] = [1, 64, 512];
+const SIZES: [(&str, u32); 2] = [("1k", 1024), ("64k", 65_536)];
+
+/// Length of one run of `wrk`, seconds.
+const RUN_S: u32 = 3;
+
+/// Runs of each side for one row, in turn; the median counts.
+const TURNS: u32 = 3;
+
+/// Where the program and nginx listen in the node's network namespace.
+const PROGRAM_PORT: u16 = 9000;
+const NGINX_PORT: u16 = 8081;
+
+/// What one run of `wrk` said.
+#[derive(Clone, Copy)]
+struct Run {
+    per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+pub(crate) async fn measure() -> Option<Vec<Row>> {
+    let wrk = find("wrk").or_else(|| {
+        tombolo_harness::skip("the router's benchmark needs wrk");
+        None
+    })?;
+    let mut site = Site::start().await?;
+    let node = site.node(NodeOptions::named("bench").idle_timeout_s(600)).await;
+    let function = Function::subject("subject");
+    site.hub.deploy(&function).await;
+    until("the first answer", 30, || node.answer("subject", "/")).await;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let peer = start_nginx(&node, &function, dir.path());
+    let ours = (node.router(), "subject.default.localhost");
+    let theirs = peer.as_ref().map(|_| ((node.address(), NGINX_PORT).into(), "localhost"));
+    let mut rows = Vec::new();
+    for (name, bytes) in SIZES {
+        for connections in CONNECTIONS {
+            let (mut our_runs, mut their_runs) = (Vec::new(), Vec::new());
+            for _ in 0..TURNS {
+                our_runs.push(drive(&wrk, ours, bytes, connections));
+                their_runs.extend(theirs.map(|target| drive(&wrk, target, bytes, connections)));
+            }
+            rows.extend(compare(
+                &format!("{name}-c{connections}"),
+                connections == 64,
+                &our_runs,
+                &their_runs,
+            ));
+        }
+    }
+    Some(rows)
+}
+
+/// nginx and the program behind it, in the node's network namespace.
+fn start_nginx(
+    node: &tombolo_harness::Node,
+    function: &Function,
+    dir: &Path,
+) -> Option<[tombolo_harness::Process; 2]> {
+    let program = find("nginx")?;
+    let (upstream, listen) =
+        ((Ipv4Addr::LOCALHOST, PROGRAM_PORT).into(), (node.address(), NGINX_PORT).into());
+    let binary = dir.join("subject");
+    write_program(&binary, function.program()).expect("a program can be written");
+    let mut subject = Command::new(binary);
+    subject.env("PORT", PROGRAM_PORT.to_string());
+    let subject = node.start_beside("subject", subject).expect("the program starts");
+    let config = nginx::configure(dir, listen, upstream).expect("a configuration can be written");
+    let mut nginx = Command::new(program);
+    nginx.arg("-c").arg(config).arg("-e").arg(dir.join("start.log"));
+    let nginx = node.start_beside("nginx", nginx).expect("nginx starts");
+    client::until_answer(listen, "localhost");
+    Some([subject, nginx])
+}
+
+fn drive(wrk: &Path, (address, host): (SocketAddr, &str), bytes: u32, connections: u32) -> Run {
+    let threads = connections.min(2);
+    let output = Command::new(wrk)
+        .args(["--latency", "--timeout", "10s", "-t", &threads.to_string(), "-c", &connections.to_string()])
+        .args(["-d", &format!("{RUN_S}s"), "-H", &format!("Host: {host}")])
+        .arg(format!("http://{address}/bytes?{bytes}"))
+        .output()
+        .expect("wrk runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for trouble in ["Socket errors", "Non-2xx"] {
+        if let Some(line) = text.lines().find(|line| line.contains(trouble)) {
+            eprintln!("{host}, {connections} connections, {bytes} bytes: {}", line.trim());
+        }
+    }
+    let value = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name)).map(str::trim);
+    let quantile = |name: &str| value(name).and_then(milliseconds).unwrap_or(f64::NAN);
+    Run {
+        per_second: value("Requests/sec:").and_then(|text| text.parse().ok()).unwrap_or(f64::NAN),
+        p50_ms: quantile("50%"),
+        p99_ms: quantile("99%"),
+    }
+}
+
+/// `wrk`'s times: `87.00us`, `1.23ms`, `2.00s`.
+fn milliseconds(text: &str) -> Option<f64> {
+    let at = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let value: f64 = text[..at].parse().ok()?;
+    match &text[at..] {
+        "us" => Some(value / 1000.0),
+        "ms" => Some(value),
+        "s" => Some(value * 1000.0),
+        _ => None,
+    }
+}
+
+fn compare(name: &str, barred: bool, ours: &[Run], theirs: &[Run]) -> Vec<Row> {
+    let middle = |runs: &[Run], of: fn(&Run) -> f64| median(runs.iter().map(of));
+    let row = |what: &str, unit, of: fn(&Run) -> f64| {
+        let row = Row::plain("router", &format!("{name}-{what}"), middle(ours, of), unit);
+        if theirs.is_empty() { row } else { row.beside("nginx", middle(theirs, of)) }
+    };
+    let rate = row("rate", "1/s", |run| run.per_second);
+    let p99 = row("p99", "ms", |run| run.p99_ms);
+    let (rate, p99) = if barred { (rate.ratio_at_least(1.0), p99.ratio_at_most(1.0)) } else { (rate, p99) };
+    vec![rate, row("p50", "ms", |run| run.p50_ms), p99]
+}
