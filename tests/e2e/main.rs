@@ -4,12 +4,17 @@
 
 mod bad_input;
 mod contract;
+mod faults;
 mod lifecycle;
 mod link;
 mod loss;
 mod manifests;
 mod placement;
 mod power;
+mod probes;
 mod programs;
 mod reboot;
+mod scaling;
+mod tiers;
+mod traffic;
 mod up;

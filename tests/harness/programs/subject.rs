@@ -1,16 +1,26 @@
 //! The function that tests deploy to look around from inside, and to misbehave: an HTTP server of the standard library.
 //! As the first process of its namespace it ignores SIGTERM, having no handler for it.
 //!
-//! `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens after two seconds.
+//! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens after two seconds, `MODE=failing` answers
+//! every request for `/` with 500.
 //! Paths: `/env`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
 //! `/echo` (gives the body back), `/bytes?COUNT`, `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
-//! after half of what it promised), `/flood?MS` (prints as fast as it can for so long).
+//! after half of what it promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health`
+//! answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+static SICK: AtomicBool = AtomicBool::new(false);
+
 fn main() {
+    // As the command of a probe it only ends.
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some("--exit") {
+        std::process::exit(arguments.next().and_then(|text| text.parse().ok()).unwrap_or(1));
+    }
     let mode = std::env::var("MODE").unwrap_or_default();
     match mode.as_str() {
         "exit" => {
@@ -40,6 +50,7 @@ fn serve(connection: TcpStream) -> io::Result<()> {
     let mut output = connection.try_clone()?;
     let mut input = BufReader::new(connection);
     let (mut line, mut answer) = (String::new(), Vec::new());
+    let failing = std::env::var("MODE").is_ok_and(|mode| mode == "failing");
     loop {
         line.clear();
         if input.read_line(&mut line)? == 0 {
@@ -63,7 +74,12 @@ fn serve(connection: TcpStream) -> io::Result<()> {
         if let Some(broken) = break_off(path, argument) {
             return output.write_all(&broken);
         }
-        let status = if path == "/status" { argument } else { "200" };
+        let status = match path {
+            "/status" => argument,
+            "/health" if SICK.load(Ordering::Relaxed) => "500",
+            "/" if failing => "500",
+            _ => "200",
+        };
         let body = act(path, argument, body);
         answer.clear();
         write!(answer, "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n\r\n", body.len())?;
@@ -121,6 +137,10 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
         "/stdin" => {
             let mut bytes = Vec::new();
             shown(io::stdin().read_to_end(&mut bytes).map(|count| format!("{count} bytes, then the end").into_bytes()))
+        }
+        "/sicken" => {
+            SICK.store(true, Ordering::Relaxed);
+            b"sick".to_vec()
         }
         "/echo" => body,
         "/bytes" => vec![b'x'; usize::try_from(number()).unwrap_or(0)],

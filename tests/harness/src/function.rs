@@ -26,6 +26,8 @@ pub struct Function {
     selector: BTreeMap<String, String>,
     limits: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    service_annotations: BTreeMap<String, String>,
+    probes: BTreeMap<String, Value>,
     concurrency: u32,
 }
 
@@ -50,6 +52,8 @@ impl Function {
             selector: BTreeMap::new(),
             limits: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            service_annotations: BTreeMap::new(),
+            probes: BTreeMap::new(),
             concurrency: 0,
         }
     }
@@ -98,6 +102,20 @@ impl Function {
         self
     }
 
+    /// An annotation of the Service itself, which its Route gets too.
+    #[must_use]
+    pub fn service_annotation(mut self, key: &str, value: &str) -> Self {
+        self.service_annotations.insert(key.into(), value.into());
+        self
+    }
+
+    /// `livenessProbe`, `readinessProbe` or `startupProbe`.
+    #[must_use]
+    pub fn probe(mut self, field: &str, probe: Value) -> Self {
+        self.probes.insert(field.into(), probe);
+        self
+    }
+
     /// The static program in its image.
     pub fn program(&self) -> &'static [u8] {
         self.program
@@ -115,6 +133,9 @@ impl Function {
         let env: Vec<Value> =
             self.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         let mut container = json!({"image": image});
+        for (field, probe) in &self.probes {
+            container[field] = probe.clone();
+        }
         if !env.is_empty() {
             container["env"] = env.into();
         }
@@ -125,7 +146,7 @@ impl Function {
         if !self.selector.is_empty() {
             spec["nodeSelector"] = json!(self.selector);
         }
-        json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": self.name},
+        json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": self.name, "annotations": self.service_annotations},
             "spec": {"template": {"metadata": {"annotations": self.annotations}, "spec": spec}}})
     }
 
@@ -185,7 +206,7 @@ impl Hub {
         let stored = match self.api.service(&function.name).await {
             Ok(_) => {
                 // What the hub keeps in the metadata stays; the template is replaced.
-                service.as_object_mut().map(|service| service.remove("metadata"));
+                service["metadata"].as_object_mut().map(|metadata| metadata.remove("name"));
                 self.api.patch_service(&function.name, &service).await
             }
             Err(_) => self.api.create_service(&service).await,

@@ -73,9 +73,13 @@ pub(crate) fn client() -> reqwest::Client {
 }
 
 pub(crate) async fn ask(http: &reqwest::Client, url: &str, host: &str) -> Outcome {
+    outcome(http.get(url).header("Host", host)).await
+}
+
+pub(crate) async fn outcome(request: reqwest::RequestBuilder) -> Outcome {
     let start = Instant::now();
     let answer = async {
-        let answer = http.get(url).header("Host", host).send().await?;
+        let answer = request.send().await?;
         let status = answer.status().as_u16();
         Ok::<_, reqwest::Error>((status, answer.text().await?))
     };

@@ -203,6 +203,15 @@ impl Node {
         ask(&self.http, &format!("http://{}{path}", self.router()), &host(service)).await
     }
 
+    /// One request under any host, with further headers.
+    pub async fn ask_host(&self, host: &str, path: &str, headers: &[(&str, &str)]) -> Outcome {
+        let mut request = self.http.get(format!("http://{}{path}", self.router())).header("Host", host);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        crate::load::outcome(request).await
+    }
+
     /// The body of a request that must succeed.
     pub async fn answer(&self, service: &str, path: &str) -> Result<String, String> {
         match self.ask(service, path).await.answer? {

@@ -1,0 +1,165 @@
+//! Programs that misbehave: what is said of each, and that another service on the same node is not touched.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use tombolo_harness::{Function, Load, Node, NodeOptions, Outcome, Site, until};
+
+/// A site with a good neighbour under constant load.
+struct Street {
+    site: Site,
+    node: Node,
+    load: Load,
+}
+
+impl Street {
+    async fn start() -> Option<Self> {
+        let mut site = Site::start().await?;
+        let node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
+        site.hub.deploy(&Function::hello("neighbour")).await;
+        until("the neighbour's first answer", 20, || node.answer("neighbour", "/")).await;
+        let load = node.load("neighbour", "/", 2, 10);
+        Some(Self { site, node, load })
+    }
+
+    async fn with(function: Function) -> Option<Self> {
+        let street = Self::start().await?;
+        let name = function.name().to_owned();
+        street.site.hub.deploy(&function).await;
+        until("the first answer", 20, || street.node.answer(&name, "/")).await;
+        Some(street)
+    }
+
+    /// The neighbour has served all the while.
+    async fn end(self) {
+        let outcomes = self.load.stop().await;
+        let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+        assert!(failed.is_empty(), "{} of {} failed: {:?}", failed.len(), outcomes.len(), failed[0]);
+        assert!(outcomes.len() > 10, "{} requests", outcomes.len());
+    }
+
+    async fn said(&self, service: &str, words: &[&str]) {
+        until(&format!("{words:?} in the status of {service}"), 60, || async {
+            let text = self.site.hub.api.told(service).await.map_err(|error| error.to_string())?;
+            if words.iter().all(|word| text.contains(word)) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+}
+
+fn status(outcome: Outcome) -> (u16, String) {
+    outcome.answer.expect("the router answers")
+}
+
+#[tokio::test]
+async fn a_program_that_never_listens_is_told_to() {
+    let Some(street) = Street::start().await else { return };
+    let deaf = Function::subject("deaf")
+        .env("MODE", "deaf")
+        .annotation("serving.knative.dev/progress-deadline", "3s");
+    street.site.hub.deploy_unready(&deaf).await;
+    street.said("deaf", &["ProgressDeadlineExceeded", "$PORT"]).await;
+    until("a refusal", 30, || async {
+        match street.node.ask("deaf", "/").await.answer {
+            Ok((503, body)) if body.contains("ProgressDeadlineExceeded") => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    street.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_ends_again_and_again_is_started_ever_more_rarely() {
+    let Some(street) = Street::start().await else { return };
+    street.site.hub.deploy_unready(&Function::subject("refuses").env("MODE", "exit")).await;
+    street.said("refuses", &["ExitedBeforeReady", "exit status 3"]).await;
+    let (code, body) = status(street.node.ask("refuses", "/").await);
+    assert!(code == 503 && body.contains("ExitedBeforeReady"), "{code}: {body}");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let log = street.node.log();
+    let starts = log.matches("Launch {").count().max(log.matches("Start {").count());
+    // 1 s, 2 s, 4 s, 8 s: at most six of them, the neighbour's own included.
+    assert!(starts <= 6, "{starts} starts");
+    street.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_ignores_sigterm_is_killed() {
+    let Some(street) = Street::with(Function::subject("stubborn")).await else { return };
+    street.site.hub.api.delete_service("stubborn").await.expect("a service can be deleted");
+    until("its process to be gone", 90, || async {
+        let left = street.node.census("stubborn");
+        let running =
+            left.processes.iter().any(|(_, line)| line.contains("/program") && !line.contains("hello"));
+        if left.cgroups.is_empty() { Ok(()) } else { Err(format!("{running} {:?}", left.cgroups)) }
+    })
+    .await;
+    street.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_prints_without_end_fills_no_disk() {
+    let Some(street) = Street::with(Function::subject("loud")).await else { return };
+    let printed: u64 =
+        street.node.answer("loud", "/flood?4000").await.expect("it says how much").parse().expect("bytes");
+    let kept = size_of(&street.node.state_dir().join("logs"));
+    assert!(printed > 64 << 20, "{printed} bytes are no flood");
+    assert!(kept < 64 << 20, "{kept} bytes of logs are kept of {printed}");
+    street.end().await;
+}
+
+fn size_of(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[tokio::test]
+async fn a_fork_bomb_and_a_glutton_meet_their_limits() {
+    let function = Function::subject("greedy").limit("memory", "64Mi");
+    let Some(street) = Street::with(function).await else { return };
+    let started: u64 =
+        street.node.answer("greedy", "/fork?50000").await.expect("an answer").parse().expect("a count");
+    assert!(started < 1100, "{started} threads in one instance");
+    assert!(!street.node.ask("greedy", "/eat?200").await.is_good(), "it ate more than its limit");
+    street.said("greedy", &["OOMKilled"]).await;
+    until("an answer of the next instance", 30, || street.node.answer("greedy", "/")).await;
+    street.end().await;
+}
+
+#[tokio::test]
+async fn broken_answers_are_bad_gateways() {
+    let Some(street) = Street::with(Function::subject("broken")).await else { return };
+    let (code, body) = status(street.node.ask("broken", "/garbage").await);
+    assert!(code == 502 && body.contains("broken-00001"), "{code}: {body}");
+    // The head has gone out already: all that can be done is to end the connection early.
+    let cut = street.node.ask("broken", "/cut?1000000").await;
+    assert!(cut.answer.is_err(), "a cut answer must not look whole: {:?}", cut.answer.map(|(code, _)| code));
+    let (code, body) = status(street.node.ask("broken", "/exit?7").await);
+    assert!(code == 502 && body.contains("broken-00001"), "{code}: {body}");
+    until("an answer of the next instance", 30, || street.node.answer("broken", "/")).await;
+    street.end().await;
+}
+
+#[tokio::test]
+async fn slow_clients_hold_up_nobody() {
+    let Some(street) = Street::start().await else { return };
+    let connect = || TcpStream::connect(street.node.router()).expect("the router accepts");
+    let mut slow: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
+    for byte in b"GET / HTTP/1.1\r\nHost: neig" {
+        for stream in &mut slow {
+            // The router may have had enough of it.
+            let _ = stream.write_all(&[*byte]);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    street.node.answer("neighbour", "/").await.expect("an answer beside slow clients");
+    street.end().await;
+}

@@ -1,0 +1,57 @@
+//! How many instances there are: by concurrency, by request rate, within bounds, within the node's memory.
+
+use tombolo_harness::{Function, NodeOptions, Site, until};
+
+#[tokio::test]
+async fn instances_follow_the_concurrency_target_up_and_down() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7")).await;
+    let function = Function::hello("hello")
+        .annotation("autoscaling.knative.dev/target", "2")
+        .annotation("autoscaling.knative.dev/target-utilization-percentage", "100")
+        .annotation("autoscaling.knative.dev/window", "6s");
+    let busy = Function::subject("busy")
+        .annotation("autoscaling.knative.dev/target", "2")
+        .annotation("autoscaling.knative.dev/window", "6s")
+        .annotation("autoscaling.knative.dev/max-scale", "5");
+    site.hub.deploy(&function).await;
+    site.hub.deploy(&busy).await;
+    until("the first answer", 20, || node.answer("busy", "/")).await;
+    let load = node.load("busy", "/wait?200", 16, 1);
+    until("as many instances as max-scale allows", 60, || async {
+        let running = node.instances("busy").await?.len();
+        if running == 5 { Ok(()) } else { Err(format!("{running} instances")) }
+    })
+    .await;
+    let outcomes = load.stop().await;
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+    assert!(failed.is_empty(), "{} of {} requests failed: {:?}", failed.len(), outcomes.len(), failed[0]);
+    until("zero instances", 90, || async {
+        let running = node.instances("busy").await?.len();
+        if running == 0 { Ok(()) } else { Err(format!("{running} instances")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_never_starts_more_than_its_memory_holds() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7")).await;
+    let info = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells its memory");
+    let total_kib: u64 =
+        info.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("MemTotal comes first");
+    // Two of them fit, a third does not.
+    let limit = format!("{}Ki", total_kib * 2 / 5);
+    let function = Function::subject("large").concurrency(1).limit("memory", &limit);
+    site.hub.deploy(&function).await;
+    let load = node.load("large", "/wait?300", 6, 1);
+    until("the reason at the hub", 60, || async {
+        let text = site.hub.api.told("large").await.map_err(|error| error.to_string())?;
+        if text.contains("InsufficientMemory") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let running = node.instances("large").await.expect("the agent says what it runs").len();
+    assert!((1..=2).contains(&running), "{running} instances of {limit} each");
+    let outcomes = load.stop().await;
+    assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
+}

@@ -1,0 +1,84 @@
+//! What an idle service keeps, and that each way back works.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tombolo_harness::{Function, Node, NodeOptions, Site, until};
+
+async fn idle(node: &Node, service: &str, expected: &[(&str, usize)]) {
+    let expected: BTreeMap<String, usize> =
+        expected.iter().map(|(tier, count)| ((*tier).to_owned(), *count)).collect();
+    until(&format!("{service} to keep {expected:?}"), 60, || async {
+        let tiers = node.tiers(service).await?;
+        if tiers == expected { Ok(()) } else { Err(format!("{tiers:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_service_keeps_what_its_tier_says() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(1)).await;
+    let tiers: [(&str, &[(&str, usize)]); 4] = [
+        ("cold", &[]),
+        ("primed", &[("primed", 1)]),
+        ("frozen", &[("frozen", 1)]),
+        ("running", &[("running", 1)]),
+    ];
+    for (tier, _) in tiers {
+        site.hub.deploy(&Function::hello(tier).annotation("tombolo.dev/idle-tier", tier)).await;
+    }
+    for (tier, kept) in tiers {
+        idle(&node, tier, kept).await;
+        for _ in 0..2 {
+            let answer = node.answer(tier, "/").await.expect("a request wakes the function");
+            assert!(answer.starts_with("Hello World"), "{answer}");
+        }
+        idle(&node, tier, kept).await;
+    }
+    // An agent that starts again finds what waits.
+    let metrics = node.metrics().await.expect("the agent counts");
+    assert!(metrics.contains("tombolo_instances{tier=\"frozen\"} 1"), "{metrics}");
+}
+
+/// A frozen instance is the same process afterwards and has used no processor time.
+#[tokio::test]
+async fn a_frozen_instance_costs_no_cpu_and_goes_on() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(1)).await;
+    site.hub.deploy(&Function::hello("hello").annotation("tombolo.dev/idle-tier", "frozen")).await;
+    until("the first answer", 20, || node.answer("hello", "/")).await;
+    let before = node.instances("hello").await.expect("the agent says what it runs");
+    idle(&node, "hello", &[("frozen", 1)]).await;
+    let pid = *before.values().next().expect("an instance ran");
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+        let fields: Vec<String> =
+            stat.rsplit_once(')').expect("a name").1.split(' ').map(str::to_owned).collect();
+        (fields[12].clone(), fields[13].clone())
+    };
+    let first = used();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(used(), first, "a frozen process ran");
+    node.answer("hello", "/").await.expect("it wakes");
+    assert_eq!(node.instances("hello").await.expect("the agent says what it runs"), before);
+}
+
+/// Primed and frozen instances outlive the agent.
+#[tokio::test]
+async fn what_waits_outlives_the_agent() {
+    let Some(mut site) = Site::start().await else { return };
+    let mut node = site.node(NodeOptions::named("press-7").idle_timeout_s(1)).await;
+    for tier in ["primed", "frozen"] {
+        site.hub.deploy(&Function::hello(tier).annotation("tombolo.dev/idle-tier", tier)).await;
+    }
+    for tier in ["primed", "frozen"] {
+        idle(&node, tier, &[(tier, 1)]).await;
+    }
+    node.kill_agent();
+    node.start_agent().expect("the agent starts again");
+    for tier in ["primed", "frozen"] {
+        until("an answer", 20, || node.answer(tier, "/")).await;
+        idle(&node, tier, &[(tier, 1)]).await;
+    }
+}

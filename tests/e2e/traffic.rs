@@ -1,0 +1,244 @@
+//! Where requests go: splits, tags, headers, gradual and health-gated rollouts, update strategies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tombolo_harness::{Function, Node, NodeOptions, Outcome, Site, condition, until};
+
+async fn site_and_node() -> Option<(Site, Node)> {
+    let mut site = Site::start().await?;
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
+    Some((site, node))
+}
+
+/// Deploys version `number` of `function` and waits until it answers at all.
+async fn deploy(site: &Site, node: &Node, function: Function) {
+    let name = function.name().to_owned();
+    site.hub.deploy(&function).await;
+    until("the first answer", 20, || node.answer(&name, "/env")).await;
+}
+
+async fn set_traffic(site: &Site, service: &str, traffic: &Value) {
+    let patch = json!({"spec": {"traffic": traffic}});
+    site.hub.api.patch_service(service, &patch).await.expect("the hub takes a split");
+}
+
+fn share(revision: &str, percent: u8) -> Value {
+    json!({"revisionName": revision, "percent": percent})
+}
+
+fn all_good(outcomes: &[Outcome]) {
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+    assert!(failed.is_empty(), "{} of {} requests failed: {:?}", failed.len(), outcomes.len(), failed[0]);
+}
+
+fn bodies(outcomes: &[Outcome]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for (_, body) in outcomes.iter().filter_map(|outcome| outcome.answer.as_ref().ok()) {
+        *counts.entry(body.trim().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test]
+async fn two_hundred_changes_of_a_split_lose_no_request() {
+    let Some((site, node)) = site_and_node().await else { return };
+    deploy(&site, &node, Function::hello("hello")).await;
+    deploy(&site, &node, Function::hello("hello").content("two")).await;
+    let load = node.load("hello", "/", 4, 1);
+    for round in 0..200_u32 {
+        let percent = u8::try_from(round * 37 % 101).expect("a percentage");
+        let traffic = json!([share("hello-00001", percent), share("hello-00002", 100 - percent)]);
+        set_traffic(&site, "hello", &traffic).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let outcomes = load.stop().await;
+    all_good(&outcomes);
+    assert_eq!(bodies(&outcomes).len(), 2, "{:?}", bodies(&outcomes));
+}
+
+#[tokio::test]
+async fn tags_and_headers_choose_a_revision() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let rules = r#"[{"header":"User-Agent","regex":"iPhone|iPad","tag":"next"}]"#;
+    deploy(&site, &node, Function::hello("hello")).await;
+    deploy(&site, &node, Function::hello("hello").content("two")).await;
+    let tagged = json!([
+        share("hello-00001", 100),
+        {"revisionName": "hello-00002", "percent": 0, "tag": "next"},
+    ]);
+    set_traffic(&site, "hello", &tagged).await;
+    let annotations = json!({"metadata": {"annotations": {"tombolo.dev/steering": rules}}});
+    site.hub.api.patch_service("hello", &annotations).await.expect("the hub takes steering rules");
+    let (own, tag) = ("hello.default.localhost", "next-hello.default.localhost");
+    let ask =
+        async |host: &str, headers: &[(&str, &str)]| match node.ask_host(host, "/", headers).await.answer {
+            Ok((200, body)) => body,
+            other => format!("{other:?}"),
+        };
+    until("the rules in force", 20, || async {
+        let answer = ask(own, &[("User-Agent", "Mozilla/5.0 (iPhone)")]).await;
+        if answer.contains("hello-00002") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    for (host, headers, revision) in [
+        (own, vec![], "hello-00001"),
+        (tag, vec![], "hello-00002"),
+        (own, vec![("Knative-Serving-Tag", "next")], "hello-00002"),
+        (own, vec![("Knative-Serving-Tag", "unknown")], "hello-00001"),
+        (own, vec![("User-Agent", "curl/8")], "hello-00001"),
+    ] {
+        let answer = ask(host, &headers).await;
+        assert!(answer.contains(revision), "{host} {headers:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_moves_traffic_in_steps() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let function =
+        || Function::hello("hello").service_annotation("serving.knative.dev/rollout-duration", "12s");
+    deploy(&site, &node, function()).await;
+    let load = node.load("hello", "/", 4, 2);
+    site.hub.deploy_unready(&function().content("two")).await;
+    until("the first answers of the new revision", 20, || async {
+        let answer = node.answer("hello", "/").await?;
+        if answer.contains("hello-00002") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    let route = "/apis/serving.knative.dev/v1/namespaces/default/routes/hello";
+    until("the hub to say that it goes on", 10, || async {
+        let route = site.hub.api.get(route).await.map_err(|error| error.to_string())?;
+        let ingress = condition(&route, "IngressReady");
+        if ingress["reason"] == "RolloutInProgress" { Ok(()) } else { Err(ingress.to_string()) }
+    })
+    .await;
+    until("all of it on the new revision", 60, || async {
+        let mut seen = BTreeSet::new();
+        for _ in 0..50 {
+            seen.insert(node.answer("hello", "/").await?);
+        }
+        if seen.iter().all(|body| body.contains("hello-00002")) { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await;
+    let outcomes = load.stop().await;
+    all_good(&outcomes);
+    // In the middle both were served: the shift took steps.
+    let first_new = outcomes
+        .iter()
+        .filter(|outcome| outcome.answer.as_ref().is_ok_and(|(_, body)| body.contains("hello-00002")))
+        .map(|outcome| outcome.start)
+        .min()
+        .expect("the new revision answered");
+    let old_after = outcomes
+        .iter()
+        .filter(|outcome| outcome.answer.as_ref().is_ok_and(|(_, body)| body.contains("hello-00001")))
+        .filter(|outcome| outcome.start > first_new + Duration::from_secs(3))
+        .count();
+    assert!(old_after > 10, "{old_after} answers of the old revision three seconds into the rollout");
+    until("the route to be ready", 30, || site.hub.api.ready_service("hello")).await;
+}
+
+#[tokio::test]
+async fn a_worse_revision_is_rolled_back_without_a_hub() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let function = |version: &str| {
+        Function::subject("subject")
+            .env("VERSION", version)
+            .service_annotation("serving.knative.dev/rollout-duration", "60s")
+    };
+    deploy(&site, &node, function("1")).await;
+    let load = node.load("subject", "/", 4, 2);
+    site.hub.deploy_unready(&function("2").env("MODE", "failing")).await;
+    until("the first failures", 30, || async {
+        let outcome = node.ask("subject", "/").await;
+        if matches!(outcome.answer, Ok((500, _))) { Ok(()) } else { Err(outcome) }
+    })
+    .await;
+    node.cut_link();
+    until("the way back", 60, || async {
+        for _ in 0..100 {
+            node.answer("subject", "/").await?;
+        }
+        Ok::<_, String>(())
+    })
+    .await;
+    let outcomes = load.stop().await;
+    let failed = outcomes.iter().filter(|outcome| !outcome.is_good()).count();
+    // One per cent of the traffic, later a few: far from what a switch would have cost.
+    assert!(failed * 5 < outcomes.len(), "{failed} of {} requests failed", outcomes.len());
+    node.restore_link();
+    until("the reason at the hub", 90, || async {
+        let text = site.hub.api.told("subject").await.map_err(|error| error.to_string())?;
+        let whole = text.contains("ErrorRateTooHigh") && text.contains("press-7");
+        if whole { Ok(()) } else { Err(text) }
+    })
+    .await;
+    for _ in 0..50 {
+        assert_eq!(node.answer("subject", "/").await.expect("the old revision serves"), "subject 1\n");
+    }
+}
+
+/// Revisions with a running instance, seen again and again while `act` goes on.
+async fn together(node: &Node, service: &str, act: impl Future<Output = ()>) -> usize {
+    let mut most = 0;
+    let mut act = std::pin::pin!(act);
+    loop {
+        tokio::select! {
+            () = &mut act => return most,
+            () = tokio::time::sleep(Duration::from_millis(10)) => {
+                let Ok(instances) = node.instances(service).await else { continue };
+                let revisions: BTreeSet<_> = instances.keys().filter_map(|id| id.get(..service.len() + 6)).collect();
+                most = most.max(revisions.len());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_instance_at_a_time_where_that_is_asked_for() {
+    let Some((site, node)) = site_and_node().await else { return };
+    for strategy in ["stop-first", "hand-over"] {
+        let function = || Function::hello(strategy).annotation("tombolo.dev/update-strategy", strategy);
+        deploy(&site, &node, function()).await;
+        let load = node.load(strategy, "/", 4, 5);
+        let update = async {
+            site.hub.deploy(&function().content("two")).await;
+            until("the new revision", 30, || async {
+                let answer = node.answer(strategy, "/").await?;
+                if answer.contains("00002") { Ok(()) } else { Err(answer) }
+            })
+            .await;
+        };
+        let most = together(&node, strategy, update).await;
+        all_good(&load.stop().await);
+        assert_eq!(most, 1, "{strategy}: revisions that ran at the same time");
+    }
+}
+
+#[tokio::test]
+async fn a_swap_that_does_not_get_ready_is_undone() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let function = || {
+        Function::subject("subject")
+            .annotation("tombolo.dev/update-strategy", "stop-first")
+            .annotation("serving.knative.dev/progress-deadline", "5s")
+    };
+    deploy(&site, &node, function().env("VERSION", "1")).await;
+    site.hub.deploy_unready(&function().env("MODE", "deaf")).await;
+    until("the reason at the hub", 120, || async {
+        let text = site.hub.api.told("subject").await.map_err(|error| error.to_string())?;
+        if text.contains("NotReadyInTime") || text.contains("ProgressDeadlineExceeded") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
+    until("the old revision to serve again", 60, || async {
+        let answer = node.answer("subject", "/").await?;
+        if answer == "subject 1\n" { Ok(()) } else { Err(answer) }
+    })
+    .await;
+}
