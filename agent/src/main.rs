@@ -11,7 +11,9 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tombolo_agent::config::{Config, LogConfig, LogFormat};
 use tombolo_agent::{Agent, Instances, Start, memory};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Threads that run tasks. Requests are a few microseconds each; two keep one slow poll from holding up everything.
 const WORKERS: usize = 2;
@@ -52,7 +54,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // One may be installed already by a library; it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Config::load(args.config.as_deref(), std::env::vars())?;
-    let filter: EnvFilter =
+    let filter: Targets =
         config.log.level.parse().with_context(|| format!("log.level: {:?}", config.log.level))?;
     if args.check_config {
         println!("{}: ok", args.config.as_deref().unwrap_or(Path::new("defaults")).display());
@@ -120,12 +122,12 @@ fn supervisor(config: &Config) -> anyhow::Result<PathBuf> {
     Ok(own.with_file_name("tombolo-supervisor"))
 }
 
-fn start_logs(config: &LogConfig, filter: EnvFilter) {
+fn start_logs(config: &LogConfig, filter: Targets) {
     let colours = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(filter);
     match config.format {
-        LogFormat::Human => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Human => log.with(lines).init(),
+        LogFormat::Json => log.with(lines.json()).init(),
     }
 }

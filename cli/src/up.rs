@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use tombolo_agent::{Agent, Instances};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args;
 use crate::fields;
@@ -235,14 +238,15 @@ fn here(address: SocketAddr) -> SocketAddr {
 /// Warnings and errors of hub and agent go between the steps; more if asked for.
 fn init_log() -> anyhow::Result<()> {
     let asked = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "warn".to_owned());
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&asked).with_context(|| format!("{LOG_VARIABLE}={asked}"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter: Targets = asked.parse().with_context(|| format!("{LOG_VARIABLE}={asked}"))?;
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         // A terminal that is gone must not end the clean-up.
-        .log_internal_errors(false)
+        .log_internal_errors(false);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
         .try_init()
         .map_err(|error| anyhow!("the log cannot be set up: {error}"))
 }

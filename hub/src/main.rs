@@ -10,7 +10,9 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tombolo_hub::Hub;
 use tombolo_hub::config::{Config, LogConfig, LogFormat};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The hub is mostly waiting: more threads cost memory and gain nothing.
 const WORKERS: usize = 2;
@@ -116,20 +118,18 @@ fn notify(state: NotifyState<'_>) {
     }
 }
 
-fn filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
-    EnvFilter::builder()
-        .parse(&config.level)
-        .with_context(|| format!("log.level: {:?} is no filter", config.level))
+fn filter(config: &LogConfig) -> anyhow::Result<Targets> {
+    config.level.parse().with_context(|| format!("log.level: {:?} is no filter", config.level))
 }
 
-fn start_log(format: LogFormat, filter: EnvFilter) {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn start_log(format: LogFormat, filter: Targets) {
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(filter);
     match format {
-        LogFormat::Human => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Human => log.with(lines).init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).init(),
     }
 }
 
