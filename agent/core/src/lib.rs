@@ -4,6 +4,7 @@ pub mod accept;
 pub mod activation;
 pub mod actual;
 pub mod annotations;
+pub mod autoscale;
 pub mod backoff;
 pub mod bundle;
 pub mod limits;
