@@ -14,6 +14,7 @@ pub mod delay;
 pub mod metrics;
 pub mod parameters;
 pub mod path;
+pub mod scaler;
 pub mod window;
 pub mod zero;
 
@@ -24,3 +25,4 @@ pub const TICK_MS: u64 = 2_000;
 pub const SAMPLE_MS: u64 = 1_000;
 
 pub use parameters::{Defaults, Parameters, Reaction};
+pub use scaler::{Decision, Observed, Sample, Scaler};
