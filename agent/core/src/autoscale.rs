@@ -9,6 +9,7 @@
 //! Must not know what an instance is, how requests are counted, or what a node does with the answer.
 
 pub mod bounds;
+pub mod capacity;
 pub mod decide;
 pub mod delay;
 pub mod metrics;

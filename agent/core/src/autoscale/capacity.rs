@@ -1,0 +1,95 @@
+//! What a node's memory allows of what is wanted: it never scales into an out-of-memory kill. Knows bytes, numbers and an
+//! order; must not know how the numbers were wanted.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// An instance without a limit of which nothing was measured yet is reckoned with this much, bytes: a small program and what
+/// the kernel keeps for a container.
+pub const ASSUMED_BYTES: u64 = 32 << 20;
+
+/// The least that an instance is reckoned with, bytes, whatever its limit: the kernel's own structures. Bounds the work, too.
+pub const INSTANCE_MIN_BYTES: u64 = 1 << 20;
+
+/// One revision's wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Memory of one instance, see [`instance_bytes`].
+    pub instance_bytes: u64,
+    /// Started instances that are to stay or may.
+    pub running: u32,
+    /// Started instances that are being stopped: their memory is not free yet.
+    pub stopping: u32,
+    pub wanted: u32,
+}
+
+/// What one revision gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// At most what was wanted, at least what runs of that.
+    pub allowed: u32,
+    /// Why it is less than wanted, for the revision's status.
+    pub cut: Option<String>,
+}
+
+/// What one instance is reckoned with: its limit, or without one what its kind was seen to use, or an assumption.
+pub fn instance_bytes(limit_bytes: Option<u64>, measured_bytes: Option<u64>) -> u64 {
+    limit_bytes.or(measured_bytes).unwrap_or(ASSUMED_BYTES).max(INSTANCE_MIN_BYTES)
+}
+
+/// How many instances of each claim fit into `budget_bytes`; claims come in order of priority, grants in the same order.
+///
+/// What runs stays. Beyond that everyone gets a first instance before anyone a second, and so on; within a round the order
+/// decides. While a first instance that could ever fit is waiting for memory, nobody gets a further one: otherwise those that
+/// grow a little at a time would keep out for ever one that needs much at once.
+pub fn capacity(budget_bytes: u64, claims: &[Claim]) -> Vec<Grant> {
+    let mut allowed: Vec<u32> = claims.iter().map(|claim| claim.running.min(claim.wanted)).collect();
+    let mut free = claims.iter().fold(budget_bytes, |free, claim| {
+        let started = u64::from(claim.running) + u64::from(claim.stopping);
+        free.saturating_sub(needed(claim).saturating_mul(started))
+    });
+    // Fewest instances first, then the order of priority.
+    let mut waiting: BinaryHeap<_> =
+        (0..claims.len()).map(|index| Reverse((allowed[index], index))).collect();
+    let mut a_first_waits = false;
+    while let Some(Reverse((count, index))) = waiting.pop() {
+        let needed = needed(&claims[index]);
+        if count >= claims[index].wanted || (count > 0 && a_first_waits) {
+            continue;
+        }
+        if needed <= free {
+            free -= needed;
+            allowed[index] += 1;
+            waiting.push(Reverse((allowed[index], index)));
+        } else {
+            a_first_waits |= count == 0 && needed <= budget_bytes;
+        }
+    }
+    let grant = |(claim, allowed): (&Claim, u32)| Grant {
+        allowed,
+        cut: (allowed < claim.wanted).then(|| reason(claim, allowed, free, budget_bytes)),
+    };
+    claims.iter().zip(allowed).map(grant).collect()
+}
+
+fn needed(claim: &Claim) -> u64 {
+    claim.instance_bytes.max(INSTANCE_MIN_BYTES)
+}
+
+fn reason(claim: &Claim, allowed: u32, free_bytes: u64, budget_bytes: u64) -> String {
+    format!(
+        "InsufficientMemory: {allowed} of {} wanted instances; one needs {}, and {} of this node's {} for instances are free: \
+         lower its memory limit or the min-scale of others, or use more nodes",
+        claim.wanted,
+        mebibytes(needed(claim)),
+        mebibytes(free_bytes),
+        mebibytes(budget_bytes),
+    )
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{}Mi", bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests;
