@@ -66,10 +66,23 @@ pub(crate) enum Outcome {
         object: Digest,
         result: Result<bool, Trouble>,
     },
-    /// With the pid of its init.
+    /// With the pid of its init, which waits.
+    Primed {
+        instance: InstanceId,
+        result: Result<i32, Trouble>,
+    },
+    /// With the pid of its init. It is being probed.
     Launched {
         instance: InstanceId,
         result: Result<i32, Trouble>,
+    },
+    Frozen {
+        instance: InstanceId,
+        result: Result<(), CallError>,
+    },
+    Thawed {
+        instance: InstanceId,
+        result: Result<(), CallError>,
     },
     ProbePassed {
         instance: InstanceId,
@@ -86,6 +99,17 @@ pub(crate) enum Outcome {
         instance: InstanceId,
         exit: ExitRecord,
     },
+}
+
+/// What an instance that is asked to end is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// It has only just begun, and may not listen yet; as the first process of its namespace it ignores what it does not
+    /// handle, so it is asked again.
+    Beginning,
+    Serving,
+    /// It hears only when it runs again.
+    Frozen,
 }
 
 /// Why an action failed: for the status, as every refusal.
@@ -162,22 +186,73 @@ impl Executor {
     pub(crate) fn prepare_image(&self, digest: Digest, object: RevisionObject) {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
-            let result = image::prepare(&inner, digest, &object).await;
-            inner.tell(Outcome::ImagePrepared { revision: object.key(), object: digest, result }).await;
+            let revision = object.key();
+            let preparing = inner.clone();
+            // In a task of its own, so that even a panic has an outcome.
+            let prepared =
+                tokio::spawn(async move { image::prepare(&preparing, digest, &object).await }).await;
+            let result = prepared.unwrap_or_else(|error| {
+                Err(Trouble::new(
+                    "ImagePreparationFailed",
+                    format!("a fault of the agent, please report it: {error}"),
+                ))
+            });
+            inner.tell(Outcome::ImagePrepared { revision, object: digest, result }).await;
         });
     }
 
-    /// Creates and starts an instance.
-    pub(crate) fn launch(&self, instance: InstanceId, digest: Digest, object: RevisionObject) {
+    /// Creates an instance, to wait.
+    pub(crate) fn prime(&self, instance: InstanceId, digest: Digest, object: RevisionObject) {
         let inner = self.inner.clone();
         lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
         self.inner.spawn(async move {
             let _permit = inner.launches.acquire().await;
-            let result = launch::launch(&inner, &instance, digest, &object).await;
+            let result = launch::prime(&inner, &instance, digest, &object).await;
             if result.is_err() {
                 inner.forget(&instance);
             }
-            inner.tell(Outcome::Launched { instance, result }).await;
+            inner.tell(Outcome::Primed { instance, result }).await;
+        });
+    }
+
+    /// Starts a primed instance, and probes it.
+    pub(crate) fn start(&self, instance: InstanceId, pid: i32, port: u16, probe: Option<Probe>) {
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            let result = launch::start(&inner, &instance).await.map(|()| pid);
+            inner.launched(instance, result, port, probe).await;
+        });
+    }
+
+    /// Creates and starts an instance, and probes it.
+    pub(crate) fn launch(&self, instance: InstanceId, digest: Digest, object: RevisionObject) {
+        let inner = self.inner.clone();
+        lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
+        self.inner.spawn(async move {
+            let permit = inner.launches.acquire().await;
+            let result = launch::launch(&inner, &instance, digest, &object).await;
+            drop(permit);
+            let probe =
+                object.spec.serving_container().and_then(|container| container.readiness_probe.clone());
+            inner.launched(instance, result, object.spec.port(), probe).await;
+        });
+    }
+
+    /// Stops an instance's processes where they are.
+    pub(crate) fn freeze(&self, instance: InstanceId) {
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            let result = inner.tools.supervisor.call(Request::Freeze { id: instance.clone() }).await;
+            inner.tell(Outcome::Frozen { instance, result: result.map(drop) }).await;
+        });
+    }
+
+    /// Lets a frozen instance go on.
+    pub(crate) fn thaw(&self, instance: InstanceId) {
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            let result = inner.tools.supervisor.call(Request::Thaw { id: instance.clone() }).await;
+            inner.tell(Outcome::Thawed { instance, result: result.map(drop) }).await;
         });
     }
 
@@ -192,28 +267,20 @@ impl Executor {
 
     /// Probes an instance until it answers.
     pub(crate) fn probe(&self, instance: InstanceId, port: u16, probe: Option<Probe>) {
-        let inner = self.inner.clone();
-        let id = instance.clone();
-        let task = self.inner.spawn(async move {
-            let dialer = inner.tools.dialer.clone();
-            let plan = probe::ProbePlan::of(probe.as_ref(), port);
-            probe::until_ready(&plan, || dialer.dial(&instance, plan.port())).await;
-            lock(&inner.probes).remove(&instance);
-            inner.tell(Outcome::ProbePassed { instance }).await;
-        });
-        if let Some(before) = lock(&self.inner.probes).insert(id, task) {
-            before.abort();
-        }
+        self.inner.probe(instance, port, probe.as_ref());
     }
 
-    /// Asks an instance's program to end. `fresh`: it has only just begun, and may not listen yet; as the first process of its
-    /// namespace it ignores what it does not handle, so it is asked again.
-    pub(crate) fn terminate(&self, instance: InstanceId, fresh: bool) {
+    /// Asks an instance's program to end.
+    pub(crate) fn terminate(&self, instance: InstanceId, doing: Doing) {
         self.inner.stop_probing(&instance);
         let inner = self.inner.clone();
         self.inner.spawn(async move {
             inner.signal(&instance, libc::SIGTERM).await;
-            for pause in TERMINATE_AGAIN.into_iter().filter(|_| fresh) {
+            if doing == Doing::Frozen {
+                // Whether it could be or not: it is killed after its grace.
+                let _ = inner.tools.supervisor.call(Request::Thaw { id: instance.clone() }).await;
+            }
+            for pause in TERMINATE_AGAIN.into_iter().filter(|_| doing == Doing::Beginning) {
                 tokio::time::sleep(pause).await;
                 // Forgotten once it is deleted.
                 if !lock(&inner.in_use).contains_key(&instance) {
@@ -285,7 +352,8 @@ impl Executor {
     pub(crate) async fn clear(&self) -> Result<(), CallError> {
         let supervisor = &self.inner.tools.supervisor;
         for id in running(supervisor).await? {
-            supervisor.call(Request::Signal { id, signal: libc::SIGTERM }).await?;
+            supervisor.call(Request::Signal { id: id.clone(), signal: libc::SIGTERM }).await?;
+            supervisor.call(Request::Thaw { id }).await?;
         }
         let deadline = tokio::time::Instant::now() + CLEAR_GRACE;
         while !running(supervisor).await?.is_empty() && tokio::time::Instant::now() < deadline {
@@ -303,7 +371,7 @@ async fn running(supervisor: &Supervisor) -> Result<Vec<InstanceId>, CallError> 
         return Err(CallError::Unexpected);
     };
     let runs =
-        |record: &InstanceRecord| matches!(record.phase, InstancePhase::Running | InstancePhase::Created);
+        |record: &InstanceRecord| matches!(record.phase, InstancePhase::Running | InstancePhase::Frozen);
     Ok(records.into_iter().filter(runs).map(|record| record.id).collect())
 }
 
@@ -312,6 +380,40 @@ impl Inner {
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task)
+    }
+
+    /// Tells that an instance was started and goes on to probe it: no request waits for the reconciler in between.
+    async fn launched(
+        self: &Arc<Self>,
+        instance: InstanceId,
+        result: Result<i32, Trouble>,
+        port: u16,
+        probe: Option<Probe>,
+    ) {
+        match result {
+            Ok(_) => {
+                self.tell(Outcome::Launched { instance: instance.clone(), result }).await;
+                self.probe(instance, port, probe.as_ref());
+            }
+            Err(_) => {
+                self.forget(&instance);
+                self.tell(Outcome::Launched { instance, result }).await;
+            }
+        }
+    }
+
+    fn probe(self: &Arc<Self>, instance: InstanceId, port: u16, probe: Option<&Probe>) {
+        let plan = probe::ProbePlan::of(probe, port);
+        let (inner, id) = (self.clone(), instance.clone());
+        let task = self.spawn(async move {
+            let dialer = inner.tools.dialer.clone();
+            probe::until_ready(&plan, || dialer.dial(&instance, plan.port())).await;
+            lock(&inner.probes).remove(&instance);
+            inner.tell(Outcome::ProbePassed { instance }).await;
+        });
+        if let Some(before) = lock(&self.probes).insert(id, task) {
+            before.abort();
+        }
     }
 
     async fn tell(&self, outcome: Outcome) {

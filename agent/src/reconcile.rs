@@ -11,19 +11,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tombolo_agent_core::actual::{
-    Actual, Crashes, ImageState, InstanceActual, Moment, Phase, RevisionActual, Traffic,
+    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Traffic,
 };
 use tombolo_agent_core::annotations::Scale;
-use tombolo_agent_core::plan::{self, Action, Settings};
+use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_agent_core::{status, table};
-use tombolo_api::RevisionKey;
+use tombolo_api::desired::RevisionObject;
 use tombolo_api::report::{EventKind, NodeInfo, Report};
+use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
 
 use crate::accepted::Accepted;
-use crate::execute::{Executor, Outcome, Trouble};
+use crate::execute::{Doing, Executor, Outcome, Trouble};
 use crate::outbox::Outbox;
 use crate::ready::ReadyRecord;
 use crate::supervisor::SupervisorEvent;
@@ -67,6 +68,10 @@ pub(crate) struct Reconciler {
     info: NodeInfo,
     accepted: Option<Arc<Accepted>>,
     actual: Actual,
+    /// How many instances of each revision the last plan wanted.
+    wanted: BTreeMap<RevisionKey, u32>,
+    /// Something is other than it was when table and report were last made.
+    changed: bool,
     /// The supervisor is connected and has said what it holds.
     supervised: bool,
     started: Instant,
@@ -91,6 +96,8 @@ impl Reconciler {
             info: NodeInfo::default(),
             accepted: None,
             actual,
+            wanted: BTreeMap::new(),
+            changed: true,
             supervised: false,
             started,
         }
@@ -112,7 +119,7 @@ impl Reconciler {
         let accepted = inputs.accepted.borrow_and_update().clone();
         self.adopt_desired(accepted);
         loop {
-            let sleep = self.pass();
+            let sleep = self.pass().await;
             tokio::select! {
                 changed = inputs.accepted.changed() => {
                     if changed.is_err() { return }
@@ -125,7 +132,8 @@ impl Reconciler {
                 }
                 Some(outcome) = inputs.outcomes.recv() => self.outcome(outcome),
                 Some(_) = inputs.demand.recv() => {}
-                () = tokio::time::sleep(sleep) => {}
+                // What depends on time alone may be other now.
+                () = tokio::time::sleep(sleep) => self.changed = true,
             }
             self.drain_inputs(&mut inputs);
         }
@@ -143,24 +151,40 @@ impl Reconciler {
     }
 
     /// One pass: plan, start the actions, publish. Returns how long nothing need be done.
-    fn pass(&mut self) -> Duration {
+    ///
+    /// What a request waits for comes first: instances that have become ready, then the calls that make one.
+    async fn pass(&mut self) -> Duration {
         let now = self.now();
+        if self.changed {
+            self.publish_table(now);
+        }
         let Some(accepted) = self.accepted.clone().filter(|_| self.supervised) else {
             self.publish();
             return IDLE_POLL;
         };
         let traffic = self.traffic();
         self.forget_old_crashes(now);
-        let plan = plan::plan(&accepted.desired, &self.actual, &traffic, &self.settings, now);
-        for action in plan.actions {
+        let situation = Situation {
+            desired: &accepted.desired,
+            actual: &self.actual,
+            traffic: &traffic,
+            settings: &self.settings,
+        };
+        let Plan { actions, wake, wanted } = plan::plan(&situation, now);
+        self.changed |= !actions.is_empty() || self.wanted != wanted;
+        self.wanted = wanted;
+        for action in actions {
             tracing::debug!(?action, "acting");
             self.act(action, &accepted, now);
         }
-        self.publish();
-        let until_wake = plan.wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1));
+        if self.changed {
+            // The calls just made are on their way before anything is told about them.
+            tokio::task::yield_now().await;
+            self.publish();
+        }
+        let until_wake = wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1));
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
-        let held = traffic.revisions.values().any(|demand| demand.held > 0);
-        let longest = match (draining, held) {
+        let longest = match (draining, traffic.is_held()) {
             (true, _) => DRAIN_POLL,
             (false, true) => HELD_POLL,
             (false, false) => IDLE_POLL,
@@ -171,13 +195,27 @@ impl Reconciler {
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
         match action {
             Action::Drain { instance } => self.set_phase(&instance, Phase::Draining, now),
+            Action::Resume { instance } => self.set_phase(&instance, Phase::Ready, now),
             Action::Terminate { instance } => {
                 self.note_missed_deadline(&instance, accepted, now);
-                let fresh =
-                    self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Probing);
+                let doing = match self.actual.instances.get(&instance).map(|known| &known.phase) {
+                    Some(Phase::Probing) => Doing::Beginning,
+                    Some(Phase::Frozen) => Doing::Frozen,
+                    _ => Doing::Serving,
+                };
                 self.set_phase(&instance, Phase::Stopping { killed: false }, now);
-                self.executor.terminate(instance, fresh);
+                self.executor.terminate(instance, doing);
             }
+            Action::Freeze { instance } => {
+                self.set_phase(&instance, Phase::Freezing, now);
+                self.executor.freeze(instance);
+            }
+            Action::Thaw { instance } => {
+                self.executor.thaw(instance.clone());
+                self.set_phase(&instance, Phase::Thawing, now);
+                self.actual.last_start = now;
+            }
+            Action::Start { instance } => self.start(instance, now),
             Action::Kill { instance } => {
                 self.set_phase(&instance, Phase::Stopping { killed: true }, now);
                 self.executor.kill(instance);
@@ -198,20 +236,38 @@ impl Reconciler {
             }
             Action::Launch { instance, revision } => {
                 let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
-                self.actual.named += 1;
-                let port = object.spec.port();
-                let entry = InstanceActual {
-                    revision,
-                    object: *digest,
-                    port,
-                    pid: 0,
-                    phase: Phase::Launching,
-                    since: now,
-                };
-                self.actual.instances.insert(instance.clone(), entry);
-                self.executor.launch(instance, *digest, object.clone());
+                self.executor.launch(instance.clone(), *digest, object.clone());
+                self.add_instance(instance, *digest, object, Phase::Launching, now);
+                self.actual.last_start = now;
+            }
+            Action::Prime { instance, revision } => {
+                let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
+                self.executor.prime(instance.clone(), *digest, object.clone());
+                self.add_instance(instance, *digest, object, Phase::Priming, now);
             }
         }
+    }
+
+    fn add_instance(
+        &mut self,
+        instance: InstanceId,
+        digest: Digest,
+        object: &RevisionObject,
+        phase: Phase,
+        now: Moment,
+    ) {
+        self.actual.named += 1;
+        let (revision, port) = (object.key(), object.spec.port());
+        let entry = InstanceActual { revision, object: digest, port, pid: 0, phase, since: now };
+        self.actual.instances.insert(instance, entry);
+    }
+
+    fn start(&mut self, instance: InstanceId, now: Moment) {
+        let Some(known) = self.actual.instances.get(&instance) else { return };
+        let probe = self.readiness_probe(&known.revision);
+        self.executor.start(instance.clone(), known.pid, known.port, probe);
+        self.set_phase(&instance, Phase::Launching, now);
+        self.actual.last_start = now;
     }
 
     /// An instance that is stopped because it did not answer in time counts as a failed one.
@@ -240,6 +296,7 @@ impl Reconciler {
 
     /// Brings what is known of revisions in line with a new desired state.
     fn adopt_desired(&mut self, accepted: Option<Arc<Accepted>>) {
+        self.changed = true;
         let Some(accepted) = accepted else { return };
         let now = self.now();
         let desired = &accepted.desired;
@@ -248,13 +305,7 @@ impl Reconciler {
             if self.actual.revisions.get(key).is_some_and(|known| known.object == *digest) {
                 continue;
             }
-            let fresh = RevisionActual {
-                object: *digest,
-                image: ImageState::Unknown,
-                ready_once: self.ready_record.contains(key, digest),
-                last_active: now,
-                crashes: Crashes::default(),
-            };
+            let fresh = RevisionActual::new(*digest, self.ready_record.contains(key, digest), now);
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);
@@ -274,18 +325,10 @@ impl Reconciler {
 
     /// Publishes table and report if they changed.
     fn publish(&mut self) {
-        let now = self.now();
+        self.publish_table(self.now());
         let mut report = Report { info: self.info.clone(), ..Report::default() };
         if let Some(accepted) = &self.accepted {
-            report.revisions = status::revisions(&accepted.desired, &self.actual);
-            let table = table::build(&accepted.desired, &self.actual, now);
-            self.outputs.table.send_if_modified(|current| {
-                let changed = **current != table;
-                if changed {
-                    *current = Arc::new(table);
-                }
-                changed
-            });
+            report.revisions = status::revisions(&accepted.desired, &self.actual, &self.wanted);
         }
         self.outputs.report.send_if_modified(|current| {
             let changed = *current != report;
@@ -298,6 +341,19 @@ impl Reconciler {
         self.outputs
             .ready
             .send_if_modified(|current| !std::mem::replace(current, *current || ready) && ready);
+        self.changed = false;
+    }
+
+    fn publish_table(&self, now: Moment) {
+        let Some(accepted) = &self.accepted else { return };
+        let table = table::build(&accepted.desired, &self.actual, now);
+        self.outputs.table.send_if_modified(|current| {
+            let changed = **current != table;
+            if changed {
+                *current = Arc::new(table);
+            }
+            changed
+        });
     }
 
     fn traffic(&self) -> Traffic {

@@ -32,6 +32,27 @@ pub struct Actual {
     pub incarnation: String,
     /// Instances named so far by this incarnation.
     pub named: u64,
+    /// When an instance was last started or thawed.
+    pub last_start: Moment,
+}
+
+/// Instances by the revision they are of.
+pub struct ByRevision<'a>(BTreeMap<&'a RevisionKey, Vec<(&'a InstanceId, &'a InstanceActual)>>);
+
+impl Actual {
+    pub fn by_revision(&self) -> ByRevision<'_> {
+        let mut index: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (id, instance) in &self.instances {
+            index.entry(&instance.revision).or_default().push((id, instance));
+        }
+        ByRevision(index)
+    }
+}
+
+impl<'a> ByRevision<'a> {
+    pub fn of(&self, revision: &RevisionKey) -> &[(&'a InstanceId, &'a InstanceActual)] {
+        self.0.get(revision).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// What the node knows of one desired revision. Reset when the revision's object changes.
@@ -45,9 +66,23 @@ pub struct RevisionActual {
     /// When a request was last seen or awaited, or when the first instance became ready.
     pub last_active: Moment,
     pub crashes: Crashes,
+    /// No instance is made to wait before this: the last one could not be, or came to an end.
+    pub prime_retry_at: Moment,
 }
 
 impl RevisionActual {
+    /// What is known of a revision when its object has just come.
+    pub fn new(object: Digest, ready_once: bool, now: Moment) -> Self {
+        Self {
+            object,
+            image: ImageState::Unknown,
+            ready_once,
+            last_active: now,
+            crashes: Crashes::default(),
+            prime_retry_at: Moment::default(),
+        }
+    }
+
     /// Attempts to have the image that failed in a row.
     pub fn image_attempts(&self) -> u32 {
         match &self.image {
@@ -105,14 +140,20 @@ pub struct InstanceActual {
 /// Where an instance is in its life on this node.
 ///
 /// ```text
-/// Launching ─▶ Probing ─▶ Ready ─▶ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
-///     │           └────────┴───────────┴───────────────────▶ Ended
-///     ├─▶ (gone: could not be made)
-///     └─▶ Deleting, if nothing is heard of it
+/// Priming ─▶ Primed ─▶ Launching ─▶ Probing ─▶ Ready ⇄ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
+///                                                ▲         └─▶ Freezing ─▶ Frozen ─▶ Stopping
+///                                                └──────────────── Thawing ◀─┘
 /// ```
+///
+/// `Launching` is also a beginning of its own. From everywhere it can come to `Ended`; where an outcome is lost or a step
+/// fails, what there is of it goes by `Deleting`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Phase {
-    /// The supervisor is creating and starting it.
+    /// The supervisor is creating it, to wait.
+    Priming,
+    /// It is made, and its program has not been started.
+    Primed,
+    /// The supervisor is starting it, and creating it before if it was not primed.
     Launching,
     /// Its program runs; it has not answered its readiness probe.
     Probing,
@@ -120,6 +161,12 @@ pub enum Phase {
     Ready,
     /// It takes no new requests; those it has may finish.
     Draining,
+    /// The supervisor is stopping its processes where they are.
+    Freezing,
+    /// Its processes are stopped where they were.
+    Frozen,
+    /// The supervisor is letting its processes go on.
+    Thawing,
     /// It was sent SIGTERM; `killed`: SIGKILL as well.
     Stopping { killed: bool },
     /// Its init has ended.
@@ -131,7 +178,17 @@ pub enum Phase {
 impl Phase {
     /// Whether the instance counts towards what a revision has: it serves, or is on the way to.
     pub fn is_up(&self) -> bool {
-        matches!(self, Phase::Launching | Phase::Probing | Phase::Ready)
+        matches!(self, Phase::Launching | Phase::Probing | Phase::Ready | Phase::Thawing)
+    }
+
+    /// Whether it is made and waits for a request, or will soon.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self, Phase::Priming | Phase::Primed | Phase::Freezing | Phase::Frozen)
+    }
+
+    /// Whether its program holds memory and may hold devices.
+    pub fn is_running(&self) -> bool {
+        !matches!(self, Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting)
     }
 }
 
@@ -157,5 +214,10 @@ pub struct Traffic {
 impl Traffic {
     pub fn of(&self, revision: &RevisionKey) -> Demand {
         self.revisions.get(revision).copied().unwrap_or_default()
+    }
+
+    /// Whether any request waits for an instance.
+    pub fn is_held(&self) -> bool {
+        self.revisions.values().any(|demand| demand.held > 0)
     }
 }

@@ -3,33 +3,60 @@
 
 use std::collections::BTreeMap;
 
+use tombolo_api::serving::keys;
+
 /// Knative's default progress deadline, milliseconds (`config-deployment`, `progress-deadline`).
 pub const PROGRESS_DEADLINE_MS: u64 = 600_000;
 
-/// Bounds of a revision's scale, and how long it may take to become ready.
+/// What an idle revision keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdleTier {
+    /// Nothing but its unpacked image.
+    Cold,
+    /// One instance that is made and not started.
+    #[default]
+    Primed,
+    /// One instance that runs.
+    Running,
+    /// Its last instance, stopped where it was.
+    Frozen,
+}
+
+/// Bounds of a revision's scale, what it keeps at zero, and how long it may take to become ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale {
     pub min: u32,
     /// `None`: no bound.
     pub max: Option<u32>,
+    pub tier: IdleTier,
     pub progress_deadline_ms: u64,
 }
 
 impl Scale {
     pub fn of(annotations: &BTreeMap<String, String>) -> Self {
-        let number = |name: &str, old: &str| -> u32 {
-            let key = |name: &str| format!("autoscaling.knative.dev/{name}");
-            let text = annotations.get(&key(name)).or_else(|| annotations.get(&key(old)));
-            text.and_then(|text| text.parse().ok()).unwrap_or(0)
+        let text = |key: &str| annotations.get(key).map(String::as_str);
+        let number = |key, old| -> u32 {
+            text(key).or_else(|| text(old)).and_then(|text| text.parse().ok()).unwrap_or(0)
         };
-        let max = number("max-scale", "maxScale");
-        let deadline =
-            annotations.get("serving.knative.dev/progress-deadline").and_then(|text| go_duration_ms(text));
+        let max = number("autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/maxScale");
+        let tier = match text(keys::IDLE_TIER) {
+            Some("cold") => IdleTier::Cold,
+            Some("running") => IdleTier::Running,
+            Some("frozen") => IdleTier::Frozen,
+            _ => IdleTier::Primed,
+        };
+        let deadline = text(keys::PROGRESS_DEADLINE).and_then(go_duration_ms);
         Self {
-            min: number("min-scale", "minScale"),
+            min: number("autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/minScale"),
             max: (max > 0).then_some(max),
+            tier,
             progress_deadline_ms: deadline.filter(|ms| *ms > 0).unwrap_or(PROGRESS_DEADLINE_MS),
         }
+    }
+
+    /// The fewest instances that run, whatever the traffic.
+    pub fn floor(&self) -> u32 {
+        if self.tier == IdleTier::Running { self.min.max(1) } else { self.min }
     }
 }
 

@@ -1,12 +1,22 @@
 //! From what is desired and what is: the revisions' part of the node's report.
 
+use std::collections::BTreeMap;
+
+use tombolo_api::RevisionKey;
 use tombolo_api::desired::Desired;
 use tombolo_api::report::{InstanceReport, Report, RevisionPhase, RevisionReport, Tier};
 
-use crate::actual::{Actual, ImageState, Phase, RevisionActual};
+use crate::actual::{Actual, ImageState, InstanceActual, Phase, RevisionActual};
+use crate::supervision::InstanceId;
 
 /// One entry per desired revision, and per revision that still has instances here.
-pub fn revisions(desired: &Desired, actual: &Actual) -> Vec<RevisionReport> {
+/// `wanted`: how many instances of a revision should run, as [planned](crate::plan::Plan::wanted).
+pub fn revisions(
+    desired: &Desired,
+    actual: &Actual,
+    wanted: &BTreeMap<RevisionKey, u32>,
+) -> Vec<RevisionReport> {
+    let index = actual.by_revision();
     let mut reports = Vec::new();
     for (key, (digest, object)) in &desired.revisions {
         let known = actual.revisions.get(key).filter(|revision| revision.object == *digest);
@@ -20,8 +30,8 @@ pub fn revisions(desired: &Desired, actual: &Actual) -> Vec<RevisionReport> {
             phase,
             reason,
             message,
-            instances: instances(actual, |instance| instance == key, restarts),
-            desired: 0,
+            instances: instances(index.of(key), restarts),
+            desired: wanted.get(key).copied().unwrap_or(0),
         });
     }
     reports
@@ -87,22 +97,24 @@ fn judge(revision: &RevisionActual) -> (RevisionPhase, String, String) {
     }
 }
 
-fn instances(
-    actual: &Actual,
-    belongs: impl Fn(&tombolo_api::RevisionKey) -> bool,
-    restarts: u32,
-) -> Vec<InstanceReport> {
-    let tier = |phase: &Phase| match phase {
-        Phase::Launching | Phase::Probing => Some(Tier::Starting),
-        Phase::Ready => Some(Tier::Running),
-        Phase::Draining | Phase::Stopping { .. } => Some(Tier::Stopping),
-        Phase::Ended { .. } | Phase::Deleting => None,
-    };
-    let report = |(id, instance): (&crate::supervision::InstanceId, &crate::actual::InstanceActual)| {
+fn instances(instances: &[(&InstanceId, &InstanceActual)], restarts: u32) -> Vec<InstanceReport> {
+    let report = |(id, instance): &(&InstanceId, &InstanceActual)| {
         let tier = tier(&instance.phase)?;
         Some(InstanceReport { id: id.0.clone(), tier, pid: instance.pid, restarts })
     };
-    actual.instances.iter().filter(|(_, instance)| belongs(&instance.revision)).filter_map(report).collect()
+    instances.iter().filter_map(report).collect()
+}
+
+/// The tier of an instance in `phase`; `None` while there is none, or none any more.
+pub fn tier(phase: &Phase) -> Option<Tier> {
+    match phase {
+        Phase::Launching | Phase::Probing | Phase::Thawing => Some(Tier::Starting),
+        Phase::Ready => Some(Tier::Running),
+        Phase::Draining | Phase::Stopping { .. } => Some(Tier::Stopping),
+        Phase::Primed => Some(Tier::Primed),
+        Phase::Freezing | Phase::Frozen => Some(Tier::Frozen),
+        Phase::Priming | Phase::Ended { .. } | Phase::Deleting => None,
+    }
 }
 
 #[cfg(test)]

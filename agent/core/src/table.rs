@@ -7,12 +7,14 @@ use tombolo_api::desired::{Desired, RevisionObject, RouteObject, RouteTarget};
 use tombolo_api::serving::ProtocolName;
 use tombolo_api::{Digest, RevisionKey};
 
-use crate::actual::{Actual, ImageState, Moment, Phase, RevisionActual};
+use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual};
 use crate::limits::request_timeouts;
 use crate::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split, Unavailable};
+use crate::supervision::InstanceId;
 
 /// Builds the table. `now` decides whether a failed revision is still waiting before it is tried again.
 pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
+    let index = actual.by_revision();
     let mut table = RouteTable::default();
     let mut named = BTreeSet::new();
     for route in desired.routes.values() {
@@ -20,12 +22,20 @@ pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
     }
     for key in named {
         let backend = match desired.revisions.get(&key) {
-            Some((digest, object)) => backend(&key, digest, object, actual, now),
+            Some((digest, object)) => backend(&key, digest, object, actual, index.of(&key), now),
             None => missing(&key),
         };
         table.revisions.insert(key, Arc::new(backend));
     }
     table
+}
+
+/// The revisions that routes lead to now.
+pub fn routed(desired: &Desired, actual: &Actual) -> BTreeSet<RevisionKey> {
+    let targets = |route: &'_ RouteObject| -> Vec<RevisionKey> {
+        route.targets.iter().map(|target| choose(&route.namespace, target, desired, actual)).collect()
+    };
+    desired.routes.values().flat_map(targets).collect()
 }
 
 fn add_route(
@@ -77,19 +87,15 @@ fn backend(
     digest: &Digest,
     object: &RevisionObject,
     actual: &Actual,
+    instances: &[(&InstanceId, &InstanceActual)],
     now: Moment,
 ) -> Backend {
-    let instances = || {
-        actual
-            .instances
-            .iter()
-            .filter(|(_, instance)| instance.revision == *key && instance.phase == Phase::Ready)
-    };
+    let instances = || instances.iter().filter(|(_, instance)| instance.phase == Phase::Ready);
     let fresh = instances().any(|(_, instance)| instance.object == *digest);
     let ready: Vec<Endpoint> = instances()
         // An instance of the object's former content serves until one of the present content does.
         .filter(|(_, instance)| !fresh || instance.object == *digest)
-        .map(|(id, instance)| Endpoint { instance: id.clone(), port: instance.port })
+        .map(|(id, instance)| Endpoint { instance: (*id).clone(), port: instance.port })
         .collect();
     let unavailable = if ready.is_empty() {
         actual.revisions.get(key).and_then(|revision| why_not(revision, now))

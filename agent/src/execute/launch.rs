@@ -35,23 +35,49 @@ pub(super) async fn launch(
     digest: Digest,
     object: &RevisionObject,
 ) -> Result<i32, Trouble> {
+    let pid = prime(inner, instance, digest, object).await?;
+    start(inner, instance).await.map(|()| pid)
+}
+
+/// Creates the instance; its pid. Nothing is left of one that failed.
+pub(super) async fn prime(
+    inner: &Inner,
+    instance: &InstanceId,
+    digest: Digest,
+    object: &RevisionObject,
+) -> Result<i32, Trouble> {
     let prepared = lock(&inner.prepared).get(&digest).cloned();
     let prepared = prepared.ok_or_else(|| Trouble::new("ImageMissing", "the image was removed meanwhile"))?;
     let in_use = InUse { revision: object.key(), image: Some(prepared.image) };
     lock(&inner.in_use).insert(instance.clone(), in_use);
     let spec = create_spec(inner, instance, digest, object, &prepared)?;
-    let created = start(inner, instance, spec).await;
+    let created = create(inner, instance, spec).await;
     if created.is_err() {
-        // Also after a lost connection: the supervisor may have made it all the same.
-        let _ = inner.tools.supervisor.call(Request::Delete { id: instance.clone() }).await;
+        remove(inner, instance).await;
     }
     created
 }
 
-async fn start(inner: &Inner, instance: &InstanceId, spec: CreateSpec) -> Result<i32, Trouble> {
-    let id = || instance.clone();
-    let call = |request| inner.tools.supervisor.call(request);
-    let created = call(Request::Create { id: id(), spec: Box::new(spec) }).await;
+/// Starts the program of a created instance. Nothing is left of one that failed.
+pub(super) async fn start(inner: &Inner, instance: &InstanceId) -> Result<(), Trouble> {
+    match inner.tools.supervisor.call(Request::Start { id: instance.clone() }).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            remove(inner, instance).await;
+            Err(failed("ContainerStartFailed", &error, &inner.tools.run_dir))
+        }
+    }
+}
+
+/// Also after a lost connection: the supervisor may have made it all the same.
+async fn remove(inner: &Inner, instance: &InstanceId) {
+    // What cannot be removed is found and removed by the next agent.
+    let _ = inner.tools.supervisor.call(Request::Delete { id: instance.clone() }).await;
+}
+
+async fn create(inner: &Inner, instance: &InstanceId, spec: CreateSpec) -> Result<i32, Trouble> {
+    let request = Request::Create { id: instance.clone(), spec: Box::new(spec) };
+    let created = inner.tools.supervisor.call(request).await;
     let pid = match created.map_err(|error| failed("ContainerCreateFailed", &error, &inner.tools.run_dir))? {
         Answer::Created { pid } => pid,
         _ => return Err(Trouble::new("ContainerCreateFailed", CallError::Unexpected.to_string())),
@@ -62,8 +88,6 @@ async fn start(inner: &Inner, instance: &InstanceId, spec: CreateSpec) -> Result
             format!("cannot open the instance's network namespace: {error}"),
         )
     })?;
-    let started = call(Request::Start { id: id() }).await;
-    started.map_err(|error| failed("ContainerStartFailed", &error, &inner.tools.run_dir))?;
     Ok(pid)
 }
 

@@ -6,14 +6,20 @@ use tombolo_agent_core::actual::{Crashes, ImageState, InstanceActual, Moment, Ph
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
 use tombolo_api::report::EventKind;
+use tombolo_api::serving::Probe;
 use tombolo_api::{Digest, RevisionKey};
 
 use super::Reconciler;
-use crate::execute::{LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble};
-use crate::supervisor::SupervisorEvent;
+use crate::execute::{Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble};
+use crate::supervisor::{CallError, SupervisorEvent};
+
+/// After an instance could not be made to wait, or ended while it did, before the next is made: what is wrong with the node
+/// passes slowly, and no request waits for it. Milliseconds.
+const PRIME_RETRY_MS: u64 = 30_000;
 
 impl Reconciler {
     pub(super) fn outcome(&mut self, outcome: Outcome) {
+        self.changed = true;
         let now = self.now();
         match outcome {
             Outcome::ImagePrepared { revision, object, result } => {
@@ -50,15 +56,18 @@ impl Reconciler {
                     }
                 }
             }
+            Outcome::Primed { instance, result } => self.primed(instance, result, now),
             Outcome::Launched { instance, result: Ok(pid) } => self.launched(instance, pid, now),
             Outcome::Launched { instance, result: Err(trouble) } => {
                 // One whose end was told meanwhile has been counted already.
-                let launching =
-                    self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Launching);
-                if launching && let Some(known) = self.actual.instances.remove(&instance) {
+                if self.is_in(&instance, &Phase::Launching)
+                    && let Some(known) = self.actual.instances.remove(&instance)
+                {
                     self.crashed(&known, false, trouble, now);
                 }
             }
+            Outcome::Frozen { instance, result } => self.frozen(instance, result, now),
+            Outcome::Thawed { instance, result } => self.thawed(instance, result, now),
             Outcome::ProbePassed { instance } => self.probe_passed(instance, now),
             Outcome::ExitExplained { instance, exit, last_words } => {
                 self.ended(instance, exit, last_words, now)
@@ -72,14 +81,44 @@ impl Reconciler {
         }
     }
 
+    fn is_in(&self, id: &InstanceId, phase: &Phase) -> bool {
+        self.actual.instances.get(id).is_some_and(|known| known.phase == *phase)
+    }
+
+    fn primed(&mut self, instance: InstanceId, result: Result<i32, Trouble>, now: Moment) {
+        match (self.actual.instances.get_mut(&instance), result) {
+            (Some(known), Ok(pid)) if known.phase == Phase::Priming => {
+                known.pid = pid;
+                known.phase = Phase::Primed;
+                known.since = now;
+            }
+            (Some(known), Err(trouble)) if known.phase == Phase::Priming => {
+                let revision = known.revision.clone();
+                let Trouble { reason, message } = trouble;
+                tracing::warn!(%revision, reason, message, "cannot make an instance to wait");
+                self.actual.instances.remove(&instance);
+                self.prime_later(&revision, now);
+            }
+            // Its end was told first.
+            (Some(_), _) => {}
+            // It was given up meanwhile.
+            (None, Ok(_)) => self.executor.delete(instance),
+            (None, Err(_)) => {}
+        }
+    }
+
+    fn prime_later(&mut self, revision: &RevisionKey, now: Moment) {
+        if let Some(known) = self.actual.revisions.get_mut(revision) {
+            known.prime_retry_at = now.after(PRIME_RETRY_MS);
+        }
+    }
+
     fn launched(&mut self, instance: InstanceId, pid: i32, now: Moment) {
         match self.actual.instances.get_mut(&instance) {
             Some(known) if known.phase == Phase::Launching => {
                 known.pid = pid;
                 known.phase = Phase::Probing;
                 known.since = now;
-                let (revision, port) = (known.revision.clone(), known.port);
-                self.probe(instance, &revision, port);
             }
             // Its end was told first.
             Some(_) => {}
@@ -88,10 +127,37 @@ impl Reconciler {
         }
     }
 
-    fn probe(&self, instance: InstanceId, revision: &RevisionKey, port: u16) {
-        let object = self.accepted.as_ref().and_then(|accepted| accepted.desired.revisions.get(revision));
-        let probe = object.and_then(|(_, object)| object.spec.serving_container()?.readiness_probe.clone());
-        self.executor.probe(instance, port, probe);
+    fn frozen(&mut self, instance: InstanceId, result: Result<(), CallError>, now: Moment) {
+        if !self.is_in(&instance, &Phase::Freezing) {
+            return;
+        }
+        match result {
+            Ok(()) => self.set_phase(&instance, Phase::Frozen, now),
+            Err(error) => {
+                tracing::warn!(%instance, %error, "cannot freeze an instance, it ends instead");
+                self.set_phase(&instance, Phase::Stopping { killed: false }, now);
+                self.executor.terminate(instance, Doing::Frozen);
+            }
+        }
+    }
+
+    fn thawed(&mut self, instance: InstanceId, result: Result<(), CallError>, now: Moment) {
+        if !self.is_in(&instance, &Phase::Thawing) {
+            return;
+        }
+        match result {
+            Ok(()) => self.set_phase(&instance, Phase::Ready, now),
+            Err(error) => {
+                tracing::warn!(%instance, %error, "cannot let a frozen instance go on, it is killed");
+                self.set_phase(&instance, Phase::Stopping { killed: true }, now);
+                self.executor.kill(instance);
+            }
+        }
+    }
+
+    pub(super) fn readiness_probe(&self, revision: &RevisionKey) -> Option<Probe> {
+        let (_, object) = self.accepted.as_ref()?.desired.revisions.get(revision)?;
+        object.spec.serving_container()?.readiness_probe.clone()
     }
 
     fn probe_passed(&mut self, instance: InstanceId, now: Moment) {
@@ -123,9 +189,13 @@ impl Reconciler {
             return;
         }
         self.set_phase(&instance, Phase::Ended { exit: exit.clone() }, now);
-        let was_ready = matches!(known.phase, Phase::Ready | Phase::Draining);
-        if matches!(known.phase, Phase::Stopping { .. } | Phase::Draining) {
-            return;
+        let was_ready =
+            matches!(known.phase, Phase::Ready | Phase::Freezing | Phase::Frozen | Phase::Thawing);
+        match known.phase {
+            Phase::Stopping { .. } | Phase::Draining => return,
+            // Its program has not run: nothing is its fault.
+            Phase::Priming | Phase::Primed => return self.prime_later(&known.revision, now),
+            _ => {}
         }
         let trouble = explain(&exit, was_ready, known.port, last_words.as_deref());
         self.crashed(&known, was_ready, trouble, now);
@@ -153,6 +223,7 @@ impl Reconciler {
     }
 
     pub(super) fn supervisor_event(&mut self, event: SupervisorEvent) {
+        self.changed = true;
         match event {
             SupervisorEvent::Connected { limitations, instances } => {
                 self.info.limitations = limitations;
@@ -181,8 +252,9 @@ impl Reconciler {
         let lost: Vec<_> =
             self.actual.instances.keys().filter(|id| !held.contains_key(*id)).cloned().collect();
         for id in lost {
-            // One that was being launched reports its own failure.
-            if self.actual.instances.get(&id).is_some_and(|known| known.phase != Phase::Launching) {
+            // One that was being made or started reports its own failure.
+            let reports = [Phase::Priming, Phase::Launching].iter().any(|phase| self.is_in(&id, phase));
+            if !reports {
                 self.actual.instances.remove(&id);
                 self.executor.forget(&id);
             }
@@ -205,12 +277,18 @@ impl Reconciler {
         // Without readable labels it matches no desired revision, and so is drained and removed.
         let object = label(LABEL_OBJECT).parse().unwrap_or_else(|_| Digest::of(b""));
         let port = label(LABEL_PORT).parse().unwrap_or(0);
-        let usable = record.phase == InstancePhase::Running && self.executor.adopt(&record).is_ok();
-        let phase = match record.exit {
-            Some(exit) => Phase::Ended { exit },
-            None if usable => Phase::Probing,
-            // Made but never started, or its namespaces cannot be reached: of no use.
-            None => Phase::Stopping { killed: true },
+        let phase = match (&record.exit, record.phase) {
+            (Some(exit), _) => Phase::Ended { exit: exit.clone() },
+            (None, InstancePhase::Running) => Phase::Probing,
+            (None, InstancePhase::Created) => Phase::Primed,
+            (None, InstancePhase::Frozen) => Phase::Frozen,
+            (None, InstancePhase::Creating | InstancePhase::Ended) => Phase::Stopping { killed: true },
+        };
+        let is_alive = matches!(phase, Phase::Probing | Phase::Primed | Phase::Frozen);
+        // One whose namespaces cannot be reached is of no use.
+        let phase = match is_alive && self.executor.adopt(&record).is_err() {
+            true => Phase::Stopping { killed: true },
+            false => phase,
         };
         tracing::info!(instance = %id, %revision, pid = record.pid, ?phase, "adopted an instance");
         let instance =
@@ -218,7 +296,7 @@ impl Reconciler {
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {
-            Phase::Probing => self.probe(id, &revision, port),
+            Phase::Probing => self.executor.probe(id, port, self.readiness_probe(&revision)),
             Phase::Stopping { .. } => {
                 self.set_phase(&id, Phase::Deleting, now);
                 self.executor.delete(id);

@@ -1,11 +1,14 @@
 //! Tables and properties of the planner. `execute` is the world: it does what the plan says, at once and successfully.
 
-use proptest::prelude::*;
-use tombolo_api::desired::RevisionObject;
+use tombolo_api::desired::{RouteObject, RouteTarget};
+use tombolo_api::serving::keys;
 
 use super::*;
-use crate::actual::Crashes;
+use crate::actual::{Crashes, Demand, ImageState};
 use crate::supervision::ExitRecord;
+
+mod properties;
+mod tiers;
 
 const SETTINGS: Settings = Settings { idle_timeout_ms: 60_000 };
 const NOW: Moment = Moment(10_000_000);
@@ -33,16 +36,38 @@ fn given(objects: &[(Digest, RevisionObject)]) -> (Desired, Actual) {
     let mut actual = Actual { incarnation: "abcde".into(), ..Actual::default() };
     for (digest, object) in objects {
         desired.revisions.insert(object.key(), (*digest, object.clone()));
-        let known = RevisionActual {
-            object: *digest,
-            image: ImageState::Present,
-            ready_once: false,
-            last_active: NOW,
-            crashes: Crashes::default(),
-        };
+        let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(*digest, false, NOW) };
         actual.revisions.insert(object.key(), known);
     }
     (desired, actual)
+}
+
+/// With a route to each revision of its own.
+fn given_routed(objects: &[(Digest, RevisionObject)]) -> (Desired, Actual) {
+    let (mut desired, actual) = given(objects);
+    for (_, object) in objects {
+        let target = RouteTarget {
+            percent: 100,
+            candidates: vec![object.name.clone()],
+            hosts: vec![],
+            tag: String::new(),
+            configuration: String::new(),
+        };
+        let route = RouteObject {
+            namespace: "default".into(),
+            name: object.name.clone(),
+            hosts: vec![format!("{}.default.localhost", object.name)],
+            targets: vec![target],
+            steering: vec![],
+            rollout: None,
+        };
+        desired.routes.insert(("default".into(), object.name.clone()), route);
+    }
+    (desired, actual)
+}
+
+fn planned(desired: &Desired, actual: &Actual, traffic: &Traffic, now: Moment) -> Plan {
+    plan(&Situation { desired, actual, traffic, settings: &SETTINGS }, now)
 }
 
 fn instance(revision: &str, object: Digest, phase: Phase) -> InstanceActual {
@@ -60,24 +85,41 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
             Action::Drain { instance } => set(actual, instance, Phase::Draining, now),
             Action::Terminate { instance } | Action::Kill { instance } => set(actual, instance, ended(), now),
             Action::Delete { instance } => drop(actual.instances.remove(instance)),
+            Action::Freeze { instance } => set(actual, instance, Phase::Frozen, now),
+            Action::Resume { instance } => set(actual, instance, Phase::Ready, now),
             Action::PrepareImage { revision } => {
                 actual.revisions.get_mut(revision).unwrap().image = ImageState::Present;
             }
+            Action::Thaw { instance } | Action::Start { instance } => {
+                set(actual, instance, Phase::Ready, now);
+                actual.last_start = now;
+            }
+            Action::Prime { instance, revision } => {
+                make(desired, actual, instance, revision, Phase::Primed, now)
+            }
             Action::Launch { instance, revision } => {
-                actual.named += 1;
-                let (object, _) = &desired.revisions[revision];
-                let made =
-                    InstanceActual { since: now, ..tests::instance(&revision.name, *object, Phase::Ready) };
-                assert!(
-                    actual.instances.insert(instance.clone(), made).is_none(),
-                    "an instance's name was used twice"
-                );
+                make(desired, actual, instance, revision, Phase::Ready, now);
+                actual.last_start = now;
                 let known = actual.revisions.get_mut(revision).unwrap();
                 known.ready_once = true;
                 known.last_active = now;
             }
         }
     }
+}
+
+fn make(
+    desired: &Desired,
+    actual: &mut Actual,
+    id: &InstanceId,
+    revision: &RevisionKey,
+    phase: Phase,
+    now: Moment,
+) {
+    actual.named += 1;
+    let (object, _) = &desired.revisions[revision];
+    let made = InstanceActual { since: now, ..instance(&revision.name, *object, phase) };
+    assert!(actual.instances.insert(id.clone(), made).is_none(), "an instance's name was used twice");
 }
 
 fn set(actual: &mut Actual, id: &InstanceId, phase: Phase, now: Moment) {
@@ -89,7 +131,7 @@ fn set(actual: &mut Actual, id: &InstanceId, phase: Phase, now: Moment) {
 /// Plans and executes until there is nothing more to do; how many passes it took.
 fn settle(desired: &Desired, actual: &mut Actual, traffic: &Traffic, now: Moment) -> usize {
     for pass in 0..20 {
-        let plan = plan(desired, actual, traffic, &SETTINGS, now);
+        let plan = planned(desired, actual, traffic, now);
         if plan.actions.is_empty() {
             return pass;
         }
@@ -115,7 +157,7 @@ fn goes_to_zero_when_idle_and_back_on_a_held_request() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
     settle(&desired, &mut actual, &Traffic::default(), NOW);
     let idle = NOW.after(SETTINGS.idle_timeout_ms);
-    let before = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let before = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!(before.wake, Some((idle, WakeReason::IdleTimeout)));
     settle(&desired, &mut actual, &Traffic::default(), idle);
     assert_eq!(actual.instances.len(), 0);
@@ -131,7 +173,7 @@ fn a_request_in_flight_keeps_an_instance_for_ever() {
     settle(&desired, &mut actual, &with_demand("s-00001", 1, 0, NOW), much_later);
     assert_eq!(actual.instances.len(), 1);
     let busy = with_demand("s-00001", 1, 0, NOW);
-    let watched = plan(&desired, &actual, &busy, &SETTINGS, NOW).wake;
+    let watched = planned(&desired, &actual, &busy, NOW).wake;
     assert_eq!(watched, Some((NOW.after(SETTINGS.idle_timeout_ms), WakeReason::IdleTimeout)));
 }
 
@@ -164,10 +206,10 @@ fn what_leaves_the_manifest_drains_stops_and_goes() {
     let id = actual.instances.keys().next().unwrap().clone();
     let nothing = Desired::default();
     let busy = Traffic { instances: [(id.clone(), 1)].into(), ..Traffic::default() };
-    let first = plan(&nothing, &actual, &busy, &SETTINGS, NOW);
+    let first = planned(&nothing, &actual, &busy, NOW);
     assert_eq!(first.actions, [Action::Drain { instance: id.clone() }]);
     execute(&nothing, &mut actual, &first.actions, NOW);
-    let waiting = plan(&nothing, &actual, &busy, &SETTINGS, NOW);
+    let waiting = planned(&nothing, &actual, &busy, NOW);
     assert_eq!(waiting.actions, []);
     assert_eq!(waiting.wake, Some((NOW.after(DRAIN_MAX_MS), WakeReason::DrainDeadline)));
     settle(&nothing, &mut actual, &Traffic::default(), NOW);
@@ -179,11 +221,11 @@ fn an_instance_that_ignores_sigterm_is_killed_after_its_grace() {
     let (desired, mut actual) = given(&[]);
     let id = InstanceId("i".into());
     actual.instances.insert(id.clone(), instance("gone", Digest::of(b""), Phase::Stopping { killed: false }));
-    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let waiting = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!(waiting.actions, []);
     let (deadline, reason) = waiting.wake.unwrap();
     assert_eq!(reason, WakeReason::TerminationGrace);
-    let due = plan(&desired, &actual, &Traffic::default(), &SETTINGS, deadline);
+    let due = planned(&desired, &actual, &Traffic::default(), deadline);
     assert_eq!(due.actions, [Action::Kill { instance: id }]);
 }
 
@@ -193,10 +235,10 @@ fn a_crash_waits_for_its_backoff_and_restarts_one_at_a_time() {
     let retry_at = NOW.after(4_000);
     actual.revisions.get_mut(&key("s-00001")).unwrap().crashes =
         Crashes { total: 2, recent: 2, retry_at, reason: "ExitedBeforeReady".into(), message: String::new() };
-    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let waiting = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!((waiting.actions, waiting.wake), (vec![], Some((retry_at, WakeReason::CrashBackoff))));
     let launches_one = |actual: &Actual| {
-        let due = plan(&desired, actual, &Traffic::default(), &SETTINGS, retry_at);
+        let due = planned(&desired, actual, &Traffic::default(), retry_at);
         matches!(due.actions.as_slice(), [Action::Launch { .. }])
     };
     assert!(launches_one(&actual));
@@ -218,9 +260,9 @@ fn a_backoff_ends_with_a_wake_though_no_instance_is_wanted() {
     let known = actual.revisions.get_mut(&key("s-00001")).unwrap();
     known.ready_once = true;
     known.crashes = crashed(3, retry_at);
-    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let waiting = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!((waiting.actions, waiting.wake), (vec![], Some((retry_at, WakeReason::CrashBackoff))));
-    let over = plan(&desired, &actual, &Traffic::default(), &SETTINGS, retry_at);
+    let over = planned(&desired, &actual, &Traffic::default(), retry_at);
     assert_eq!((over.actions, over.wake), (vec![], None));
 }
 
@@ -242,10 +284,10 @@ fn crashes_are_forgotten_by_the_last_one_not_by_a_healthy_instance_beside() {
     let fresh = InstanceActual { since: NOW.after(5), ..old.clone() };
     assert_eq!(crashes_forgotten_at(known, &fresh), Some(at.after(5)));
     actual.instances.insert(InstanceId("i".into()), old.clone());
-    let watched = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW).wake;
+    let watched = planned(&desired, &actual, &Traffic::default(), NOW).wake;
     assert_eq!(watched, Some((at, WakeReason::CrashForget)));
     actual.revisions.get_mut(&key("s-00001")).unwrap().crashes.recent = 0;
-    assert_eq!(plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW).wake, None);
+    assert_eq!(planned(&desired, &actual, &Traffic::default(), NOW).wake, None);
 }
 
 #[test]
@@ -259,13 +301,13 @@ fn what_is_not_heard_of_again_is_removed() {
         actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
         let traffic = Traffic::default();
         let late = NOW.after(OUTCOME_MAX_MS);
-        let waiting = plan(&desired, &actual, &traffic, &SETTINGS, Moment(late.0 - 1));
+        let waiting = planned(&desired, &actual, &traffic, Moment(late.0 - 1));
         assert_eq!(
             (waiting.actions, waiting.wake),
             (vec![], Some((late, WakeReason::OutcomeLost))),
             "{phase:?}"
         );
-        let due = plan(&desired, &actual, &traffic, &SETTINGS, late);
+        let due = planned(&desired, &actual, &traffic, late);
         assert_eq!(due.actions, [Action::Delete { instance: id }], "{phase:?}");
     }
 }
@@ -275,10 +317,10 @@ fn a_kill_that_may_have_been_lost_is_sent_again() {
     let (desired, mut actual) = given(&[]);
     let id = InstanceId("i".into());
     actual.instances.insert(id.clone(), instance("gone", Digest::of(b""), Phase::Stopping { killed: true }));
-    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let waiting = planned(&desired, &actual, &Traffic::default(), NOW);
     let deadline = NOW.after(KILL_AGAIN_MS);
     assert_eq!((waiting.actions, waiting.wake), (vec![], Some((deadline, WakeReason::KillAgain))));
-    let due = plan(&desired, &actual, &Traffic::default(), &SETTINGS, deadline);
+    let due = planned(&desired, &actual, &Traffic::default(), deadline);
     assert_eq!(due.actions, [Action::Kill { instance: id }]);
 }
 
@@ -293,10 +335,10 @@ fn requests_in_a_draining_instance_get_the_revisions_own_time() {
         actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
         actual.revisions.get_mut(&key("s-00001")).unwrap().last_active = Moment(0);
         actual.instances.insert(id.clone(), instance("s-00001", digest, Phase::Draining));
-        let waiting = plan(&desired, &actual, &busy, &SETTINGS, NOW);
+        let waiting = planned(&desired, &actual, &busy, NOW);
         let deadline = NOW.after(wait_ms);
         assert_eq!((waiting.actions, waiting.wake), (vec![], Some((deadline, WakeReason::DrainDeadline))));
-        let due = plan(&desired, &actual, &busy, &SETTINGS, deadline);
+        let due = planned(&desired, &actual, &busy, deadline);
         assert_eq!(due.actions, [Action::Terminate { instance: id.clone() }]);
     }
 }
@@ -313,17 +355,19 @@ fn held_requests_are_served_though_the_last_instance_goes() {
         (Phase::Launching, 0),
         (Phase::Probing, 0),
         (Phase::Ready, 0),
-        (Phase::Draining, 1),
+        (Phase::Draining, 0),
         (Phase::Stopping { killed: false }, 1),
         (ended(), 1),
     ] {
         let mut made = instance("s-00001", digest, phase.clone());
         made.since = idle;
         actual.instances.insert(id.clone(), made);
-        let actions = plan(&desired, &actual, &held, &SETTINGS, idle).actions;
+        let actions = planned(&desired, &actual, &held, idle).actions;
         let launched = actions.iter().filter(|action| matches!(action, Action::Launch { .. })).count();
         assert_eq!(launched, launches, "{phase:?}");
         assert!(!actions.contains(&Action::Drain { instance: id.clone() }), "{phase:?}");
+        let resumed = actions.contains(&Action::Resume { instance: id.clone() });
+        assert_eq!(resumed, phase == Phase::Draining, "{phase:?}");
     }
 }
 
@@ -342,7 +386,7 @@ fn an_outdated_instance_goes_once_it_is_not_needed() {
             actual.instances.insert(InstanceId("new".into()), instance("s-00001", new, phase));
         }
         let demand = with_demand("s-00001", 0, held, Moment(0));
-        plan(&desired, &actual, &demand, &SETTINGS, NOW).actions.contains(&Action::Drain { instance: id })
+        planned(&desired, &actual, &demand, NOW).actions.contains(&Action::Drain { instance: id })
     };
     assert!(!drains(None, false, 0));
     assert!(!drains(Some(Phase::Launching), false, 0));
@@ -360,9 +404,9 @@ fn a_revision_not_ready_by_its_progress_deadline_is_stopped() {
     let (desired, mut actual) = given(&[(digest, object)]);
     let id = InstanceId("i".into());
     actual.instances.insert(id.clone(), instance("s-00001", digest, Phase::Probing));
-    let waiting = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let waiting = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!(waiting.wake, Some((NOW.after(5_000), WakeReason::ProgressDeadline)));
-    let due = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW.after(5_000));
+    let due = planned(&desired, &actual, &Traffic::default(), NOW.after(5_000));
     assert_eq!(due.actions, [Action::Terminate { instance: id }]);
 }
 
@@ -373,7 +417,7 @@ fn images_are_prepared_though_no_instance_is_wanted() {
     known.ready_once = true;
     known.last_active = Moment(0);
     known.image = ImageState::Unknown;
-    let plan = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let plan = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!(plan.actions, [Action::PrepareImage { revision: key("s-00001") }]);
 }
 
@@ -381,18 +425,18 @@ fn images_are_prepared_though_no_instance_is_wanted() {
 fn a_failed_image_is_tried_again_in_time_and_not_twice_at_once() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
     let retry_at = NOW.after(500);
-    let mut planned = |retry_at, now| {
+    let mut with_retry = |retry_at, now| {
         let image = ImageState::Failed { reason: "r".into(), message: "m".into(), attempts: 1, retry_at };
         actual.revisions.get_mut(&key("s-00001")).unwrap().image = image;
-        plan(&desired, &actual, &Traffic::default(), &SETTINGS, now)
+        planned(&desired, &actual, &Traffic::default(), now)
     };
-    let waiting = planned(Some(retry_at), NOW);
+    let waiting = with_retry(Some(retry_at), NOW);
     assert_eq!((waiting.actions, waiting.wake), (vec![], Some((retry_at, WakeReason::ImageRetry))));
     assert_eq!(
-        planned(Some(retry_at), retry_at).actions,
+        with_retry(Some(retry_at), retry_at).actions,
         [Action::PrepareImage { revision: key("s-00001") }]
     );
-    assert_eq!(planned(None, retry_at).actions, []);
+    assert_eq!(with_retry(None, retry_at).actions, []);
 }
 
 #[test]
@@ -401,109 +445,9 @@ fn a_changed_object_overlaps_the_old_instance_until_the_new_one_is_ready() {
     let (desired, mut actual) = given(&[object("s-00001", &[("tombolo.dev/x", "1")])]);
     let id = InstanceId("old".into());
     actual.instances.insert(id.clone(), instance("s-00001", old, Phase::Ready));
-    let first = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let first = planned(&desired, &actual, &Traffic::default(), NOW);
     assert!(matches!(first.actions.as_slice(), [Action::Launch { .. }]), "{first:?}");
     execute(&desired, &mut actual, &first.actions, NOW);
-    let second = plan(&desired, &actual, &Traffic::default(), &SETTINGS, NOW);
+    let second = planned(&desired, &actual, &Traffic::default(), NOW);
     assert_eq!(second.actions, [Action::Drain { instance: id }]);
-}
-
-fn any_phase() -> impl Strategy<Value = Phase> {
-    prop_oneof![
-        Just(Phase::Launching),
-        Just(Phase::Probing),
-        Just(Phase::Ready),
-        Just(Phase::Draining),
-        Just(Phase::Stopping { killed: false }),
-        Just(Phase::Stopping { killed: true }),
-        Just(ended()),
-        Just(Phase::Deleting),
-    ]
-}
-
-proptest! {
-    /// From any state: planning converges, is deterministic, removes before it adds, and a settled node has just what is wanted.
-    #[test]
-    fn converges_from_anything(
-        phases in proptest::collection::vec((0..4usize, any_phase(), 0..70_000u64), 0..12),
-        desired_count in 0..4usize,
-        held in 0..3u32,
-    ) {
-        let names = ["a-00001", "b-00001", "c-00001", "d-00001"];
-        let objects: Vec<_> = names.iter().map(|name| object(name, &[])).collect();
-        let (desired, mut actual) = given(&objects[..desired_count]);
-        for (number, (revision, phase, age)) in phases.into_iter().enumerate() {
-            let mut made = instance(names[revision], objects[revision].0, phase);
-            made.since = Moment(NOW.0 - age);
-            actual.instances.insert(InstanceId(format!("x{number}")), made);
-        }
-        let traffic = with_demand(names[0], 0, held, NOW);
-        let once = plan(&desired, &actual, &traffic, &SETTINGS, NOW);
-        prop_assert_eq!(&once, &plan(&desired, &actual, &traffic, &SETTINGS, NOW));
-        let adds = |action: &Action| matches!(action, Action::Launch { .. } | Action::PrepareImage { .. });
-        let first_add = once.actions.iter().position(adds).unwrap_or(once.actions.len());
-        prop_assert!(once.actions[first_add..].iter().all(adds), "an addition came before a removal: {:?}", once.actions);
-
-        // Launching ones come up, deleted ones are gone; the rest is time and execution.
-        actual.instances.retain(|_, instance| instance.phase != Phase::Deleting);
-        for instance in actual.instances.values_mut() {
-            if instance.phase == Phase::Launching {
-                instance.phase = Phase::Ready;
-            }
-        }
-        let later = NOW.after(SETTINGS.idle_timeout_ms + TERMINATION_GRACE_MS);
-        settle(&desired, &mut actual, &traffic, NOW);
-        let traffic = with_demand(names[0], 0, held, later);
-        settle(&desired, &mut actual, &traffic, later);
-        for known in actual.revisions.values_mut() {
-            known.ready_once = true;
-        }
-        settle(&desired, &mut actual, &traffic, later.after(SETTINGS.idle_timeout_ms));
-        for instance in actual.instances.values() {
-            prop_assert!(desired.revisions.contains_key(&instance.revision));
-            prop_assert!(matches!(instance.phase, Phase::Ready | Phase::Probing));
-        }
-    }
-
-    /// Every deadline that changes the answer is in `wake`: nothing happens before it that planning now would not show.
-    #[test]
-    fn nothing_changes_before_the_wake(
-        phases in proptest::collection::vec((any_phase(), 0..1_300_000u64, any::<bool>(), 0..2u32), 0..3),
-        ready_once: bool,
-        crashes in (0..3u32, 0..2_000_000u64),
-        min in 0..3u32,
-        requests in 0..2u32,
-        step in 1..1_300_000u64,
-    ) {
-        let made_object = object("a-00001", &[("autoscaling.knative.dev/min-scale", &min.to_string())]);
-        let digest = made_object.0;
-        let (desired, mut actual) = given(&[made_object]);
-        let mut traffic = with_demand("a-00001", 0, requests, Moment(NOW.0 - 30_000));
-        for (number, (phase, age, outdated, load)) in phases.into_iter().enumerate() {
-            let of = if outdated { Digest::of(b"outdated") } else { digest };
-            let mut made = instance("a-00001", of, phase);
-            made.since = Moment(NOW.0 - age);
-            let id = InstanceId(format!("x{number}"));
-            traffic.instances.insert(id.clone(), load);
-            actual.instances.insert(id, made);
-        }
-        let known = actual.revisions.get_mut(&key("a-00001")).unwrap();
-        known.ready_once = ready_once;
-        known.crashes = crashed(crashes.0, Moment(NOW.0 - 1_000_000 + crashes.1));
-        // As the reconciler does before it plans.
-        let forgotten = |instance: &InstanceActual| {
-            crashes_forgotten_at(&actual.revisions[&key("a-00001")], instance).is_some_and(|at| NOW >= at)
-        };
-        if actual.instances.values().any(forgotten) {
-            actual.revisions.get_mut(&key("a-00001")).unwrap().crashes.recent = 0;
-        }
-        let now = plan(&desired, &actual, &traffic, &SETTINGS, NOW);
-        let until = now.wake.map_or(u64::MAX, |(at, _)| at.0);
-        prop_assert!(until > NOW.0, "a wake that is over: {:?}", now.wake);
-        let probe_at = Moment((NOW.0 + step).min(until - 1));
-        if now.actions.is_empty() {
-            let then = plan(&desired, &actual, &traffic, &SETTINGS, probe_at);
-            prop_assert_eq!(then.actions, vec![]);
-        }
-    }
 }

@@ -19,13 +19,7 @@ fn add_revision(desired: &mut Desired, actual: &mut Actual, name: &str, ready_on
         spec: Default::default(),
     };
     let digest = encode_revision(&object).entry.digest;
-    let known = RevisionActual {
-        object: digest,
-        image: ImageState::Present,
-        ready_once,
-        last_active: NOW,
-        crashes: Crashes::default(),
-    };
+    let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(digest, ready_once, NOW) };
     actual.revisions.insert(object.key(), known);
     desired.revisions.insert(object.key(), (digest, object));
     digest

@@ -1,0 +1,139 @@
+//! What becomes of one instance, by its phase and its age. It must not know how many its revision should have.
+
+use std::collections::BTreeMap;
+
+use tombolo_api::RevisionKey;
+
+use super::{
+    Action, DRAIN_MAX_MS, DRAIN_MIN_MS, Draft, KILL_AGAIN_MS, OUTCOME_MAX_MS, Pass, TERMINATION_GRACE_MS,
+    WakeReason, crashes_forgotten_at,
+};
+use crate::actual::{InstanceActual, Moment, Phase};
+use crate::annotations::{IdleTier, Scale};
+use crate::supervision::InstanceId;
+
+/// A step that comes due.
+type Due = (Moment, WakeReason, Action);
+
+impl Pass<'_> {
+    pub(super) fn plan_instance(
+        &self,
+        id: &InstanceId,
+        instance: &InstanceActual,
+        wanted: &BTreeMap<RevisionKey, u32>,
+        draft: &mut Draft,
+    ) {
+        if draft.names(id) {
+            return;
+        }
+        let instance_id = || id.clone();
+        let due = match &instance.phase {
+            Phase::Priming | Phase::Launching | Phase::Freezing | Phase::Thawing | Phase::Deleting => {
+                let delete = Action::Delete { instance: instance_id() };
+                Some((instance.since.after(OUTCOME_MAX_MS), WakeReason::OutcomeLost, delete))
+            }
+            Phase::Primed if !self.is_current(instance) => {
+                draft.removals.push(Action::Delete { instance: instance_id() });
+                None
+            }
+            Phase::Frozen if !self.is_current(instance) => {
+                draft.removals.push(Action::Terminate { instance: instance_id() });
+                None
+            }
+            Phase::Primed | Phase::Frozen => None,
+            Phase::Probing => Some(self.probing(id, instance)),
+            Phase::Ready => {
+                if !self.is_current(instance) && !self.is_still_needed(instance, wanted) {
+                    draft.removals.push(Action::Drain { instance: instance_id() });
+                }
+                let revision = self.situation.actual.revisions.get(&instance.revision);
+                if let Some(at) = revision.and_then(|revision| crashes_forgotten_at(revision, instance)) {
+                    draft.wake_at(at, WakeReason::CrashForget);
+                }
+                None
+            }
+            Phase::Draining => Some(self.draining(id, instance, wanted)),
+            Phase::Stopping { killed } => {
+                let (patience, reason) = match killed {
+                    false => (TERMINATION_GRACE_MS, WakeReason::TerminationGrace),
+                    true => (KILL_AGAIN_MS, WakeReason::KillAgain),
+                };
+                Some((instance.since.after(patience), reason, Action::Kill { instance: instance_id() }))
+            }
+            Phase::Ended { .. } => {
+                draft.removals.push(Action::Delete { instance: instance_id() });
+                None
+            }
+        };
+        match due {
+            Some((deadline, _, action)) if self.now >= deadline => draft.removals.push(action),
+            Some((deadline, reason, _)) => draft.wake_at(deadline, reason),
+            None => {}
+        }
+    }
+
+    fn probing(&self, id: &InstanceId, instance: &InstanceActual) -> Due {
+        let object = self.situation.desired.revisions.get(&instance.revision);
+        let limit = object.map_or(0, |(_, object)| Scale::of(&object.annotations).progress_deadline_ms);
+        let deadline = if self.is_current(instance) { instance.since.after(limit) } else { self.now };
+        (deadline, WakeReason::ProgressDeadline, Action::Terminate { instance: id.clone() })
+    }
+
+    fn draining(
+        &self,
+        id: &InstanceId,
+        instance: &InstanceActual,
+        wanted: &BTreeMap<RevisionKey, u32>,
+    ) -> Due {
+        let object = self.situation.desired.revisions.get(&instance.revision);
+        let timeout =
+            object.map_or(DRAIN_MAX_MS, |(_, object)| crate::limits::request_timeouts(object).request_ms);
+        if self.situation.traffic.instances.get(id).copied().unwrap_or(0) > 0 {
+            let deadline = instance.since.after(timeout.max(DRAIN_MIN_MS));
+            return (deadline, WakeReason::DrainDeadline, Action::Terminate { instance: id.clone() });
+        }
+        let freezes = !wanted.contains_key(&instance.revision) && self.is_last_to_drain(id, instance);
+        let action = if freezes {
+            Action::Freeze { instance: id.clone() }
+        } else {
+            Action::Terminate { instance: id.clone() }
+        };
+        (self.now, WakeReason::DrainDeadline, action)
+    }
+
+    /// Whether this draining instance is the one that its revision keeps frozen.
+    fn is_last_to_drain(&self, id: &InstanceId, instance: &InstanceActual) -> bool {
+        let Some((_, object)) = self.situation.desired.revisions.get(&instance.revision) else {
+            return false;
+        };
+        let scale = Scale::of(&object.annotations);
+        if scale.tier != IdleTier::Frozen || !self.is_current(instance) || !self.is_routed(&instance.revision)
+        {
+            return false;
+        }
+        let beside = self.index.of(&instance.revision).iter().filter(|(other, _)| *other != id);
+        let mut beside = beside.filter(|(_, other)| other.object == instance.object);
+        !beside.any(|(other, known)| match known.phase {
+            Phase::Freezing | Phase::Frozen => true,
+            Phase::Draining => (known.since, *other) < (instance.since, id),
+            _ => false,
+        })
+    }
+
+    /// Whether it was made from the object that is desired now.
+    fn is_current(&self, instance: &InstanceActual) -> bool {
+        let object = self.situation.desired.revisions.get(&instance.revision);
+        object.is_some_and(|(digest, _)| *digest == instance.object)
+    }
+
+    /// Whether an instance of an outdated object keeps serving: while instances are wanted and the new object has none that
+    /// is ready.
+    fn is_still_needed(&self, outdated: &InstanceActual, wanted: &BTreeMap<RevisionKey, u32>) -> bool {
+        let Some((digest, _)) = self.situation.desired.revisions.get(&outdated.revision) else {
+            return false;
+        };
+        let mut beside = self.index.of(&outdated.revision).iter();
+        let replaced = beside.any(|(_, other)| other.object == *digest && other.phase == Phase::Ready);
+        wanted.contains_key(&outdated.revision) && !replaced
+    }
+}

@@ -1,0 +1,145 @@
+//! How many instances a revision should have, and by which steps it gets there. It must not know what becomes of an
+//! instance once it is surplus.
+
+use std::cmp::Reverse;
+
+use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
+
+use super::{Action, Draft, Pass, Scope, WakeReason};
+use crate::actual::{ImageState, InstanceActual, Phase};
+use crate::supervision::InstanceId;
+
+impl<'a> Pass<'a> {
+    /// How many instances the revision should have now.
+    pub(super) fn wanted(&self, scope: &Scope<'a>, draft: &mut Draft) -> u32 {
+        let Self { situation, now, .. } = self;
+        let demand = situation.traffic.of(scope.key);
+        let cap = |count: u32| count.min(scope.scale.max.unwrap_or(u32::MAX)).min(INSTANCES_PER_REVISION_MAX);
+        let floor = if scope.known.ready_once { scope.scale.floor() } else { scope.scale.floor().max(1) };
+        let requests = demand.in_flight + demand.held;
+        let per_instance = crate::limits::container_concurrency(scope.object);
+        let for_requests = match (requests, per_instance) {
+            (0, _) => 0,
+            (_, 0) => 1,
+            (requests, limit) => requests.div_ceil(limit),
+        };
+        let last_active = demand.last_request.unwrap_or_default().max(scope.known.last_active);
+        let idle_timeout_ms = situation.settings.idle_timeout_ms;
+        let idle_at = last_active.after(idle_timeout_ms);
+        let up = self.up(scope);
+        let kept = if requests > 0 || *now < idle_at { up } else { 0 };
+        if up > floor && requests > 0 {
+            // Their end is not told; idle it is a whole timeout from now at the earliest.
+            draft.wake_at(now.after(idle_timeout_ms), WakeReason::IdleTimeout);
+        } else if up > floor && *now < idle_at {
+            draft.wake_at(idle_at, WakeReason::IdleTimeout);
+        }
+        cap(floor.max(for_requests).max(kept))
+    }
+
+    /// Gives the revision what it lacks: what is quickest first.
+    pub(super) fn supply(&self, scope: &Scope<'a>, want: u32, draft: &mut Draft) {
+        let now = self.now;
+        let crashes = &scope.known.crashes;
+        if now < crashes.retry_at {
+            // Also if none is missing: until then requests are refused, and afterwards held again.
+            draft.wake_at(crashes.retry_at, WakeReason::CrashBackoff);
+        }
+        let mut missing = want.saturating_sub(self.up(scope));
+        missing = self.wake_waiting(scope, missing, draft);
+        if !self.is_image_present(scope, draft) || now < crashes.retry_at {
+            return;
+        }
+        // After a crash one at a time: a program that cannot start must not be started twenty times over.
+        missing = match crashes.recent {
+            0 => missing,
+            _ if self.is_starting(scope) => 0,
+            _ => missing.min(1),
+        };
+        missing = self.start_primed(scope, missing, draft);
+        for _ in 0..missing {
+            let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
+            draft.additions.push(Action::Launch { instance, revision: scope.key.clone() });
+        }
+    }
+
+    /// Drains what a revision has beyond `want`, those not ready yet first, then the youngest.
+    pub(super) fn retire_surplus(&self, scope: &Scope<'a>, want: u32, draft: &mut Draft) {
+        let mut up: Vec<_> = self.current(scope).filter(|(_, instance)| instance.phase.is_up()).collect();
+        up.sort_by_key(|(id, instance)| (instance.phase == Phase::Ready, Reverse(instance.since), *id));
+        let surplus = up.len().saturating_sub(want as usize);
+        for (id, instance) in up.into_iter().take(surplus) {
+            let instance_id = id.clone();
+            match instance.phase {
+                Phase::Ready => draft.removals.push(Action::Drain { instance: instance_id }),
+                Phase::Probing => draft.removals.push(Action::Terminate { instance: instance_id }),
+                _ => {}
+            }
+        }
+    }
+
+    /// Draining instances serve again, frozen ones go on; how many are missing still.
+    fn wake_waiting(&self, scope: &Scope<'a>, missing: u32, draft: &mut Draft) -> u32 {
+        let quickest = |instance: &InstanceActual| match instance.phase {
+            Phase::Draining => Some(0),
+            Phase::Frozen => Some(1),
+            Phase::Freezing => Some(2),
+            _ => None,
+        };
+        let of_use = self.current(scope).filter_map(|(id, instance)| Some((quickest(instance)?, id)));
+        take(of_use.collect(), missing, |rank, instance| match rank {
+            0 => draft.additions.push(Action::Resume { instance }),
+            1 => draft.additions.push(Action::Thaw { instance }),
+            // It is thawed once it is known to be frozen.
+            _ => {}
+        })
+    }
+
+    /// Primed instances are started; how many are missing still.
+    fn start_primed(&self, scope: &Scope<'a>, missing: u32, draft: &mut Draft) -> u32 {
+        let rank = |instance: &InstanceActual| match instance.phase {
+            Phase::Primed => Some(0),
+            Phase::Priming => Some(1),
+            _ => None,
+        };
+        let of_use = self.current(scope).filter_map(|(id, instance)| Some((rank(instance)?, id)));
+        take(of_use.collect(), missing, |rank, instance| {
+            // One that is being made is started once it is.
+            if rank == 0 {
+                draft.additions.push(Action::Start { instance });
+            }
+        })
+    }
+
+    /// Whether the revision's image is there; sees to it that it will be, whether instances are wanted or not: a cold start
+    /// must not wait for the network.
+    fn is_image_present(&self, scope: &Scope<'a>, draft: &mut Draft) -> bool {
+        let prepare = || Action::PrepareImage { revision: scope.key.clone() };
+        match &scope.known.image {
+            ImageState::Present => return true,
+            ImageState::Unknown => draft.additions.push(prepare()),
+            ImageState::Failed { retry_at: Some(retry_at), .. } if self.now >= *retry_at => {
+                draft.additions.push(prepare());
+            }
+            ImageState::Failed { retry_at: Some(retry_at), .. } => {
+                draft.wake_at(*retry_at, WakeReason::ImageRetry);
+            }
+            ImageState::Preparing | ImageState::Failed { retry_at: None, .. } => {}
+        }
+        false
+    }
+
+    /// Whether an instance of this very object is on the way to serve.
+    fn is_starting(&self, scope: &Scope<'a>) -> bool {
+        self.current(scope).any(|(_, instance)| matches!(instance.phase, Phase::Launching | Phase::Probing))
+    }
+}
+
+/// Gives the first of `candidates` to `each`, at most `missing` of them; how many are missing still.
+fn take(mut candidates: Vec<(u8, &InstanceId)>, missing: u32, mut each: impl FnMut(u8, InstanceId)) -> u32 {
+    candidates.sort_unstable();
+    candidates.truncate(missing as usize);
+    let taken = candidates.len() as u32;
+    candidates.into_iter().for_each(|(rank, id)| each(rank, id.clone()));
+    missing - taken
+}

@@ -1,0 +1,125 @@
+//! Instances that wait at no cost but memory, so that a request need not: which revisions keep one, which go, and when the
+//! next is made. It must not know how many instances run.
+//!
+//! None is made at a request's expense: not while one is held, while an instance starts, or just after one did.
+
+use std::cmp::Reverse;
+
+use super::{Action, Draft, PRIMED_MAX, Pass, REFILL_QUIET_MS, STARTING_MAX_MS, Scope, WakeReason};
+use crate::actual::{ImageState, Phase};
+use crate::annotations::IdleTier;
+
+impl<'a> Pass<'a> {
+    /// Removes what waits for nothing, and makes the next one that should wait.
+    pub(super) fn keep_slots(&self, scopes: &[(u32, Scope<'a>)], draft: &mut Draft) {
+        if self.situation.traffic.is_held() {
+            return;
+        }
+        let mut next: Option<&Scope<'a>> = None;
+        for (want, scope) in scopes {
+            let keeps = self.keeps_primed(scope, *want);
+            self.retire_frozen(scope, draft);
+            let has = self.retire_primed(scope, keeps, draft);
+            if !keeps || has || !self.may_prime(scope, draft) {
+                continue;
+            }
+            // Who was called last will be called next.
+            let order = |scope: &Scope<'a>| (scope.known.last_active, Reverse(scope.key));
+            if next.is_none_or(|best| order(scope) > order(best)) {
+                next = Some(scope);
+            }
+        }
+        if let Some(scope) = next
+            && self.is_quiet(draft)
+        {
+            let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
+            draft.additions.push(Action::Prime { instance, revision: scope.key.clone() });
+        }
+    }
+
+    /// Whether a primed instance belongs beside what the revision has.
+    fn keeps_primed(&self, scope: &Scope<'a>, want: u32) -> bool {
+        let tier_keeps = match scope.scale.tier {
+            IdleTier::Cold | IdleTier::Running => false,
+            IdleTier::Primed => true,
+            // One that runs or is about to be frozen takes the place.
+            IdleTier::Frozen => {
+                let holds = |phase: &Phase| {
+                    phase.is_up() || matches!(phase, Phase::Draining | Phase::Freezing | Phase::Frozen)
+                };
+                want == 0 && !self.current(scope).any(|(_, instance)| holds(&instance.phase))
+            }
+        };
+        tier_keeps && scope.scale.min == 0 && self.is_routed(scope.key)
+    }
+
+    /// Ends frozen instances beyond the one that is kept, if one is, the youngest first.
+    fn retire_frozen(&self, scope: &Scope<'a>, draft: &mut Draft) {
+        let mut frozen: Vec<_> =
+            self.current(scope).filter(|(_, instance)| instance.phase == Phase::Frozen).collect();
+        if frozen.is_empty() {
+            return;
+        }
+        frozen.retain(|(id, _)| !draft.names(id));
+        frozen.sort_by_key(|(id, instance)| (instance.since, *id));
+        let keeps = scope.scale.tier == IdleTier::Frozen && self.is_routed(scope.key);
+        let surplus = frozen.iter().skip(usize::from(keeps));
+        draft.removals.extend(surplus.map(|(id, _)| Action::Terminate { instance: (*id).clone() }));
+    }
+
+    /// Removes primed instances beyond the one that is kept, the youngest first; whether one is kept.
+    fn retire_primed(&self, scope: &Scope<'a>, keeps: bool, draft: &mut Draft) -> bool {
+        let waits = |phase: &Phase| matches!(phase, Phase::Priming | Phase::Primed);
+        let mut primed: Vec<_> = self.current(scope).filter(|(_, instance)| waits(&instance.phase)).collect();
+        if primed.is_empty() {
+            return false;
+        }
+        primed.retain(|(id, _)| !draft.names(id));
+        primed.sort_by_key(|(id, instance)| (instance.phase == Phase::Priming, instance.since, *id));
+        for (id, instance) in primed.iter().skip(usize::from(keeps)) {
+            // One that is still being made is removed once it is.
+            if instance.phase == Phase::Primed {
+                draft.removals.push(Action::Delete { instance: (*id).clone() });
+            }
+        }
+        keeps && !primed.is_empty()
+    }
+
+    fn may_prime(&self, scope: &Scope<'a>, draft: &mut Draft) -> bool {
+        let known = scope.known;
+        if !known.ready_once || known.image != ImageState::Present {
+            return false;
+        }
+        let free = known.prime_retry_at.max(known.crashes.retry_at);
+        if self.now < free {
+            draft.wake_at(free, WakeReason::Refill);
+            return false;
+        }
+        true
+    }
+
+    /// Whether nothing on the node starts, or has just done so.
+    fn is_quiet(&self, draft: &mut Draft) -> bool {
+        let starts = |action: &Action| {
+            matches!(action, Action::Launch { .. } | Action::Start { .. } | Action::Thaw { .. })
+        };
+        if draft.additions.iter().any(starts) {
+            return false;
+        }
+        let mut at = self.situation.actual.last_start.after(REFILL_QUIET_MS);
+        let mut primed = 0;
+        for instance in self.situation.actual.instances.values() {
+            match instance.phase {
+                Phase::Launching | Phase::Thawing | Phase::Probing | Phase::Priming => {
+                    at = at.max(instance.since.after(STARTING_MAX_MS));
+                }
+                Phase::Primed => primed += 1,
+                _ => {}
+            }
+        }
+        if self.now < at {
+            draft.wake_at(at, WakeReason::Refill);
+        }
+        self.now >= at && primed < PRIMED_MAX
+    }
+}
