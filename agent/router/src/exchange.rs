@@ -91,6 +91,9 @@ impl Exchange {
         let (authority, forwarded) = (&routed.authority, &routed.forwarded);
         let wish =
             headers::prepare_request(request.headers_mut(), version, to_http2, client, authority, forwarded);
+        if let Some(default_route) = routed.default_route {
+            headers::set_default_route(request.headers_mut(), default_route);
+        }
         let upgrade = wish.upgrade.map(|_| hyper::upgrade::on(&mut request));
         let gate = (wish.expects_continue && !request.body().is_end_stream()).then(Arc::<Gate>::default);
         let (mut parts, incoming) = request.into_parts();

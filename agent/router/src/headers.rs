@@ -15,6 +15,9 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
+/// Whether a request came by its host's default shares.
+const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
+
 /// Never removed because a `Connection` header names them: they are end to end, or added here.
 const NOT_PER_HOP: [HeaderName; 6] =
     [HOST, CONTENT_LENGTH, FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];
@@ -129,6 +132,12 @@ pub(crate) fn prepare_request(
     wish
 }
 
+/// Tell the program whether its share of the traffic chose it, or a header of the request.
+pub(crate) fn set_default_route(headers: &mut HeaderMap, default_route: bool) {
+    let text = if default_route { "true" } else { "false" };
+    headers.insert(DEFAULT_ROUTE, HeaderValue::from_static(text));
+}
+
 /// Make an answer's headers fit for the client. `switched`: it is a 101, whose upgrade headers stay.
 pub(crate) fn prepare_answer(headers: &mut HeaderMap, switched: bool) {
     let found = Found::in_headers(headers);
@@ -197,6 +206,7 @@ fn is_internal(name: &HeaderName) -> bool {
                     | "knative-queue-proxy-probe"
                     | "knative-ingress-probe"
                     | "knative-autoscaling-probe"
+                    | "knative-serving-default-route"
             ))
 }
 

@@ -23,6 +23,7 @@ mod reply;
 mod revision;
 mod server;
 mod session;
+mod steering;
 mod table;
 mod tunnel;
 

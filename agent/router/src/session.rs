@@ -66,6 +66,8 @@ pub(crate) struct Routed {
     pub(crate) authority: HeaderValue,
     /// This hop's element of `Forwarded`.
     pub(crate) forwarded: HeaderValue,
+    /// What the program is told of how it was chosen, on hosts with tags.
+    pub(crate) default_route: Option<bool>,
 }
 
 impl Session {
@@ -230,12 +232,13 @@ impl Entrance {
         };
         let known = slot.insert(known);
         let host = known.host.as_ref().ok_or_else(|| Answer::unknown_host(text(&known.authority)))?;
-        let share = host.draw().ok_or_else(|| Answer::revision_missing(text(&known.authority)))?;
+        let draw = host.draw(headers).ok_or_else(|| Answer::revision_missing(text(&known.authority)))?;
         Ok(Routed {
-            revision: Arc::clone(&share.revision),
-            target: Arc::clone(&share.target),
+            revision: Arc::clone(&draw.share.revision),
+            target: Arc::clone(&draw.share.target),
             authority: known.authority.clone(),
             forwarded: known.forwarded.clone(),
+            default_route: draw.default_route,
         })
     }
 }

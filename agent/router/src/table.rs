@@ -1,17 +1,19 @@
 //! A route table made ready for the data path: hosts hashed, revisions and instances found.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use http::HeaderMap;
 use tokio::sync::mpsc;
 use tombolo_agent_core::activation::pick;
-use tombolo_agent_core::routes::{Endpoint, RouteTable, Split};
+use tombolo_agent_core::routes::{Endpoint, HostRoutes, RouteTable, Split};
 use tombolo_api::RevisionKey;
 
 use crate::meter::Meter;
 use crate::random;
 use crate::revision::{Revision, Target};
+use crate::steering::{Rules, TAG_HEADER};
 
 /// The routes in force. Readers keep what they read and look here again only when [`Routes::version`] has moved.
 #[derive(Default)]
@@ -23,6 +25,22 @@ pub(crate) struct Routes {
 /// A host's shares.
 pub(crate) struct Host {
     shares: Box<[Share]>,
+    /// `None` for most hosts, whose requests' headers are then not looked at.
+    choices: Option<Choices>,
+}
+
+/// What a request's headers may choose instead of the shares.
+struct Choices {
+    tags: HashMap<String, Box<[Share]>>,
+    rules: Arc<Rules>,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Draw<'a> {
+    pub(crate) share: &'a Share,
+    /// Whether it came here by the shares and not by its headers; `None` on hosts that leave no choice.
+    pub(crate) default_route: Option<bool>,
 }
 
 /// One share of a host's requests.
@@ -31,6 +49,9 @@ pub(crate) struct Share {
     pub(crate) revision: Arc<Revision>,
     pub(crate) target: Arc<Target>,
 }
+
+/// What a table's revisions became.
+type Targets<'a> = BTreeMap<&'a RevisionKey, (Arc<Revision>, Arc<Target>)>;
 
 impl Routes {
     /// Changes whenever the routes do.
@@ -44,19 +65,16 @@ impl Routes {
 
     /// Put a table in force: new requests follow it, waiting ones are looked at again, instances not in it are left.
     pub(crate) fn apply(&self, table: Arc<RouteTable>, meter: &Meter, demand: &mpsc::Sender<RevisionKey>) {
-        let mut targets = HashMap::with_capacity(table.revisions.len());
+        let mut targets = Targets::new();
         for (key, backend) in &table.revisions {
             let instances = backend.ready.iter().map(|endpoint| meter.find_instance(endpoint)).collect();
             let target = Arc::new(Target { backend: Arc::clone(backend), instances });
             targets.insert(key, (meter.find_revision(key, demand), target));
         }
-        let hosts = table.hosts.iter().map(|(name, host)| {
-            let share = |split: &Split| {
-                let (revision, target) = targets.get(&split.revision)?;
-                let (revision, target) = (Arc::clone(revision), Arc::clone(target));
-                Some(Share { percent: split.percent, revision, target })
-            };
-            (name.clone(), Arc::new(Host { shares: host.splits.iter().filter_map(share).collect() }))
+        let before = Arc::clone(&self.hosts.read().expect("no panic under this lock"));
+        let hosts = table.hosts.iter().map(|(name, routes)| {
+            let host = Host::new(routes, before.get(name).map(|host| &**host), &targets);
+            (name.clone(), Arc::new(host))
         });
         *self.hosts.write().expect("no panic under this lock") = Arc::new(hosts.collect());
         self.version.fetch_add(1, Ordering::Release);
@@ -76,20 +94,59 @@ impl Routes {
 }
 
 impl Host {
+    /// `before`: the same host in the last table, whose rules are compiled already.
+    fn new(routes: &HostRoutes, before: Option<&Self>, targets: &Targets<'_>) -> Self {
+        let shares = shares(&routes.splits, targets);
+        let choices = (!routes.tags.is_empty()).then(|| {
+            let tags = routes.tags.iter().map(|(tag, splits)| (tag.clone(), self::shares(splits, targets)));
+            let known = before.and_then(|host| host.choices.as_ref()).map(|choices| &choices.rules);
+            let rules = match known.filter(|rules| rules.are_of(&routes.steering)) {
+                Some(rules) => Arc::clone(rules),
+                None => Arc::new(Rules::compile(&routes.steering)),
+            };
+            Choices { tags: tags.collect(), rules }
+        });
+        Self { shares, choices }
+    }
+
     /// The share that gets the next request; none if the drawn one leads to a revision the table lacks.
-    pub(crate) fn draw(&self) -> Option<&Share> {
-        match &*self.shares {
-            [share] if share.percent == 100 => Some(share),
-            shares => shares.get(pick(shares.iter().map(|share| share.percent), random::percent())?),
-        }
+    pub(crate) fn draw(&self, headers: &HeaderMap) -> Option<Draw<'_>> {
+        let Some(choices) = &self.choices else {
+            return Some(Draw { share: draw(&self.shares)?, default_route: None });
+        };
+        let chosen = choices.chosen(headers);
+        let share = draw(chosen.unwrap_or(&self.shares))?;
+        Some(Draw { share, default_route: Some(chosen.is_none()) })
+    }
+}
+
+impl Choices {
+    /// What the headers choose: by name, or else by the first rule that holds. An unknown name chooses nothing, as in Knative.
+    fn chosen(&self, headers: &HeaderMap) -> Option<&[Share]> {
+        let named = headers.get(TAG_HEADER).and_then(|tag| self.tags.get(tag.to_str().ok()?));
+        named.or_else(|| self.tags.get(self.rules.tag(headers)?)).map(|shares| &**shares)
+    }
+}
+
+fn shares(splits: &[Split], targets: &Targets<'_>) -> Box<[Share]> {
+    let share = |split: &Split| {
+        let (revision, target) = targets.get(&split.revision)?;
+        let (revision, target) = (Arc::clone(revision), Arc::clone(target));
+        Some(Share { percent: split.percent, revision, target })
+    };
+    splits.iter().filter_map(share).collect()
+}
+
+fn draw(shares: &[Share]) -> Option<&Share> {
+    match shares {
+        [share] if share.percent == 100 => Some(share),
+        shares => shares.get(pick(shares.iter().map(|share| share.percent), random::percent())?),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use tombolo_agent_core::routes::{Backend, HostRoutes};
+    use tombolo_agent_core::routes::Backend;
 
     use super::*;
 
@@ -123,7 +180,9 @@ mod tests {
         let host = routes.host("a.b").unwrap();
         let mut counts = BTreeMap::new();
         for _ in 0..DRAWS {
-            let name = host.draw().map_or("none".to_owned(), |share| share.revision.key.name.to_string());
+            let name = host
+                .draw(&HeaderMap::new())
+                .map_or("none".to_owned(), |draw| draw.share.revision.key.name.to_string());
             *counts.entry(name).or_default() += 1;
         }
         counts

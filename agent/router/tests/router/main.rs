@@ -10,5 +10,6 @@ mod holding;
 mod http2;
 mod netns;
 mod retrying;
+mod steering;
 mod streaming;
 mod upgrading;
