@@ -65,22 +65,24 @@ pub(crate) fn host_name(authority: &str) -> String {
 pub(crate) struct Client {
     address: HeaderValue,
     forwarded_for: String,
+    /// `http` or `https`.
+    proto: &'static str,
 }
 
 impl Client {
-    pub(crate) fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr, secure: bool) -> Self {
         let node = match address.to_canonical() {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("\"[{v6}]\""),
         };
         let address = HeaderValue::try_from(address.to_canonical().to_string()).expect("an address is ASCII");
-        Self { address, forwarded_for: format!("for={node}") }
+        Self { address, forwarded_for: format!("for={node}"), proto: if secure { "https" } else { "http" } }
     }
 
     /// This hop's element of `Forwarded`, for requests to one authority.
     pub(crate) fn forwarded(&self, authority: &HeaderValue) -> HeaderValue {
         let host = authority.to_str().unwrap_or_default();
-        HeaderValue::try_from(format!("{};host=\"{host}\";proto=http", self.forwarded_for))
+        HeaderValue::try_from(format!("{};host=\"{host}\";proto={}", self.forwarded_for, self.proto))
             .expect("a checked authority is ASCII without quotes")
     }
 }
@@ -121,7 +123,7 @@ pub(crate) fn prepare_request(
     }
     append(headers, FORWARDED, forwarded);
     append(headers, X_FORWARDED_FOR, &client.address);
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(client.proto));
     headers.entry(X_FORWARDED_HOST).or_insert_with(|| authority.clone());
     if let Some(protocol) = &wish.upgrade {
         set_upgrade(headers, protocol.clone());
@@ -294,7 +296,7 @@ mod tests {
     }
 
     fn prepared(lines: &[(&str, &str)], version: Version, to_http2: bool) -> (HeaderMap, Wish) {
-        let client = Client::new("10.0.0.9".parse().unwrap());
+        let client = Client::new("10.0.0.9".parse().unwrap(), false);
         let authority = HeaderValue::from_static("a.default.localhost:8080");
         let mut map = headers(lines);
         let forwarded = client.forwarded(&authority);
@@ -380,8 +382,8 @@ mod tests {
         assert_eq!(map.get_all("x-forwarded-for").iter().count(), 1);
         assert!(map["forwarded"].to_str().unwrap().starts_with("for=1.1.1.1, for=10.0.0.9;"));
         assert_eq!(map["x-forwarded-proto"], "https");
-        let v6 = Client::new("::1".parse().unwrap()).forwarded(&HeaderValue::from_static("h"));
-        assert_eq!(v6, "for=\"[::1]\";host=\"h\";proto=http");
+        let v6 = Client::new("::1".parse().unwrap(), true).forwarded(&HeaderValue::from_static("h"));
+        assert_eq!(v6, "for=\"[::1]\";host=\"h\";proto=https");
     }
 
     #[test]

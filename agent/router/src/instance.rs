@@ -16,8 +16,9 @@ use tombolo_agent_core::routes::Endpoint;
 
 use crate::body::RequestBody;
 use crate::dialer::Dialer;
+use crate::worker::{lane, lanes};
 
-/// Idle connections kept for one instance: as many as a busy front end has requests at once; one costs about 20 KiB.
+/// Idle connections that a thread keeps for one instance: as many as a busy front end has requests at once; one costs about 20 KiB.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 
 /// How long an idle connection is kept. Below the 5 s after which Node.js closes one, since a new one costs only about 50 µs.
@@ -33,6 +34,13 @@ const RETIRED: u32 = 1 << 31;
 pub(crate) struct Instance {
     pub(crate) endpoint: Endpoint,
     requests: AtomicU32,
+    /// Each thread uses connections that its own epoll set watches.
+    lanes: Box<[Lane]>,
+}
+
+/// One thread's connections. The locks are for whoever closes them; the thread itself hardly ever waits.
+#[derive(Default)]
+struct Lane {
     /// With the moment since when. The one used last is at the end.
     idle: Mutex<Vec<(Connection, Instant)>>,
     multiplexed: Mutex<Option<http2::SendRequest<RequestBody>>>,
@@ -58,13 +66,11 @@ pub(crate) enum ConnectError {
 
 impl Instance {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            requests: AtomicU32::new(0),
-            idle: Mutex::default(),
-            multiplexed: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
-        }
+        Self { endpoint, requests: AtomicU32::new(0), lanes: (0..lanes()).map(|_| Lane::default()).collect() }
+    }
+
+    fn lane(&self) -> &Lane {
+        &self.lanes[lane()]
     }
 
     /// Requests in flight.
@@ -94,8 +100,10 @@ impl Instance {
     /// Take no new requests and close what is idle.
     pub(crate) fn retire(&self) {
         self.requests.fetch_or(RETIRED, Ordering::SeqCst);
-        self.idle.lock().expect("no panic under this lock").clear();
-        *self.multiplexed.lock().expect("no panic under this lock") = None;
+        for lane in &self.lanes {
+            lane.idle.lock().expect("no panic under this lock").clear();
+            *lane.multiplexed.lock().expect("no panic under this lock") = None;
+        }
     }
 
     pub(crate) fn revive(&self) {
@@ -112,13 +120,15 @@ impl Instance {
         let fresh = |(_, since): &(Connection, Instant)| {
             now.saturating_duration_since(*since) < IDLE_CONNECTION_MAX_AGE
         };
-        self.idle.lock().expect("no panic under this lock").retain(fresh);
+        for lane in &self.lanes {
+            lane.idle.lock().expect("no panic under this lock").retain(fresh);
+        }
     }
 
     /// An idle connection that is still alive, the one used last first, and for how long it was idle.
     pub(crate) fn checkout(&self, now: Instant, cx: &mut Context<'_>) -> Option<(Connection, Duration)> {
         loop {
-            let (mut connection, since) = self.idle.lock().expect("no panic under this lock").pop()?;
+            let (mut connection, since) = self.lane().idle.lock().expect("no panic under this lock").pop()?;
             let idle = now.saturating_duration_since(since);
             if idle < IDLE_CONNECTION_MAX_AGE && connection.poll_usable(cx) {
                 return Some((connection, idle));
@@ -131,7 +141,7 @@ impl Instance {
         if connection.ended || !connection.sender.is_ready() {
             return;
         }
-        let mut idle = self.idle.lock().expect("no panic under this lock");
+        let mut idle = self.lane().idle.lock().expect("no panic under this lock");
         // Looked at under the lock: an instance that leaves marks itself first and then empties the list.
         if idle.len() < IDLE_CONNECTIONS_MAX && self.open_load().is_some() {
             idle.push((connection, now));
@@ -150,7 +160,7 @@ impl Instance {
         &self,
         dialer: &Dialer,
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
-        let _connecting = self.connecting.lock().await;
+        let _connecting = self.lane().connecting.lock().await;
         if let Some(sender) = self.open_multiplexed() {
             return Ok(sender);
         }
@@ -163,7 +173,7 @@ impl Instance {
                 tracing::debug!(%instance, %error, "HTTP/2 connection ended");
             }
         });
-        let mut kept = self.multiplexed.lock().expect("no panic under this lock");
+        let mut kept = self.lane().multiplexed.lock().expect("no panic under this lock");
         if self.open_load().is_some() {
             *kept = Some(sender.clone());
         }
@@ -172,7 +182,7 @@ impl Instance {
 
     /// The HTTP/2 connection, if there is one.
     pub(crate) fn open_multiplexed(&self) -> Option<http2::SendRequest<RequestBody>> {
-        let mut slot = self.multiplexed.lock().expect("no panic under this lock");
+        let mut slot = self.lane().multiplexed.lock().expect("no panic under this lock");
         if slot.as_ref().is_some_and(http2::SendRequest::is_closed) {
             *slot = None;
         }

@@ -4,10 +4,10 @@
 //! ([`Meter`]) and which revisions need an instance. It starts and stops nothing, and never reads the store.
 //!
 //! ```text
-//! server ─▶ session ─▶ exchange ──▶ reply ─▶ client
-//!   │          │          │  └────▶ tunnel (switched protocols)
-//!   ▼          ▼          ▼
-//! table ─▶ revision ─▶ instance ─▶ dialer ─▶ the instance's network namespace
+//! server ─▶ worker ─▶ session ─▶ exchange ──▶ reply ─▶ client
+//!   │                   │          │  └────▶ tunnel (switched protocols)
+//!   ▼                   ▼          ▼
+//! table ───────────▶ revision ─▶ instance ─▶ dialer ─▶ the instance's network namespace
 //! ```
 
 mod answer;
@@ -24,10 +24,14 @@ mod revision;
 mod server;
 mod session;
 mod steering;
+mod stream;
 mod table;
+mod tls;
 mod tunnel;
+mod worker;
 
 pub use answer::REASON_HEADER;
 pub use dialer::Dialer;
 pub use meter::{Meter, RevisionMeter};
 pub use server::Router;
+pub use tls::server_config;

@@ -1,29 +1,27 @@
-//! The router as a server: a listener, its connections, and the table in force.
+//! The router as a server: its listeners, the threads that serve what they accept, and the table in force.
 //!
 //! Takes route tables, gives demand for instances. Stops by letting open requests end, up to a bound. It must not know what a
 //! request is.
 
-use std::collections::HashMap;
 use std::future::{Future, pending};
 use std::io;
-use std::net::SocketAddr;
-use std::pin::pin;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{Id, JoinSet};
+use futures_util::future::join_all;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::rustls::ServerConfig;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_api::RevisionKey;
 
-use crate::answer::Answer;
 use crate::dialer::Dialer;
+use crate::headers::Client;
 use crate::meter::Meter;
 use crate::session::Session;
 use crate::table::Routes;
+use crate::worker::{Arrival, Worker, lanes};
 
 /// Connections at a time: one for each request that may be held on the node. An idle one costs about 10 KiB.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -34,15 +32,6 @@ const QUIET_MAX: Duration = Duration::from_secs(60);
 /// Connections the kernel holds until they are accepted: what a burst brings in the milliseconds in which nobody accepts.
 const BACKLOG: u32 = 4096;
 
-/// Read and write buffer of a client's connection, and so the largest head of a request. nginx allows 32 KiB.
-const CONNECTION_BUFFER_MAX: usize = 64 * 1024;
-
-/// Requests at a time on one HTTP/2 connection; more wait at the client. The usual value.
-const STREAMS_MAX: u32 = 200;
-
-/// How long open requests may go on after the router was told to stop. Restarting an agent should not take longer.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
-
 /// How often idle connections to instances are looked at: a quarter of the age at which they are closed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -51,26 +40,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A node's HTTP router, listening.
 pub struct Router {
-    listener: TcpListener,
+    listener: StdTcpListener,
     address: SocketAddr,
     tables: watch::Receiver<Arc<RouteTable>>,
     demand: mpsc::Sender<RevisionKey>,
     dialer: Dialer,
     meter: Arc<Meter>,
     routes: Arc<Routes>,
+    workers: Vec<Worker>,
+    tls: Option<Tls>,
 }
 
-/// The clients' connections.
-struct Connections {
-    tasks: JoinSet<()>,
-    /// Dropping one tells its connection to stop.
-    stops: HashMap<Id, oneshot::Sender<()>>,
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    max: usize,
+/// The second listener, and the certificate in force.
+struct Tls {
+    listener: StdTcpListener,
+    configs: watch::Receiver<Arc<ServerConfig>>,
 }
 
 impl Router {
-    /// Listen, and put the table there is in force. Must be called inside a tokio runtime.
+    /// Listen, start the threads, and put the table there is in force. Must be called inside a tokio runtime.
     pub fn bind(
         listen: SocketAddr,
         mut tables: watch::Receiver<Arc<RouteTable>>,
@@ -78,15 +66,36 @@ impl Router {
         dialer: Dialer,
         meter: Arc<Meter>,
     ) -> io::Result<Self> {
-        let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(listen)?;
-        let listener = socket.listen(BACKLOG)?;
+        let listener = Self::listen(listen)?;
         let address = listener.local_addr()?;
+        let workers = (0..lanes()).map(|lane| Worker::start(lane, CONNECTIONS_MAX.div_ceil(lanes())));
+        let workers = workers.collect::<io::Result<_>>()?;
         let routes = Arc::new(Routes::default());
         let table = Arc::clone(&tables.borrow_and_update());
         routes.apply(table, &meter, &demand);
-        Ok(Self { listener, address, tables, demand, dialer, meter, routes })
+        Ok(Self { listener, address, tables, demand, dialer, meter, routes, workers, tls: None })
+    }
+
+    /// A listener as the router needs it. Must be called inside a tokio runtime.
+    pub fn listen(address: SocketAddr) -> io::Result<StdTcpListener> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        // Connections inherit it.
+        socket.set_nodelay(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)?.into_std()
+    }
+
+    /// Serve HTTPS too, on a listener of [`Router::listen`]. A new certificate is a new `ServerConfig`, which new connections
+    /// get at once; see [`crate::server_config`].
+    pub fn with_tls(
+        mut self,
+        listener: StdTcpListener,
+        configs: watch::Receiver<Arc<ServerConfig>>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        self.tls = Some(Tls { listener, configs });
+        Ok(self)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -95,33 +104,27 @@ impl Router {
 
     /// Serve until `shutdown`, then let open requests end within ten seconds.
     pub async fn run<F: Future>(self, shutdown: F) {
-        let Self { listener, mut tables, demand, dialer, meter, routes, .. } = self;
+        let Self { listener, mut tables, demand, dialer, meter, routes, workers, tls, .. } = self;
         let upkeep = async {
             tokio::join!(follow(&mut tables, &routes, &meter, &demand), sweep(&meter));
         };
         let serving = async {
-            let mut connections = Connections::new(CONNECTIONS_MAX);
             {
-                let mut shutdown = pin!(shutdown);
-                loop {
-                    tokio::select! {
-                        _ = &mut shutdown => break,
-                        accepted = listener.accept() => match accepted {
-                            Ok((stream, peer)) => {
-                                let routes = Arc::clone(&routes);
-                                connections.add(stream, Session::new(routes, dialer.clone(), peer.ip(), QUIET_MAX));
-                            }
-                            Err(error) => {
-                                tracing::warn!(%error, "cannot accept a connection");
-                                tokio::time::sleep(ACCEPT_PAUSE).await;
-                            }
-                        },
-                        Some(ended) = connections.tasks.join_next_with_id() => connections.remove(ended),
+                let entry = Entry { routes: Arc::clone(&routes), dialer, workers: &workers };
+                let plain = entry.accept(listener, None);
+                let secure = async {
+                    match tls {
+                        Some(tls) => entry.accept(tls.listener, Some(tls.configs)).await,
+                        None => pending().await,
                     }
+                };
+                tokio::select! {
+                    _ = shutdown => {}
+                    () = plain => {}
+                    () = secure => {}
                 }
             }
-            drop(listener);
-            connections.stop().await;
+            join_all(workers.into_iter().map(Worker::stop)).await;
         };
         tokio::select! {
             () = upkeep => {}
@@ -130,53 +133,41 @@ impl Router {
     }
 }
 
-impl Connections {
-    fn new(max: usize) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        // The session watches the time itself.
-        builder.http1().max_buf_size(CONNECTION_BUFFER_MAX).header_read_timeout(None);
-        builder
-            .http2()
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(CONNECTION_BUFFER_MAX as u32);
-        Self { tasks: JoinSet::new(), stops: HashMap::new(), builder: Arc::new(builder), max }
-    }
+/// What a connection needs to begin.
+struct Entry<'a> {
+    routes: Arc<Routes>,
+    dialer: Dialer,
+    workers: &'a [Worker],
+}
 
-    fn add(&mut self, stream: TcpStream, session: Arc<Session>) {
-        if self.stops.len() >= self.max {
-            // A few hundred bytes into an empty socket buffer; if they do not fit the client gets a closed connection.
-            drop(stream.try_write(&Answer::too_many_connections(self.max).into_bytes()));
-            return;
-        }
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "client left at once");
-            return;
-        }
-        let (stop, stopped) = oneshot::channel();
-        let builder = Arc::clone(&self.builder);
-        let task = self.tasks.spawn(async move { session.serve(stream, &builder, stopped).await });
-        self.stops.insert(task.id(), stop);
-    }
-
-    fn remove(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
-        let id = match ended {
-            Ok((id, ())) => id,
+impl Entry<'_> {
+    /// Give every connection to the thread that has the fewest.
+    async fn accept(&self, listener: StdTcpListener, tls: Option<watch::Receiver<Arc<ServerConfig>>>) {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
             Err(error) => {
-                tracing::error!(%error, "a connection's task failed");
-                error.id()
+                tracing::error!(%error, "the router cannot listen");
+                return pending().await;
             }
         };
-        self.stops.remove(&id);
-    }
-
-    async fn stop(mut self) {
-        self.stops.clear();
-        let all = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(DRAIN_MAX, all).await.is_err() {
-            tracing::warn!(
-                connections = self.tasks.len(),
-                "closed connections whose requests did not end in time"
-            );
+        loop {
+            let accepted = listener.accept().await;
+            let accepted = accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer)));
+            match accepted {
+                Ok((stream, peer)) => {
+                    let tls = tls.as_ref().map(|configs| Arc::clone(&configs.borrow()));
+                    let client = Client::new(peer.ip(), tls.is_some());
+                    let session =
+                        Session::new(Arc::clone(&self.routes), self.dialer.clone(), client, QUIET_MAX);
+                    let freest = self.workers.iter().min_by_key(|worker| worker.connections());
+                    let worker = freest.expect("there is at least one");
+                    worker.serve(Arrival { stream, session, tls }).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
     }
 }
@@ -205,6 +196,3 @@ async fn sweep(meter: &Meter) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

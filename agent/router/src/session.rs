@@ -6,7 +6,6 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::answer::Answer;
 use crate::deadline::Watchdog;
@@ -28,6 +28,7 @@ use crate::exchange;
 use crate::headers::{self, Client};
 use crate::reply::Reply;
 use crate::revision::{Revision, Target};
+use crate::stream::Stream;
 use crate::table::{Host, Routes};
 use crate::tunnel::Tunnel;
 
@@ -71,10 +72,10 @@ pub(crate) struct Routed {
 }
 
 impl Session {
-    pub(crate) fn new(routes: Arc<Routes>, dialer: Dialer, peer: IpAddr, quiet_max: Duration) -> Arc<Self> {
+    pub(crate) fn new(routes: Arc<Routes>, dialer: Dialer, client: Client, quiet_max: Duration) -> Arc<Self> {
         Arc::new(Self {
             dialer,
-            client: Client::new(peer),
+            client,
             routes,
             start: Instant::now(),
             quiet_max,
@@ -89,9 +90,17 @@ impl Session {
     pub(crate) async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
+        tls: Option<Arc<ServerConfig>>,
         builder: &auto::Builder<TokioExecutor>,
         mut stop: oneshot::Receiver<()>,
     ) {
+        let stream = match Stream::open(stream, tls).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a client's connection was not secured");
+                return;
+            }
+        };
         let entrance = Entrance { session: Arc::clone(&self), known: RefCell::default() };
         let service = service_fn(move |request| entrance.enter(request));
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls::ServerConfig;
 use tombolo_agent_core::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split};
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::RevisionKey;
@@ -56,6 +57,21 @@ pub(crate) use ground;
 
 impl Ground {
     pub(crate) fn new() -> Option<Self> {
+        Self::with(Ok)
+    }
+
+    /// One that also listens with a certificate, and where.
+    pub(crate) fn secure(configs: watch::Receiver<Arc<ServerConfig>>) -> Option<(Self, SocketAddr)> {
+        let mut secure = None;
+        let ground = Self::with(|router| {
+            let listener = Router::listen("127.0.0.1:0".parse().unwrap())?;
+            secure = Some(listener.local_addr()?);
+            router.with_tls(listener, configs)
+        })?;
+        Some((ground, secure.unwrap()))
+    }
+
+    fn with(finish: impl FnOnce(Router) -> std::io::Result<Router>) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIPPED: network namespaces can be made by root only");
             return None;
@@ -68,7 +84,7 @@ impl Ground {
         let router = Router::bind(listen, followed, wanted, dialer.clone(), Arc::clone(&meter)).unwrap();
         let address = router.address();
         let (stop, stopped) = oneshot::channel::<()>();
-        let running = Some(tokio::spawn(router.run(stopped)));
+        let running = Some(tokio::spawn(finish(router).unwrap().run(stopped)));
         Some(Self { address, meter, demand, tables, dialer, stop: Some(stop), running })
     }
 

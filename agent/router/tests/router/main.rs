@@ -10,6 +10,7 @@ mod holding;
 mod http2;
 mod netns;
 mod retrying;
+mod securing;
 mod steering;
 mod streaming;
 mod upgrading;

@@ -4,9 +4,13 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use super::*;
+use crate::dialer::Dialer;
+use crate::headers::Client;
 
 const QUIET: Duration = Duration::from_millis(200);
 
@@ -15,8 +19,10 @@ async fn connect(connections: &mut Connections) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, peer) = listener.accept().await.unwrap();
-    let session = Session::new(Arc::default(), Dialer::start().unwrap(), peer.ip(), QUIET);
-    connections.add(stream, session);
+    let client_seen = Client::new(peer.ip(), false);
+    let session = Session::new(Arc::default(), Dialer::start().unwrap(), client_seen, QUIET);
+    connections.count.fetch_add(1, Ordering::Relaxed);
+    connections.add(Arrival { stream: stream.into_std().unwrap(), session, tls: None });
     client
 }
 
@@ -28,7 +34,7 @@ async fn rest(mut client: TcpStream) -> String {
 
 #[tokio::test]
 async fn one_connection_too_many_is_told_why() {
-    let mut connections = Connections::new(1);
+    let mut connections = Connections::new(1, Arc::default());
     let first = connect(&mut connections).await;
     let answer = rest(connect(&mut connections).await).await;
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
@@ -46,7 +52,7 @@ async fn one_connection_too_many_is_told_why() {
 
 #[tokio::test]
 async fn a_quiet_connection_is_closed() {
-    let mut connections = Connections::new(10);
+    let mut connections = Connections::new(10, Arc::default());
     for said in ["", "GET / HTTP/1.1\r\nhost: slo", "GET / HTTP/1.1\r\nhost: nobody\r\n\r\n"] {
         let mut client = connect(&mut connections).await;
         client.write_all(said.as_bytes()).await.unwrap();
@@ -59,7 +65,7 @@ async fn a_quiet_connection_is_closed() {
 
 #[tokio::test]
 async fn a_connection_in_use_is_not_quiet() {
-    let mut connections = Connections::new(10);
+    let mut connections = Connections::new(10, Arc::default());
     let mut client = connect(&mut connections).await;
     for _ in 0..8 {
         client.write_all(b"GET / HTTP/1.1\r\nhost: nobody\r\n\r\n").await.unwrap();
@@ -71,7 +77,7 @@ async fn a_connection_in_use_is_not_quiet() {
 
 #[tokio::test]
 async fn a_quiet_http2_connection_is_closed() {
-    let mut connections = Connections::new(10);
+    let mut connections = Connections::new(10, Arc::default());
     let io = TokioIo::new(connect(&mut connections).await);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), io).await.unwrap();

@@ -1,0 +1,189 @@
+//! One of the router's threads: it serves its share of the clients' connections from beginning to end.
+//!
+//! Every thread has a runtime, an epoll set and connections to instances of its own, so that a request never waits for another
+//! thread. It must not know listeners or tables.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::net::TcpStream as StdTcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{Id, JoinSet};
+use tokio_rustls::rustls::ServerConfig;
+
+use crate::answer::Answer;
+use crate::session::Session;
+
+/// Threads at most. An edge node's instances need the rest of its cores, and eight threads pass on 200,000 requests a second.
+const THREADS_MAX: usize = 8;
+
+/// Read and write buffer of a client's connection, and so the largest head of a request. nginx allows 32 KiB.
+const CONNECTION_BUFFER_MAX: usize = 64 * 1024;
+
+/// Requests at a time on one HTTP/2 connection; more wait at the client. The usual value.
+const STREAMS_MAX: u32 = 200;
+
+/// How long open requests may go on after the router was told to stop. Restarting an agent should not take longer.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Accepted connections that wait for their thread: as many as the kernel's own queue holds.
+const ARRIVALS_MAX: usize = 4096;
+
+thread_local! {
+    static LANE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many threads the router has: one for each core, within reason.
+pub(crate) fn lanes() -> usize {
+    static LANES: OnceLock<usize> = OnceLock::new();
+    *LANES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX))
+}
+
+/// The number of the thread that asks, from 0; other threads than the router's count as the first.
+pub(crate) fn lane() -> usize {
+    LANE.get()
+}
+
+/// An accepted connection.
+pub(crate) struct Arrival {
+    pub(crate) stream: StdTcpStream,
+    pub(crate) session: Arc<Session>,
+    /// What to secure it with.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+}
+
+/// Handle of a thread, which lets its connections end and then ends itself when this is dropped.
+pub(crate) struct Worker {
+    arrivals: mpsc::Sender<Arrival>,
+    connections: Arc<AtomicUsize>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Worker {
+    pub(crate) fn start(lane: usize, connections_max: usize) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (arrivals, arriving) = mpsc::channel(ARRIVALS_MAX);
+        let (end, ended) = oneshot::channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let served = Connections::new(connections_max, Arc::clone(&connections));
+        std::thread::Builder::new().name(format!("router-{lane}")).spawn(move || {
+            LANE.set(lane);
+            runtime.block_on(work(arriving, served));
+            // Nobody may wait for the end.
+            let _ = end.send(());
+        })?;
+        Ok(Self { arrivals, connections, ended })
+    }
+
+    /// Connections it has, those on their way to it included.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub(crate) async fn serve(&self, arrival: Arrival) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        if self.arrivals.send(arrival).await.is_err() {
+            tracing::error!("a thread of the router has ended, and with it a connection");
+        }
+    }
+
+    /// Let open requests end, up to a bound.
+    pub(crate) async fn stop(self) {
+        drop(self.arrivals);
+        // An error is a thread that ended before.
+        drop(self.ended.await);
+    }
+}
+
+async fn work(mut arriving: mpsc::Receiver<Arrival>, mut connections: Connections) {
+    loop {
+        tokio::select! {
+            arrival = arriving.recv() => match arrival {
+                Some(arrival) => connections.add(arrival),
+                None => break,
+            },
+            Some(ended) = connections.tasks.join_next_with_id() => connections.remove(ended),
+        }
+    }
+    connections.stop().await;
+}
+
+/// A thread's connections.
+struct Connections {
+    tasks: JoinSet<()>,
+    /// Dropping one tells its connection to stop.
+    stops: HashMap<Id, oneshot::Sender<()>>,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    max: usize,
+    /// Counted by whoever sends connections here, and down by this.
+    count: Arc<AtomicUsize>,
+}
+
+impl Connections {
+    fn new(max: usize, count: Arc<AtomicUsize>) -> Self {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        // The session watches the time itself.
+        builder.http1().max_buf_size(CONNECTION_BUFFER_MAX).header_read_timeout(None);
+        builder
+            .http2()
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(CONNECTION_BUFFER_MAX as u32);
+        Self { tasks: JoinSet::new(), stops: HashMap::new(), builder: Arc::new(builder), max, count }
+    }
+
+    fn add(&mut self, Arrival { mut stream, session, tls }: Arrival) {
+        if self.stops.len() >= self.max {
+            // A few hundred bytes into an empty socket buffer; if they do not fit the client gets a closed connection.
+            if tls.is_none() {
+                drop(stream.write(&Answer::too_many_connections(self.max * lanes()).into_bytes()));
+            }
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot serve a connection");
+                self.count.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+        };
+        let (stop, stopped) = oneshot::channel();
+        let builder = Arc::clone(&self.builder);
+        let task = self.tasks.spawn(async move { session.serve(stream, tls, &builder, stopped).await });
+        self.stops.insert(task.id(), stop);
+    }
+
+    fn remove(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                tracing::error!(%error, "a connection's task failed");
+                error.id()
+            }
+        };
+        self.stops.remove(&id);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn stop(mut self) {
+        self.stops.clear();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_MAX, all).await.is_err() {
+            tracing::warn!(
+                connections = self.tasks.len(),
+                "closed connections whose requests did not end in time"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
