@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tombolo_agent_core::autoscale::parameters::Defaults;
 use tombolo_agent_core::plan::Settings;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_api::NodeId;
@@ -19,6 +20,8 @@ use tombolo_router::{Dialer, Meter, Router};
 
 use crate::accepted::Accepted;
 use crate::admin::{Admin, Shown};
+use crate::autoscale::Autoscale;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::enrol::Enrol;
 use crate::execute::{Executor, Tools};
@@ -213,10 +216,12 @@ fn serve(
     let (reports, readiness) = (report.subscribe(), ready.subscribe());
     let meter = Arc::new(Meter::new());
     let ready_record = ReadyRecord::load(keep);
-    let settings = Settings { idle_timeout_ms: config.serving.idle_timeout_s.saturating_mul(1000) };
-    let outputs = Outputs { table, report, outbox: outbox.clone(), ready };
+    let (targets, poke, clock) = (watch::Sender::default(), Arc::<Notify>::default(), Clock::start());
+    let target_changes = targets.subscribe();
+    let settings = Settings { memory_bytes: node_info::memory_for_instances() };
+    let outputs = Outputs { table, report, outbox: outbox.clone(), poke: poke.clone(), ready };
     let mut reconciler =
-        Reconciler::new(executor.clone(), outputs, meter.clone(), settings, ready_record.clone());
+        Reconciler::new(executor.clone(), outputs, meter.clone(), settings, ready_record.clone(), clock);
     // Before the router listens, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
     let listen = config.router.listen;
@@ -224,7 +229,27 @@ fn serve(
         .with_context(|| format!("router.listen: cannot listen on {listen}"))?;
     let address = router.address();
     reconciler.describe(node_info::read(config, address));
-    let inputs = Inputs { accepted: accepted.subscribe(), supervisor: supervisor_events, demand, outcomes };
+    let autoscale = Autoscale {
+        accepted: accepted.subscribe(),
+        table: tables.clone(),
+        report: reports.clone(),
+        meter: meter.clone(),
+        poke,
+        targets,
+        clock,
+        defaults: Defaults {
+            stable_window_ms: config.serving.idle_timeout_s.saturating_mul(1000),
+            ..Defaults::default()
+        },
+    };
+    tasks.lasting("autoscaler", autoscale.run());
+    let inputs = Inputs {
+        accepted: accepted.subscribe(),
+        supervisor: supervisor_events,
+        demand,
+        targets: target_changes,
+        outcomes,
+    };
     tasks.lasting("reconciler", reconciler.run(inputs));
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
     tasks.lasting("ready record", ready_record.write(keep.clone()));

@@ -5,6 +5,8 @@
 mod accepted;
 mod admin;
 mod app;
+mod autoscale;
+mod clock;
 pub mod config;
 mod enrol;
 mod execute;

@@ -8,6 +8,17 @@ use tombolo_oci::Platform;
 
 use crate::config::Config;
 
+/// Percent of the node's memory that instances may fill; the rest is the kernel's, the agent's and the system's.
+const INSTANCES_PERCENT: u64 = 90;
+
+/// Memory for instances, bytes. Without bound where the kernel does not say what there is.
+pub(crate) fn memory_for_instances() -> u64 {
+    match memory_bytes(&text("/proc/meminfo")) {
+        0 => u64::MAX,
+        bytes => bytes / 100 * INSTANCES_PERCENT,
+    }
+}
+
 /// Describes the node whose router answers at `router`.
 pub(crate) fn read(config: &Config, router: SocketAddr) -> NodeInfo {
     let platform = Platform::host();

@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tombolo_agent_core::actual::{
-    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Traffic,
+    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Targets, Traffic,
 };
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
@@ -24,6 +24,7 @@ use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
 
 use crate::accepted::Accepted;
+use crate::clock::Clock;
 use crate::execute::{Doing, Executor, Outcome, Trouble};
 use crate::outbox::Outbox;
 use crate::ready::ReadyRecord;
@@ -34,9 +35,6 @@ mod outcomes;
 /// While an instance drains, how often its requests are counted.
 const DRAIN_POLL: Duration = Duration::from_millis(25);
 
-/// While requests wait for an instance, how often it is looked whether more instances are wanted.
-const HELD_POLL: Duration = Duration::from_millis(100);
-
 /// Longest sleep: bounds what a missed notification could cost.
 const IDLE_POLL: Duration = Duration::from_secs(60);
 
@@ -46,6 +44,8 @@ pub(crate) struct Inputs {
     pub(crate) supervisor: mpsc::Receiver<SupervisorEvent>,
     /// Revisions for which the router holds a request.
     pub(crate) demand: mpsc::Receiver<RevisionKey>,
+    /// What the autoscaler asks for.
+    pub(crate) targets: watch::Receiver<Arc<Targets>>,
     pub(crate) outcomes: mpsc::Receiver<Outcome>,
 }
 
@@ -54,6 +54,8 @@ pub(crate) struct Outputs {
     pub(crate) table: watch::Sender<Arc<RouteTable>>,
     pub(crate) report: watch::Sender<Report>,
     pub(crate) outbox: Outbox,
+    /// Tells the autoscaler that a request is held.
+    pub(crate) poke: Arc<Notify>,
     /// Becomes true once desired state (if there is any) and instances are known, and stays so.
     pub(crate) ready: watch::Sender<bool>,
 }
@@ -68,13 +70,15 @@ pub(crate) struct Reconciler {
     info: NodeInfo,
     accepted: Option<Arc<Accepted>>,
     actual: Actual,
-    /// How many instances of each revision the last plan wanted.
+    targets: Arc<Targets>,
+    /// How many instances of each revision the last plan wanted, and why some get less.
     wanted: BTreeMap<RevisionKey, u32>,
+    cuts: BTreeMap<RevisionKey, String>,
     /// Something is other than it was when table and report were last made.
     changed: bool,
     /// The supervisor is connected and has said what it holds.
     supervised: bool,
-    started: Instant,
+    clock: Clock,
 }
 
 impl Reconciler {
@@ -84,9 +88,9 @@ impl Reconciler {
         meter: Arc<Meter>,
         settings: Settings,
         ready_record: ReadyRecord,
+        clock: Clock,
     ) -> Self {
         let actual = Actual { incarnation: incarnation(), ..Actual::default() };
-        let started = Instant::now();
         Self {
             executor,
             outputs,
@@ -96,10 +100,12 @@ impl Reconciler {
             info: NodeInfo::default(),
             accepted: None,
             actual,
+            targets: Arc::default(),
             wanted: BTreeMap::new(),
+            cuts: BTreeMap::new(),
             changed: true,
             supervised: false,
-            started,
+            clock,
         }
     }
 
@@ -131,7 +137,8 @@ impl Reconciler {
                     self.supervisor_event(event);
                 }
                 Some(outcome) = inputs.outcomes.recv() => self.outcome(outcome),
-                Some(_) = inputs.demand.recv() => {}
+                Some(_) = inputs.demand.recv() => self.outputs.poke.notify_one(),
+                changed = inputs.targets.changed() => if changed.is_err() { return },
                 // What depends on time alone may be other now.
                 () = tokio::time::sleep(sleep) => self.changed = true,
             }
@@ -148,6 +155,7 @@ impl Reconciler {
             self.outcome(outcome);
         }
         while inputs.demand.try_recv().is_ok() {}
+        self.targets = inputs.targets.borrow_and_update().clone();
     }
 
     /// One pass: plan, start the actions, publish. Returns how long nothing need be done.
@@ -168,11 +176,12 @@ impl Reconciler {
             desired: &accepted.desired,
             actual: &self.actual,
             traffic: &traffic,
+            targets: &self.targets,
             settings: &self.settings,
         };
-        let Plan { actions, wake, wanted } = plan::plan(&situation, now);
-        self.changed |= !actions.is_empty() || self.wanted != wanted;
-        self.wanted = wanted;
+        let Plan { actions, wake, wanted, cuts } = plan::plan(&situation, now);
+        self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
+        (self.wanted, self.cuts) = (wanted, cuts);
         for action in actions {
             tracing::debug!(?action, "acting");
             self.act(action, &accepted, now);
@@ -184,12 +193,7 @@ impl Reconciler {
         }
         let until_wake = wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1));
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
-        let longest = match (draining, traffic.is_held()) {
-            (true, _) => DRAIN_POLL,
-            (false, true) => HELD_POLL,
-            (false, false) => IDLE_POLL,
-        };
-        until_wake.min(longest)
+        until_wake.min(if draining { DRAIN_POLL } else { IDLE_POLL })
     }
 
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
@@ -328,7 +332,7 @@ impl Reconciler {
         self.publish_table(self.now());
         let mut report = Report { info: self.info.clone(), ..Report::default() };
         if let Some(accepted) = &self.accepted {
-            report.revisions = status::revisions(&accepted.desired, &self.actual, &self.wanted);
+            report.revisions = status::revisions(&accepted.desired, &self.actual, &self.wanted, &self.cuts);
         }
         self.outputs.report.send_if_modified(|current| {
             let changed = *current != report;
@@ -357,7 +361,7 @@ impl Reconciler {
     }
 
     fn traffic(&self) -> Traffic {
-        let mut traffic = self.meter.traffic(|instant| self.moment(instant));
+        let mut traffic = self.meter.traffic(|instant| self.clock.moment(instant));
         let in_force = self.meter.is_in_force(&self.outputs.table.borrow());
         for (id, instance) in &self.actual.instances {
             // Until the router has let go of it, a draining instance may get one request more.
@@ -391,14 +395,7 @@ impl Reconciler {
     }
 
     fn now(&self) -> Moment {
-        self.moment(Instant::now())
-    }
-
-    /// One hour is added so that moments before this agent's start have a place.
-    fn moment(&self, instant: Instant) -> Moment {
-        const START: Duration = Duration::from_secs(3600);
-        let since = (instant + START).saturating_duration_since(self.started);
-        Moment(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        self.clock.now()
     }
 }
 

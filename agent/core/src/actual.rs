@@ -185,11 +185,6 @@ impl Phase {
     pub fn is_waiting(&self) -> bool {
         matches!(self, Phase::Priming | Phase::Primed | Phase::Freezing | Phase::Frozen)
     }
-
-    /// Whether its program holds memory and may hold devices.
-    pub fn is_running(&self) -> bool {
-        !matches!(self, Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting)
-    }
 }
 
 /// What the router says of one revision at this moment.
@@ -221,3 +216,15 @@ impl Traffic {
         self.revisions.values().any(|demand| demand.held > 0)
     }
 }
+
+/// What the autoscaler asks for of one revision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Instances that should run.
+    pub want: u32,
+    /// When this was decided: it says nothing of requests that came later.
+    pub at: Moment,
+}
+
+/// What the autoscaler asks for. A revision that is absent stays as it is.
+pub type Targets = BTreeMap<RevisionKey, Target>;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
 use tombolo_api::serving::keys;
 
 /// Knative's default progress deadline, milliseconds (`config-deployment`, `progress-deadline`).
@@ -28,6 +29,8 @@ pub struct Scale {
     pub min: u32,
     /// `None`: no bound.
     pub max: Option<u32>,
+    /// Instances that prove a new revision; at least 1.
+    pub initial: u32,
     pub tier: IdleTier,
     pub progress_deadline_ms: u64,
 }
@@ -49,9 +52,16 @@ impl Scale {
         Self {
             min: number("autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/minScale"),
             max: (max > 0).then_some(max),
+            initial: number("autoscaling.knative.dev/initial-scale", "autoscaling.knative.dev/initialScale")
+                .max(1),
             tier,
             progress_deadline_ms: deadline.filter(|ms| *ms > 0).unwrap_or(PROGRESS_DEADLINE_MS),
         }
+    }
+
+    /// How many ready instances prove a revision: as many as there may be, at most.
+    pub fn proof(&self) -> u32 {
+        self.initial.min(self.max.unwrap_or(u32::MAX)).min(INSTANCES_PER_REVISION_MAX)
     }
 
     /// The fewest instances that run, whatever the traffic.

@@ -49,6 +49,11 @@ impl Limits {
     }
 }
 
+/// Memory that an instance of `object` may use, bytes; `None`: it has no limit.
+pub fn memory_bytes(object: &RevisionObject) -> Option<u64> {
+    object.spec.serving_container()?.resources.limits.get("memory").map(Quantity::bytes)
+}
+
 /// Knative's default `timeoutSeconds`, milliseconds.
 pub const REQUEST_TIMEOUT_MS: u64 = 300_000;
 

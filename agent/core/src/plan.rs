@@ -3,7 +3,8 @@
 //! Removals come before additions. The plan leaves no choice to its execution. Every deadline that would change the answer
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
-//! [`scale`]: how many instances a revision has. [`life`]: what becomes of one instance. [`slots`]: those that wait.
+//! [`scale`]: how many instances a revision has. [`room`]: what of that fits. [`life`]: what becomes of one instance.
+//! [`slots`]: those that wait.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::{Digest, RevisionKey};
 
-use crate::actual::{Actual, ByRevision, InstanceActual, Moment, Phase, RevisionActual, Traffic};
+use crate::actual::{Actual, ByRevision, InstanceActual, Moment, Phase, RevisionActual, Targets, Traffic};
 use crate::annotations::Scale;
 use crate::supervision::InstanceId;
 
 mod life;
+mod room;
 mod scale;
 mod slots;
 
@@ -51,11 +53,11 @@ pub const STARTING_MAX_MS: u64 = 10_000;
 /// those that run.
 pub const PRIMED_MAX: usize = 250;
 
-/// What the node's configuration says to the planner.
+/// What the node says to the planner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Without a request for this long, a revision goes to zero instances. Milliseconds.
-    pub idle_timeout_ms: u64,
+    /// Memory for instances, bytes.
+    pub memory_bytes: u64,
 }
 
 /// All that a plan is made from.
@@ -64,6 +66,7 @@ pub struct Situation<'a> {
     pub desired: &'a Desired,
     pub actual: &'a Actual,
     pub traffic: &'a Traffic,
+    pub targets: &'a Targets,
     pub settings: &'a Settings,
 }
 
@@ -111,7 +114,6 @@ impl Action {
 /// Why the planner wants to be asked again at a certain time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WakeReason {
-    IdleTimeout,
     DrainDeadline,
     TerminationGrace,
     KillAgain,
@@ -130,6 +132,8 @@ pub struct Plan {
     pub wake: Option<(Moment, WakeReason)>,
     /// How many instances of a revision should run; absent: none.
     pub wanted: BTreeMap<RevisionKey, u32>,
+    /// Why a revision gets fewer than it should have.
+    pub cuts: BTreeMap<RevisionKey, String>,
 }
 
 /// Plans the next steps.
@@ -137,7 +141,8 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     let index = situation.actual.by_revision();
     let pass = Pass { situation: *situation, index: &index, routed: OnceCell::new(), now };
     let mut draft = Draft { named: situation.actual.named, ..Draft::default() };
-    let scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope, &mut draft), scope)).collect();
+    let mut scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope), scope)).collect();
+    let cuts = pass.fit(&mut scopes);
     for (want, scope) in &scopes {
         pass.supply(scope, *want, &mut draft);
         pass.retire_surplus(scope, *want, &mut draft);
@@ -150,7 +155,7 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     pass.keep_slots(&scopes, &mut draft);
     let Draft { mut removals, additions, wake, .. } = draft;
     removals.extend(additions);
-    Plan { actions: removals, wake, wanted }
+    Plan { actions: removals, wake, wanted, cuts }
 }
 
 /// When `instance` will have been ready long enough for its revision's crashes to be forgotten; `None` if there is nothing

@@ -10,18 +10,23 @@ use crate::actual::{Actual, ImageState, InstanceActual, Phase, RevisionActual};
 use crate::supervision::InstanceId;
 
 /// One entry per desired revision, and per revision that still has instances here.
-/// `wanted`: how many instances of a revision should run, as [planned](crate::plan::Plan::wanted).
+/// With what the last [plan](crate::plan::Plan) wanted, and why some revisions get less.
 pub fn revisions(
     desired: &Desired,
     actual: &Actual,
     wanted: &BTreeMap<RevisionKey, u32>,
+    cuts: &BTreeMap<RevisionKey, String>,
 ) -> Vec<RevisionReport> {
     let index = actual.by_revision();
     let mut reports = Vec::new();
     for (key, (digest, object)) in &desired.revisions {
         let known = actual.revisions.get(key).filter(|revision| revision.object == *digest);
-        let (phase, reason, message) =
+        let (phase, mut reason, mut message) =
             known.map_or((RevisionPhase::Preparing, String::new(), String::new()), judge);
+        if let Some(cut) = cuts.get(key).filter(|_| reason.is_empty()) {
+            let (word, text) = cut.split_once(": ").unwrap_or(("InsufficientMemory", cut));
+            (reason, message) = (word.into(), text.into());
+        }
         let restarts = known.map_or(0, |revision| revision.crashes.total);
         reports.push(RevisionReport {
             namespace: key.namespace.clone(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tombolo_agent_core::actual::{Crashes, ImageState, InstanceActual, Moment, Phase};
+use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
 use tombolo_api::report::EventKind;
@@ -169,17 +170,29 @@ impl Reconciler {
         known.phase = Phase::Ready;
         known.since = now;
         let (key, object) = (known.revision.clone(), known.object);
+        let initial = self.initial_scale(&key);
+        let ready =
+            self.actual.instances.values().filter(|other| {
+                other.revision == key && other.object == object && other.phase == Phase::Ready
+            });
+        let proves = ready.count() >= initial;
         if let Some(revision) =
             self.actual.revisions.get_mut(&key).filter(|revision| revision.object == object)
         {
             revision.last_active = now;
-            if !revision.ready_once {
+            if !revision.ready_once && proves {
                 revision.ready_once = true;
                 revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
                 self.ready_record.insert(&key, &object);
                 self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));
             }
         }
+    }
+
+    /// How many ready instances prove a revision.
+    fn initial_scale(&self, key: &RevisionKey) -> usize {
+        let object = self.accepted.as_ref().and_then(|accepted| accepted.desired.revisions.get(key));
+        object.map_or(1, |(_, object)| Scale::of(&object.annotations).proof() as usize)
     }
 
     /// An instance's init has ended, and its last words are known.

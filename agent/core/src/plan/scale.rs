@@ -10,31 +10,35 @@ use crate::actual::{ImageState, InstanceActual, Phase};
 use crate::supervision::InstanceId;
 
 impl<'a> Pass<'a> {
-    /// How many instances the revision should have now.
-    pub(super) fn wanted(&self, scope: &Scope<'a>, draft: &mut Draft) -> u32 {
-        let Self { situation, now, .. } = self;
-        let demand = situation.traffic.of(scope.key);
-        let cap = |count: u32| count.min(scope.scale.max.unwrap_or(u32::MAX)).min(INSTANCES_PER_REVISION_MAX);
-        let floor = if scope.known.ready_once { scope.scale.floor() } else { scope.scale.floor().max(1) };
-        let requests = demand.in_flight + demand.held;
-        let per_instance = crate::limits::container_concurrency(scope.object);
-        let for_requests = match (requests, per_instance) {
-            (0, _) => 0,
-            (_, 0) => 1,
-            (requests, limit) => requests.div_ceil(limit),
-        };
-        let last_active = demand.last_request.unwrap_or_default().max(scope.known.last_active);
-        let idle_timeout_ms = situation.settings.idle_timeout_ms;
-        let idle_at = last_active.after(idle_timeout_ms);
+    /// How many instances the revision should have now: what the autoscaler asks for, but at least one while a request is
+    /// here or as long as the revision has not proved itself.
+    pub(super) fn wanted(&self, scope: &Scope<'a>) -> u32 {
+        let demand = self.situation.traffic.of(scope.key);
         let up = self.up(scope);
-        let kept = if requests > 0 || *now < idle_at { up } else { 0 };
-        if up > floor && requests > 0 {
-            // Their end is not told; idle it is a whole timeout from now at the earliest.
-            draft.wake_at(now.after(idle_timeout_ms), WakeReason::IdleTimeout);
-        } else if up > floor && *now < idle_at {
-            draft.wake_at(idle_at, WakeReason::IdleTimeout);
+        let asked = match self.situation.targets.get(scope.key) {
+            None => up,
+            // Requests came since: nothing is taken away before they are counted.
+            Some(target) if demand.last_request.is_some_and(|last| last > target.at) => target.want.max(up),
+            Some(target) => target.want,
+        };
+        let for_requests = match (demand.held, demand.in_flight) {
+            (0, 0) => 0,
+            // What serves them stays; for those in instances that drain no other is needed.
+            (0, _) => up.min(1),
+            _ => 1,
+        };
+        let most = scope.scale.max.unwrap_or(u32::MAX).min(INSTANCES_PER_REVISION_MAX);
+        asked.max(self.floor(scope)).max(for_requests).min(most)
+    }
+
+    /// The fewest instances, whatever the traffic. A revision that no route leads to needs none.
+    fn floor(&self, scope: &Scope<'a>) -> u32 {
+        let floor = scope.scale.floor();
+        match scope.known.ready_once {
+            false => floor.max(scope.scale.initial),
+            true if floor > 0 && self.is_routed(scope.key) => floor,
+            true => 0,
         }
-        cap(floor.max(for_requests).max(kept))
     }
 
     /// Gives the revision what it lacks: what is quickest first.

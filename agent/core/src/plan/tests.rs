@@ -4,13 +4,13 @@ use tombolo_api::desired::{RouteObject, RouteTarget};
 use tombolo_api::serving::keys;
 
 use super::*;
-use crate::actual::{Crashes, Demand, ImageState};
+use crate::actual::{Crashes, Demand, ImageState, Target};
 use crate::supervision::ExitRecord;
 
 mod properties;
 mod tiers;
 
-const SETTINGS: Settings = Settings { idle_timeout_ms: 60_000 };
+const SETTINGS: Settings = Settings { memory_bytes: 8 << 30 };
 const NOW: Moment = Moment(10_000_000);
 
 fn object(name: &str, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) {
@@ -66,8 +66,18 @@ fn given_routed(objects: &[(Digest, RevisionObject)]) -> (Desired, Actual) {
     (desired, actual)
 }
 
+/// Before the autoscaler has said anything.
 fn planned(desired: &Desired, actual: &Actual, traffic: &Traffic, now: Moment) -> Plan {
-    plan(&Situation { desired, actual, traffic, settings: &SETTINGS }, now)
+    targeted(desired, actual, traffic, &Targets::new(), now)
+}
+
+fn targeted(desired: &Desired, actual: &Actual, traffic: &Traffic, targets: &Targets, now: Moment) -> Plan {
+    plan(&Situation { desired, actual, traffic, targets, settings: &SETTINGS }, now)
+}
+
+/// The autoscaler asks for `want` instances of every revision.
+fn asking(desired: &Desired, want: u32, at: Moment) -> Targets {
+    desired.revisions.keys().map(|key| (key.clone(), Target { want, at })).collect()
 }
 
 fn instance(revision: &str, object: Digest, phase: Phase) -> InstanceActual {
@@ -129,9 +139,15 @@ fn set(actual: &mut Actual, id: &InstanceId, phase: Phase, now: Moment) {
 }
 
 /// Plans and executes until there is nothing more to do; how many passes it took.
-fn settle(desired: &Desired, actual: &mut Actual, traffic: &Traffic, now: Moment) -> usize {
+fn settle(
+    desired: &Desired,
+    actual: &mut Actual,
+    traffic: &Traffic,
+    targets: &Targets,
+    now: Moment,
+) -> usize {
     for pass in 0..20 {
-        let plan = planned(desired, actual, traffic, now);
+        let plan = targeted(desired, actual, traffic, targets, now);
         if plan.actions.is_empty() {
             return pass;
         }
@@ -148,61 +164,125 @@ fn with_demand(name: &str, in_flight: u32, held: u32, last: Moment) -> Traffic {
 #[test]
 fn a_new_revision_gets_one_instance_to_prove_itself() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
-    settle(&desired, &mut actual, &Traffic::default(), NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
     assert_eq!(actual.instances.len(), 1);
 }
 
 #[test]
-fn goes_to_zero_when_idle_and_back_on_a_held_request() {
+fn goes_to_zero_when_nothing_is_asked_for_and_back_on_a_held_request() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
-    settle(&desired, &mut actual, &Traffic::default(), NOW);
-    let idle = NOW.after(SETTINGS.idle_timeout_ms);
-    let before = planned(&desired, &actual, &Traffic::default(), NOW);
-    assert_eq!(before.wake, Some((idle, WakeReason::IdleTimeout)));
-    settle(&desired, &mut actual, &Traffic::default(), idle);
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
+    let nothing = asking(&desired, 0, NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &nothing, NOW);
     assert_eq!(actual.instances.len(), 0);
-    settle(&desired, &mut actual, &with_demand("s-00001", 0, 1, idle), idle);
+    settle(&desired, &mut actual, &with_demand("s-00001", 0, 1, NOW), &nothing, NOW);
     assert_eq!(actual.instances.len(), 1);
 }
 
 #[test]
-fn a_request_in_flight_keeps_an_instance_for_ever() {
+fn what_requests_need_stays_whatever_is_asked_for() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
-    settle(&desired, &mut actual, &Traffic::default(), NOW);
-    let much_later = NOW.after(10 * SETTINGS.idle_timeout_ms);
-    settle(&desired, &mut actual, &with_demand("s-00001", 1, 0, NOW), much_later);
-    assert_eq!(actual.instances.len(), 1);
-    let busy = with_demand("s-00001", 1, 0, NOW);
-    let watched = planned(&desired, &actual, &busy, NOW).wake;
-    assert_eq!(watched, Some((NOW.after(SETTINGS.idle_timeout_ms), WakeReason::IdleTimeout)));
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
+    let (before, after) = (asking(&desired, 0, NOW), asking(&desired, 0, NOW.after(2)));
+    let drains = |traffic: &Traffic, targets: &Targets| {
+        !targeted(&desired, &actual, traffic, targets, NOW.after(2)).actions.is_empty()
+    };
+    assert!(!drains(&with_demand("s-00001", 1, 0, NOW), &after), "in flight");
+    // The autoscaler has not seen this request yet.
+    assert!(!drains(&with_demand("s-00001", 0, 0, NOW.after(1)), &before), "since its decision");
+    assert!(drains(&with_demand("s-00001", 0, 0, NOW.after(1)), &after));
 }
 
 #[test]
-fn min_scale_and_max_scale_are_kept() {
-    let min = object(
-        "s-00001",
-        &[("autoscaling.knative.dev/min-scale", "3"), ("autoscaling.knative.dev/max-scale", "4")],
-    );
-    let (desired, mut actual) = given(&[min]);
-    settle(&desired, &mut actual, &Traffic::default(), NOW);
-    let later = NOW.after(SETTINGS.idle_timeout_ms * 2);
-    settle(&desired, &mut actual, &Traffic::default(), later);
-    assert_eq!(actual.instances.len(), 3);
-}
-
-#[test]
-fn concurrency_limits_make_more_instances() {
-    let (digest, mut object) = object("s-00001", &[]);
-    object.spec.container_concurrency = Some(2);
+fn a_request_in_a_draining_instance_asks_for_no_other() {
+    let (digest, object) = object("s-00001", &[]);
     let (desired, mut actual) = given(&[(digest, object)]);
-    settle(&desired, &mut actual, &with_demand("s-00001", 2, 3, NOW), NOW);
-    assert_eq!(actual.instances.len(), 3);
+    actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
+    let id = InstanceId("i".into());
+    actual.instances.insert(id.clone(), instance("s-00001", digest, Phase::Draining));
+    let mut traffic = with_demand("s-00001", 1, 0, NOW);
+    traffic.instances.insert(id, 1);
+    assert_eq!(targeted(&desired, &actual, &traffic, &asking(&desired, 0, NOW), NOW).actions, []);
+}
+
+#[test]
+fn bounds_are_kept_whatever_is_asked_for() {
+    let bounds = [("autoscaling.knative.dev/min-scale", "3"), ("autoscaling.knative.dev/max-scale", "4")];
+    let (desired, mut actual) = given_routed(&[object("s-00001", &bounds)]);
+    for (want, runs) in [(0, 3), (9, 4), (3, 3), (0, 3)] {
+        settle(&desired, &mut actual, &Traffic::default(), &asking(&desired, want, NOW), NOW);
+        assert_eq!(actual.instances.len(), runs, "{want}");
+    }
+    // What no route leads to needs no least number.
+    let unrouted = Desired { routes: BTreeMap::new(), ..desired };
+    settle(&unrouted, &mut actual, &Traffic::default(), &asking(&unrouted, 0, NOW), NOW);
+    assert_eq!(actual.instances.len(), 0);
+}
+
+#[test]
+fn a_new_revision_starts_with_its_initial_scale() {
+    let (desired, mut actual) =
+        given(&[object("s-00001", &[("autoscaling.knative.dev/initial-scale", "3")])]);
+    let plan = planned(&desired, &actual, &Traffic::default(), NOW);
+    assert_eq!(plan.actions.len(), 3);
+    assert_eq!(plan.wanted, [(key("s-00001"), 3)].into());
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &asking(&desired, 1, NOW), NOW);
+    assert_eq!(actual.instances.len(), 1);
+}
+
+fn with_memory(mut object: RevisionObject, limit: &str) -> (Digest, RevisionObject) {
+    let mut container = tombolo_api::serving::Container::default();
+    container.resources.limits.insert("memory".into(), limit.parse().unwrap());
+    object.spec.containers = vec![container];
+    (tombolo_api::desired::encode_revision(&object).entry.digest, object)
+}
+
+#[test]
+fn no_more_run_than_there_is_memory_for() {
+    let (s, t) =
+        (with_memory(object("s-00001", &[]).1, "64Mi"), with_memory(object("t-00001", &[]).1, "1Gi"));
+    let (desired, mut actual) = given(&[s, t]);
+    let traffic = with_demand("t-00001", 0, 1, NOW);
+    let settings = Settings { memory_bytes: 1200 << 20 };
+    let targets = asking(&desired, 9, NOW);
+    let planned = |actual: &Actual| {
+        plan(
+            &Situation {
+                desired: &desired,
+                actual,
+                traffic: &traffic,
+                targets: &targets,
+                settings: &settings,
+            },
+            NOW,
+        )
+    };
+    let first = planned(&actual);
+    assert_eq!(first.wanted, [(key("s-00001"), 2), (key("t-00001"), 1)].into());
+    assert!(first.cuts[&key("s-00001")].starts_with("InsufficientMemory: 2 of 9"), "{:?}", first.cuts);
+    execute(&desired, &mut actual, &first.actions, NOW);
+    assert_eq!(planned(&actual).actions, []);
+    // What is being stopped is not free yet.
+    for instance in actual.instances.values_mut() {
+        instance.phase = Phase::Stopping { killed: false };
+    }
+    assert_eq!(planned(&actual).wanted, BTreeMap::new());
+}
+
+#[test]
+fn as_many_run_as_are_asked_for() {
+    let (desired, mut actual) = given(&[object("s-00001", &[])]);
+    for want in [3, 5, 2] {
+        settle(&desired, &mut actual, &Traffic::default(), &asking(&desired, want, NOW), NOW);
+        assert_eq!(actual.instances.len(), want as usize);
+    }
 }
 
 #[test]
 fn what_leaves_the_manifest_drains_stops_and_goes() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
-    settle(&desired, &mut actual, &Traffic::default(), NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
     let id = actual.instances.keys().next().unwrap().clone();
     let nothing = Desired::default();
     let busy = Traffic { instances: [(id.clone(), 1)].into(), ..Traffic::default() };
@@ -212,7 +292,7 @@ fn what_leaves_the_manifest_drains_stops_and_goes() {
     let waiting = planned(&nothing, &actual, &busy, NOW);
     assert_eq!(waiting.actions, []);
     assert_eq!(waiting.wake, Some((NOW.after(DRAIN_MAX_MS), WakeReason::DrainDeadline)));
-    settle(&nothing, &mut actual, &Traffic::default(), NOW);
+    settle(&nothing, &mut actual, &Traffic::default(), &Targets::new(), NOW);
     assert!(actual.instances.is_empty());
 }
 
@@ -348,7 +428,7 @@ fn held_requests_are_served_though_the_last_instance_goes() {
     let (digest, object) = object("s-00001", &[]);
     let (desired, mut actual) = given(&[(digest, object)]);
     actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
-    let idle = NOW.after(SETTINGS.idle_timeout_ms);
+    let idle = NOW;
     let held = with_demand("s-00001", 0, 2, NOW);
     let id = InstanceId("i".into());
     for (phase, launches) in [

@@ -49,6 +49,7 @@ proptest! {
         desired_count in 0..4usize,
         tiers in proptest::collection::vec(any_tier(), 4),
         held in 0..3u32,
+        want in proptest::option::of(0..4u32),
     ) {
         let names = ["a-00001", "b-00001", "c-00001", "d-00001"];
         let objects: Vec<_> =
@@ -60,8 +61,9 @@ proptest! {
             actual.instances.insert(InstanceId(format!("x{number}")), made);
         }
         let traffic = with_demand(names[0], 0, held, NOW);
-        let once = planned(&desired, &actual, &traffic, NOW);
-        prop_assert_eq!(&once, &planned(&desired, &actual, &traffic, NOW));
+        let asked = want.map_or_else(Targets::new, |want| asking(&desired, want, NOW));
+        let once = targeted(&desired, &actual, &traffic, &asked, NOW);
+        prop_assert_eq!(&once, &targeted(&desired, &actual, &traffic, &asked, NOW));
         let first_add = once.actions.iter().position(|action| !action.is_removal());
         let adds = &once.actions[first_add.unwrap_or(once.actions.len())..];
         prop_assert!(adds.iter().all(|action| !action.is_removal()), "a removal after an addition: {:?}", once.actions);
@@ -69,15 +71,16 @@ proptest! {
         prop_assert!(primes <= usize::from(held == 0), "{:?}", once.actions);
 
         finish(&mut actual);
-        let later = NOW.after(SETTINGS.idle_timeout_ms + TERMINATION_GRACE_MS);
-        settle(&desired, &mut actual, &traffic, NOW);
-        settle(&desired, &mut actual, &with_demand(names[0], 0, held, later), later);
+        let later = NOW.after(TERMINATION_GRACE_MS);
+        let idle = later.after(REFILL_QUIET_MS + STARTING_MAX_MS);
+        settle(&desired, &mut actual, &traffic, &asked, NOW);
+        settle(&desired, &mut actual, &traffic, &asked, later);
         for known in actual.revisions.values_mut() {
             known.ready_once = true;
         }
-        let idle = later.after(SETTINGS.idle_timeout_ms);
-        settle(&desired, &mut actual, &with_demand(names[0], 0, 0, later), idle);
-        settle(&desired, &mut actual, &with_demand(names[0], 0, 0, later), idle.after(REFILL_QUIET_MS + STARTING_MAX_MS));
+        let nothing = asking(&desired, 0, later);
+        settle(&desired, &mut actual, &Traffic::default(), &nothing, later);
+        settle(&desired, &mut actual, &Traffic::default(), &nothing, idle);
         for instance in actual.instances.values() {
             prop_assert!(desired.revisions.contains_key(&instance.revision));
         }
@@ -105,6 +108,7 @@ proptest! {
         (last_start, prime_retry) in (0..12_000u64, 0..60_000u64),
         min in 0..3u32,
         requests in 0..2u32,
+        want in proptest::option::of(0..3u32),
         step in 1..1_300_000u64,
     ) {
         let min = min.to_string();
@@ -133,12 +137,13 @@ proptest! {
         if actual.instances.values().any(forgotten) {
             actual.revisions.get_mut(&key("a-00001")).unwrap().crashes.recent = 0;
         }
-        let now = planned(&desired, &actual, &traffic, NOW);
+        let asked = want.map_or_else(Targets::new, |want| asking(&desired, want, NOW));
+        let now = targeted(&desired, &actual, &traffic, &asked, NOW);
         let until = now.wake.map_or(u64::MAX, |(at, _)| at.0);
         prop_assert!(until > NOW.0, "a wake that is over: {:?}", now.wake);
         let probe_at = Moment((NOW.0 + step).min(until - 1));
         if now.actions.is_empty() {
-            let then = planned(&desired, &actual, &traffic, probe_at);
+            let then = targeted(&desired, &actual, &traffic, &asked, probe_at);
             prop_assert_eq!(then.actions, vec![]);
         }
     }

@@ -7,11 +7,11 @@ const QUIET: u64 = REFILL_QUIET_MS;
 /// One revision of a tier that has proved itself and idled.
 fn idle(tier: &str) -> (Desired, Actual, Moment) {
     let (desired, mut actual) = given_routed(&[object("s-00001", &[(keys::IDLE_TIER, tier)])]);
-    settle(&desired, &mut actual, &Traffic::default(), NOW);
-    let idle_at = NOW.after(SETTINGS.idle_timeout_ms);
-    settle(&desired, &mut actual, &Traffic::default(), idle_at);
-    settle(&desired, &mut actual, &Traffic::default(), idle_at.after(QUIET));
-    (desired, actual, idle_at.after(QUIET))
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
+    let nothing = asking(&desired, 0, NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &nothing, NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &nothing, NOW.after(QUIET));
+    (desired, actual, NOW.after(QUIET))
 }
 
 fn phases(actual: &Actual) -> Vec<Phase> {
@@ -35,7 +35,8 @@ fn at_zero_each_tier_keeps_what_it_says() {
 fn a_held_request_takes_the_quickest_there_is() {
     for (tier, starts) in [("primed", "Start"), ("frozen", "Thaw"), ("cold", "Launch")] {
         let (desired, actual, at) = idle(tier);
-        let actions = planned(&desired, &actual, &with_demand("s-00001", 0, 1, at), at).actions;
+        let held = with_demand("s-00001", 0, 1, at);
+        let actions = targeted(&desired, &actual, &held, &asking(&desired, 0, NOW), at).actions;
         let [action] = actions.as_slice() else { panic!("{tier}: {actions:?}") };
         assert!(format!("{action:?}").starts_with(starts), "{tier}: {action:?}");
     }
@@ -43,14 +44,14 @@ fn a_held_request_takes_the_quickest_there_is() {
 
 #[test]
 fn more_than_one_are_made_of_what_waits_and_new_ones() {
-    let (digest, mut made) = object("s-00001", &[]);
-    made.spec.container_concurrency = Some(1);
+    let (digest, made) = object("s-00001", &[]);
     let (desired, mut actual) = given_routed(&[(digest, made)]);
+    let three = asking(&desired, 3, NOW);
     actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
     for (id, phase, starts) in [("a", Phase::Primed, 1), ("b", Phase::Priming, 0), ("c", Phase::Draining, 0)]
     {
         actual.instances = [(InstanceId(id.into()), instance("s-00001", digest, phase))].into();
-        let actions = planned(&desired, &actual, &with_demand("s-00001", 0, 3, NOW), NOW).actions;
+        let actions = targeted(&desired, &actual, &Traffic::default(), &three, NOW).actions;
         let count = |wanted: fn(&Action) -> bool| actions.iter().filter(|action| wanted(action)).count();
         assert_eq!(count(|action| matches!(action, Action::Launch { .. })), 2, "{id}: {actions:?}");
         assert_eq!(count(|action| matches!(action, Action::Start { .. })), starts, "{id}");
@@ -62,7 +63,6 @@ fn the_next_slot_is_made_when_nothing_starts_and_nobody_waits() {
     let (desired, mut actual) = given_routed(&[object("s-00001", &[]), object("t-00001", &[])]);
     for known in actual.revisions.values_mut() {
         known.ready_once = true;
-        known.last_active = Moment(NOW.0 - SETTINGS.idle_timeout_ms);
     }
     actual.last_start = NOW;
     let primes = |actual: &Actual, traffic: &Traffic, now| {

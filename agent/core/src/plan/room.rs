@@ -1,0 +1,69 @@
+//! What of the wanted instances the node has memory for. The order in which revisions get theirs is decided here, the
+//! sharing in [`crate::autoscale::capacity`].
+
+use std::collections::BTreeMap;
+
+use tombolo_api::RevisionKey;
+
+use super::{Pass, Scope};
+use crate::actual::{InstanceActual, Phase};
+use crate::autoscale::capacity::{Claim, capacity, instance_bytes};
+use crate::limits;
+
+impl<'a> Pass<'a> {
+    /// Lowers what is wanted to what fits; why, for those that get less.
+    pub(super) fn fit(&self, scopes: &mut [(u32, Scope<'a>)]) -> BTreeMap<RevisionKey, String> {
+        let mut claims = Vec::new();
+        let mut order = Vec::new();
+        for (index, (wanted, scope)) in scopes.iter().enumerate() {
+            let claim = self.claim(scope, *wanted);
+            if claim.wanted + claim.running + claim.stopping > 0 {
+                // Where somebody waits comes first.
+                let demand = self.situation.traffic.of(scope.key);
+                order.push((demand.held == 0, demand.in_flight == 0, index));
+                claims.push((index, claim));
+            }
+        }
+        order.sort_unstable();
+        let by_index: BTreeMap<usize, Claim> = claims.into_iter().collect();
+        let sorted: Vec<Claim> = order.iter().map(|(_, _, index)| by_index[index]).collect();
+        let budget = self.situation.settings.memory_bytes.saturating_sub(self.foreign_bytes());
+        let mut cuts = BTreeMap::new();
+        for ((_, _, index), grant) in order.iter().zip(capacity(budget, &sorted)) {
+            let (wanted, scope) = &mut scopes[*index];
+            *wanted = grant.allowed;
+            if let Some(cut) = grant.cut {
+                cuts.insert(scope.key.clone(), cut);
+            }
+        }
+        cuts
+    }
+
+    fn claim(&self, scope: &Scope<'a>, wanted: u32) -> Claim {
+        let (mut running, mut stopping) = (0, 0);
+        for (_, instance) in self.index.of(scope.key) {
+            match instance.phase {
+                _ if !holds_memory(instance) => {}
+                Phase::Draining | Phase::Stopping { .. } => stopping += 1,
+                _ if instance.object != *scope.digest => stopping += 1,
+                _ => running += 1,
+            }
+        }
+        let instance_bytes = instance_bytes(limits::memory_bytes(scope.object), None);
+        Claim { instance_bytes, running, stopping, wanted }
+    }
+
+    /// What instances hold whose revision is not desired any more.
+    fn foreign_bytes(&self) -> u64 {
+        let instances = self.situation.actual.instances.values();
+        let foreign = |instance: &&InstanceActual| {
+            holds_memory(instance) && !self.situation.desired.revisions.contains_key(&instance.revision)
+        };
+        instances.filter(foreign).count() as u64 * instance_bytes(None, None)
+    }
+}
+
+/// Whether its program may have memory.
+fn holds_memory(instance: &InstanceActual) -> bool {
+    !matches!(instance.phase, Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting)
+}

@@ -1,0 +1,232 @@
+//! The autoscaler's task: takes a sample of every revision that has instances or requests once a second, lets
+//! `tombolo_agent_core::autoscale` decide, and says how many instances each should have.
+//!
+//! Takes: the accepted desired state, the route table, the report (what runs), the router's counts, a poke when a request is
+//! held. Gives: targets. Must not know how instances are made; bounds by the node's memory are the planner's.
+//!
+//! A revision at rest has no scaler and costs nothing; while all are at rest this task sleeps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tombolo_agent_core::actual::{Moment, Target, Targets};
+use tombolo_agent_core::autoscale::parameters::{Defaults, Parameters, Reaction};
+use tombolo_agent_core::autoscale::scaler::{Decision, Observed, Sample, Scaler};
+use tombolo_agent_core::autoscale::{SAMPLE_MS, TICK_MS};
+use tombolo_agent_core::limits;
+use tombolo_agent_core::routes::RouteTable;
+use tombolo_api::report::{Report, RevisionPhase, Tier};
+use tombolo_api::{Digest, RevisionKey};
+use tombolo_router::Meter;
+
+use crate::accepted::Accepted;
+use crate::clock::Clock;
+
+/// How often the requests of a revision that reacts fast are looked at: ten times as often as samples are taken.
+const FAST: Duration = Duration::from_millis(100);
+
+/// What the task works with.
+pub(crate) struct Autoscale {
+    pub(crate) accepted: watch::Receiver<Option<Arc<Accepted>>>,
+    pub(crate) table: watch::Receiver<Arc<RouteTable>>,
+    pub(crate) report: watch::Receiver<Report>,
+    pub(crate) meter: Arc<Meter>,
+    /// A request is held.
+    pub(crate) poke: Arc<Notify>,
+    pub(crate) targets: watch::Sender<Arc<Targets>>,
+    pub(crate) clock: Clock,
+    pub(crate) defaults: Defaults,
+}
+
+/// One revision that is not at rest.
+struct Scaled {
+    object: Digest,
+    scaler: Scaler,
+    reaction: Reaction,
+    /// Between decisions: Knative's, or the stable window if that is shorter.
+    tick_ms: u64,
+    decide_at: Moment,
+    decided_at: Moment,
+    /// Requests finished before the last sample.
+    finished: u64,
+}
+
+/// What runs of a revision.
+#[derive(Clone, Copy, Default)]
+struct Running {
+    ready: u32,
+    started: u32,
+    ready_once: bool,
+}
+
+impl Autoscale {
+    /// Runs for ever.
+    pub(crate) async fn run(mut self) {
+        let mut scaled = BTreeMap::new();
+        let mut samples = ticks(Duration::from_millis(SAMPLE_MS));
+        let mut looks = ticks(FAST);
+        loop {
+            let awake = !scaled.is_empty();
+            let fast = scaled.values().any(|one: &Scaled| one.reaction == Reaction::Fast);
+            tokio::select! {
+                changed = self.accepted.changed() => {
+                    if changed.is_err() { return }
+                    self.follow(&mut scaled);
+                }
+                changed = self.report.changed() => {
+                    if changed.is_err() { return }
+                    self.follow(&mut scaled);
+                }
+                _ = samples.tick(), if awake => {
+                    self.sample(&mut scaled);
+                    self.follow(&mut scaled);
+                }
+                _ = looks.tick(), if fast => self.look(&mut scaled),
+                () = self.poke.notified() => {
+                    self.follow(&mut scaled);
+                    self.look(&mut scaled);
+                }
+            }
+            self.publish(&scaled);
+        }
+    }
+
+    /// Brings the scalers in line with what is desired and what runs.
+    fn follow(&mut self, scaled: &mut BTreeMap<RevisionKey, Scaled>) {
+        let now = self.clock.now();
+        let Some(accepted) = self.accepted.borrow_and_update().clone() else { return scaled.clear() };
+        let running = running(&self.report.borrow_and_update());
+        let held = self.meter.traffic(|instant| self.clock.moment(instant)).revisions;
+        for (key, (digest, object)) in &accepted.desired.revisions {
+            let runs = running.get(key).copied().unwrap_or_default();
+            let waits = held.get(key).is_some_and(|demand| demand.held > 0);
+            let parameters = || {
+                let concurrency = limits::container_concurrency(object);
+                Parameters::of(&object.annotations, concurrency, &self.defaults)
+            };
+            match scaled.get_mut(key) {
+                Some(one) if one.object != *digest => {
+                    let parameters = parameters();
+                    one.object = *digest;
+                    one.reaction = parameters.reaction;
+                    one.scaler.reconfigure(parameters, now);
+                }
+                Some(_) => {}
+                None if runs.started > 0 || waits => {
+                    let finished = self.meter.revision(key).map_or(0, |meter| meter.requests());
+                    scaled.insert(key.clone(), Scaled::new(*digest, parameters(), runs, finished, now));
+                }
+                None => {}
+            }
+        }
+        scaled.retain(|key, one| {
+            let runs = running.get(key).copied().unwrap_or_default();
+            let waits = held.get(key).is_some_and(|demand| demand.held > 0);
+            let at_rest = one.scaler.is_at_rest() && runs.started == 0 && !waits;
+            accepted.desired.revisions.contains_key(key) && !at_rest
+        });
+    }
+
+    /// A second has passed.
+    fn sample(&self, scaled: &mut BTreeMap<RevisionKey, Scaled>) {
+        let now = self.clock.now();
+        let running = running(&self.report.borrow());
+        let table = self.table.borrow().clone();
+        for (key, one) in scaled {
+            let meter = self.meter.revision(key);
+            let finished = meter.as_ref().map_or(one.finished, |meter| meter.requests());
+            let here = meter.map_or(0, |meter| meter.in_flight + meter.held);
+            let sample = Sample {
+                average_concurrency: here as f64,
+                requests_per_second: finished.saturating_sub(one.finished) as f64,
+            };
+            one.finished = finished;
+            one.scaler.record(now, sample);
+            if now >= one.decide_at {
+                let ready = running.get(key).map_or(0, |running| running.ready);
+                let reachable = table.revisions.contains_key(key);
+                one.decide(Observed { ready, reachable }, now);
+            }
+        }
+    }
+
+    /// Requests that wait, and those of revisions that react fast, count at once.
+    fn look(&self, scaled: &mut BTreeMap<RevisionKey, Scaled>) {
+        let now = self.clock.now();
+        let running = running(&self.report.borrow());
+        for (key, one) in scaled {
+            let Some(meter) = self.meter.revision(key) else { continue };
+            let (held, here) = (meter.held > 0, meter.held + meter.in_flight);
+            let ready = running.get(key).map_or(0, |running| running.ready);
+            let observed = Observed { ready, reachable: true };
+            let demand = u32::try_from(here).unwrap_or(u32::MAX);
+            if one.scaler.decide_now(now, demand, observed).is_some() {
+                one.decided_at = now;
+            } else if held && one.scaler.decision().want == 0 {
+                one.scaler.poke(now);
+                one.decided_at = now;
+            }
+        }
+    }
+
+    fn publish(&self, scaled: &BTreeMap<RevisionKey, Scaled>) {
+        let target = |one: &Scaled| {
+            let Decision { want, .. } = one.scaler.decision();
+            Target { want, at: one.decided_at }
+        };
+        let targets: Targets = scaled.iter().map(|(key, one)| (key.clone(), target(one))).collect();
+        self.targets.send_if_modified(|current| {
+            let changed = **current != targets;
+            if changed {
+                *current = Arc::new(targets);
+            }
+            changed
+        });
+    }
+}
+
+impl Scaled {
+    fn new(object: Digest, parameters: Parameters, runs: Running, finished: u64, now: Moment) -> Self {
+        let (reaction, tick_ms) = (parameters.reaction, parameters.stable_window_ms.min(TICK_MS));
+        Self {
+            object,
+            reaction,
+            tick_ms,
+            scaler: Scaler::new(parameters, runs.ready, runs.ready_once, now),
+            decide_at: now.after(tick_ms),
+            decided_at: now,
+            finished,
+        }
+    }
+
+    fn decide(&mut self, observed: Observed, now: Moment) {
+        self.scaler.decide(now, observed);
+        self.decided_at = now;
+        // Samples come a little late; the next decision must not slip to the one after.
+        self.decide_at = now.after(self.tick_ms - SAMPLE_MS / 2);
+    }
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
+fn running(report: &Report) -> BTreeMap<RevisionKey, Running> {
+    let mut all = BTreeMap::new();
+    for revision in &report.revisions {
+        let tiers = || revision.instances.iter().map(|instance| instance.tier);
+        let ready = tiers().filter(|tier| *tier == Tier::Running).count() as u32;
+        let starting = tiers().filter(|tier| *tier == Tier::Starting).count() as u32;
+        if ready + starting > 0 || revision.phase == RevisionPhase::Ready {
+            let ready_once = revision.phase == RevisionPhase::Ready;
+            let key = RevisionKey::new(&revision.namespace, &revision.name);
+            all.insert(key, Running { ready, started: ready + starting, ready_once });
+        }
+    }
+    all
+}
