@@ -138,6 +138,9 @@ impl Autoscale {
         for (key, one) in scaled {
             let meter = self.meter.revision(key);
             let finished = meter.as_ref().map_or(one.finished, |meter| meter.requests());
+            let came = meter.as_ref().and_then(|meter| meter.last_activity);
+            let came = came.map(|instant| self.clock.moment(instant));
+            let held = meter.as_ref().is_some_and(|meter| meter.held > 0);
             let here = meter.map_or(0, |meter| meter.in_flight + meter.held);
             let sample = Sample {
                 average_concurrency: here as f64,
@@ -146,6 +149,7 @@ impl Autoscale {
             one.finished = finished;
             one.scaler.record(now, sample);
             if now >= one.decide_at {
+                one.wake(held, came, now);
                 let ready = running.get(key).map_or(0, |running| running.ready);
                 let reachable = table.revisions.contains_key(key);
                 one.decide(Observed { ready, reachable }, now);
@@ -159,16 +163,15 @@ impl Autoscale {
         let running = running(&self.report.borrow());
         for (key, one) in scaled {
             let Some(meter) = self.meter.revision(key) else { continue };
-            let (held, here) = (meter.held > 0, meter.held + meter.in_flight);
+            let here = meter.held + meter.in_flight;
             let ready = running.get(key).map_or(0, |running| running.ready);
             let observed = Observed { ready, reachable: true };
             let demand = u32::try_from(here).unwrap_or(u32::MAX);
             if one.scaler.decide_now(now, demand, observed).is_some() {
                 one.decided_at = now;
-            } else if held && one.scaler.decision().want == 0 {
-                one.scaler.poke(now);
-                one.decided_at = now;
             }
+            let came = meter.last_activity.map(|instant| self.clock.moment(instant));
+            one.wake(meter.held > 0, came, now);
         }
     }
 
@@ -195,10 +198,21 @@ impl Scaled {
             object,
             reaction,
             tick_ms,
-            scaler: Scaler::new(parameters, runs.ready, runs.ready_once, now),
+            // What is on its way to serve counts: an agent that was started again stops nothing.
+            scaler: Scaler::new(parameters, runs.started, runs.ready_once, now),
             decide_at: now.after(tick_ms),
-            decided_at: now,
+            // Of the requests that are here nothing is known yet.
+            decided_at: Moment::default(),
             finished,
+        }
+    }
+
+    /// A request that came after it was decided to go to zero wakes it, though it may be over by now.
+    fn wake(&mut self, held: bool, last_request: Option<Moment>, now: Moment) {
+        let came = held || last_request.is_some_and(|last| last > self.decided_at);
+        if came && self.scaler.decision().want == 0 {
+            self.scaler.poke(now);
+            self.decided_at = now;
         }
     }
 
