@@ -6,7 +6,7 @@
 //!
 //! A revision at rest has no scaler and costs nothing; while all are at rest this task sleeps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,6 +135,7 @@ impl Autoscale {
         let now = self.clock.now();
         let running = running(&self.report.borrow());
         let table = self.table.borrow().clone();
+        let reachable = reachable(&table);
         for (key, one) in scaled {
             let meter = self.meter.revision(key);
             let finished = meter.as_ref().map_or(one.finished, |meter| meter.requests());
@@ -151,7 +152,7 @@ impl Autoscale {
             if now >= one.decide_at {
                 one.wake(held, came, now);
                 let ready = running.get(key).map_or(0, |running| running.ready);
-                let reachable = table.revisions.contains_key(key);
+                let reachable = reachable.contains(key);
                 one.decide(Observed { ready, reachable }, now);
             }
         }
@@ -228,6 +229,13 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
+}
+
+/// The revisions that some host leads to.
+fn reachable(table: &RouteTable) -> BTreeSet<&RevisionKey> {
+    let hosts = table.hosts.values();
+    let splits = hosts.flat_map(|host| host.splits.iter().chain(host.tags.values().flatten()));
+    splits.map(|split| &split.revision).collect()
 }
 
 fn running(report: &Report) -> BTreeMap<RevisionKey, Running> {

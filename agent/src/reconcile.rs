@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tombolo_agent_core::actual::{
-    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Targets, Traffic,
+    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets, Traffic,
 };
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
@@ -19,7 +19,7 @@ use tombolo_agent_core::routes::RouteTable;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_agent_core::{status, table};
 use tombolo_api::desired::RevisionObject;
-use tombolo_api::report::{EventKind, NodeInfo, Report};
+use tombolo_api::report::{EventKind, NodeInfo, Report, RolledBack};
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
 
@@ -182,6 +182,8 @@ impl Reconciler {
         let Plan { actions, wake, wanted, cuts } = plan::plan(&situation, now);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
+        let turns = |action: &Action| matches!(action, Action::TakeOver { .. } | Action::Undo { .. });
+        let again = actions.iter().any(turns);
         for action in actions {
             tracing::debug!(?action, "acting");
             self.act(action, &accepted, now);
@@ -191,9 +193,15 @@ impl Reconciler {
             tokio::task::yield_now().await;
             self.publish();
         }
-        let until_wake = wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1));
+        let until_wake =
+            wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1)).min(IDLE_POLL);
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
-        until_wake.min(if draining { DRAIN_POLL } else { IDLE_POLL })
+        match (again, draining) {
+            // What follows from a changed route has no other event to wait for.
+            (true, _) => Duration::ZERO,
+            (false, true) => until_wake.min(DRAIN_POLL),
+            (false, false) => until_wake,
+        }
     }
 
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
@@ -243,12 +251,15 @@ impl Reconciler {
                 self.executor.launch(instance.clone(), *digest, object.clone());
                 self.add_instance(instance, *digest, object, Phase::Launching, now);
                 self.actual.last_start = now;
+                self.note_start(&revision, now);
             }
             Action::Prime { instance, revision } => {
                 let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
                 self.executor.prime(instance.clone(), *digest, object.clone());
                 self.add_instance(instance, *digest, object, Phase::Priming, now);
             }
+            Action::TakeOver { revision } => self.take_over(&revision),
+            Action::Undo { revision, why } => self.undo(&revision, why),
         }
     }
 
@@ -268,10 +279,38 @@ impl Reconciler {
 
     fn start(&mut self, instance: InstanceId, now: Moment) {
         let Some(known) = self.actual.instances.get(&instance) else { return };
-        let probe = self.readiness_probe(&known.revision);
-        self.executor.start(instance.clone(), known.pid, known.port, probe);
+        let revision = known.revision.clone();
+        self.executor.start(instance.clone(), known.pid, known.port, self.readiness_probe(&revision));
+        self.note_start(&revision, now);
         self.set_phase(&instance, Phase::Launching, now);
         self.actual.last_start = now;
+    }
+
+    fn take_over(&mut self, revision: &RevisionKey) {
+        if let Some(known) = self.actual.revisions.get_mut(revision) {
+            known.takeover = Takeover::Begun { started: None };
+            let message = "requests wait for it; the revision before it ends first".to_owned();
+            self.event(EventKind::Normal, "TakingOver", revision, message);
+        }
+    }
+
+    fn undo(&mut self, revision: &RevisionKey, why: RolledBack) {
+        if let Some(known) = self.actual.revisions.get_mut(revision) {
+            self.outputs.outbox.push(
+                EventKind::Warning,
+                &why.reason,
+                &object_of(revision),
+                why.message.clone(),
+            );
+            known.takeover = Takeover::Undone(why);
+        }
+    }
+
+    fn note_start(&mut self, revision: &RevisionKey, now: Moment) {
+        let known = self.actual.revisions.get_mut(revision);
+        if let Some(Takeover::Begun { started }) = known.map(|known| &mut known.takeover) {
+            started.get_or_insert(now);
+        }
     }
 
     /// An instance that is stopped because it did not answer in time counts as a failed one.
@@ -390,13 +429,16 @@ impl Reconciler {
     }
 
     fn event(&self, kind: EventKind, reason: &str, revision: &RevisionKey, message: String) {
-        let object = format!("revision/{}/{}", revision.namespace, revision.name);
-        self.outputs.outbox.push(kind, reason, &object, message);
+        self.outputs.outbox.push(kind, reason, &object_of(revision), message);
     }
 
     fn now(&self) -> Moment {
         self.clock.now()
     }
+}
+
+fn object_of(revision: &RevisionKey) -> String {
+    format!("revision/{}/{}", revision.namespace, revision.name)
 }
 
 /// Five random letters and digits: instances of different starts of the agent never share a name.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
 use crate::supervision::{ExitRecord, InstanceId};
@@ -68,6 +69,7 @@ pub struct RevisionActual {
     pub crashes: Crashes,
     /// No instance is made to wait before this: the last one could not be, or came to an end.
     pub prime_retry_at: Moment,
+    pub takeover: Takeover,
 }
 
 impl RevisionActual {
@@ -80,6 +82,7 @@ impl RevisionActual {
             last_active: now,
             crashes: Crashes::default(),
             prime_retry_at: Moment::default(),
+            takeover: Takeover::None,
         }
     }
 
@@ -90,6 +93,18 @@ impl RevisionActual {
             ImageState::Unknown | ImageState::Preparing | ImageState::Present => 0,
         }
     }
+}
+
+/// How far a revision is in taking the place of the one before it, where both must not run at a time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Takeover {
+    /// There is none, or it has not begun.
+    #[default]
+    None,
+    /// Requests wait for this one; the one before ends. `started`: when this one's program was first started.
+    Begun { started: Option<Moment> },
+    /// It did not answer in time, and the one before serves again.
+    Undone(RolledBack),
 }
 
 /// How far the revision's image is on this node.

@@ -23,6 +23,20 @@ pub enum IdleTier {
     Frozen,
 }
 
+/// How a revision takes the place of the one before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpdateStrategy {
+    /// The former one serves until this one is ready.
+    #[default]
+    Overlap,
+    /// This one is made while the former one serves; then that one ends, and this one starts.
+    HandOver,
+    /// The former one is gone before this one is made.
+    StopFirst,
+    /// Stop first where there is no room for both.
+    Auto,
+}
+
 /// Bounds of a revision's scale, what it keeps at zero, and how long it may take to become ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale {
@@ -32,6 +46,7 @@ pub struct Scale {
     /// Instances that prove a new revision; at least 1.
     pub initial: u32,
     pub tier: IdleTier,
+    pub strategy: UpdateStrategy,
     pub progress_deadline_ms: u64,
 }
 
@@ -48,6 +63,12 @@ impl Scale {
             Some("frozen") => IdleTier::Frozen,
             _ => IdleTier::Primed,
         };
+        let strategy = match text(keys::UPDATE_STRATEGY) {
+            Some("hand-over") => UpdateStrategy::HandOver,
+            Some("stop-first") => UpdateStrategy::StopFirst,
+            Some("auto") => UpdateStrategy::Auto,
+            _ => UpdateStrategy::Overlap,
+        };
         let deadline = text(keys::PROGRESS_DEADLINE).and_then(go_duration_ms);
         Self {
             min: number("autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/minScale"),
@@ -55,6 +76,7 @@ impl Scale {
             initial: number("autoscaling.knative.dev/initial-scale", "autoscaling.knative.dev/initialScale")
                 .max(1),
             tier,
+            strategy,
             progress_deadline_ms: deadline.filter(|ms| *ms > 0).unwrap_or(PROGRESS_DEADLINE_MS),
         }
     }

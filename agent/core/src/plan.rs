@@ -4,12 +4,13 @@
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
 //! [`scale`]: how many instances a revision has. [`room`]: what of that fits. [`life`]: what becomes of one instance.
-//! [`slots`]: those that wait.
+//! [`slots`]: those that wait. [`takeover`]: revisions that must not run beside the one before them.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_api::desired::{Desired, RevisionObject};
+use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, ByRevision, InstanceActual, Moment, Phase, RevisionActual, Targets, Traffic};
@@ -20,6 +21,10 @@ mod life;
 mod room;
 mod scale;
 mod slots;
+mod takeover;
+
+pub use takeover::TAKEOVER_CRASHES_MAX;
+use takeover::Takeovers;
 
 /// How long requests in a draining instance may take before it is stopped all the same, when the revision's own request
 /// timeout is shorter. Milliseconds.
@@ -95,6 +100,10 @@ pub enum Action {
     Launch { instance: InstanceId, revision: RevisionKey },
     /// Create an instance, to wait.
     Prime { instance: InstanceId, revision: RevisionKey },
+    /// Requests are for this revision from now on, and wait for it; those before it end.
+    TakeOver { revision: RevisionKey },
+    /// It did not get ready: requests are for the one before again.
+    Undo { revision: RevisionKey, why: RolledBack },
 }
 
 impl Action {
@@ -123,6 +132,7 @@ pub enum WakeReason {
     ImageRetry,
     CrashForget,
     Refill,
+    TakeoverDeadline,
 }
 
 /// What to do now, and when to ask again if nothing changes before.
@@ -139,8 +149,15 @@ pub struct Plan {
 /// Plans the next steps.
 pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     let index = situation.actual.by_revision();
-    let pass = Pass { situation: *situation, index: &index, routed: OnceCell::new(), now };
+    let mut pass = Pass {
+        situation: *situation,
+        index: &index,
+        takeovers: Takeovers::default(),
+        routed: OnceCell::new(),
+        now,
+    };
     let mut draft = Draft { named: situation.actual.named, ..Draft::default() };
+    pass.takeovers = pass.find_takeovers(&mut draft);
     let mut scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope), scope)).collect();
     let cuts = pass.fit(&mut scopes);
     for (want, scope) in &scopes {
@@ -171,6 +188,7 @@ pub fn crashes_forgotten_at(revision: &RevisionActual, instance: &InstanceActual
 struct Pass<'a> {
     situation: Situation<'a>,
     index: &'a ByRevision<'a>,
+    takeovers: Takeovers,
     /// Found out when it is first asked for: not on the way of a request.
     routed: OnceCell<BTreeSet<RevisionKey>>,
     now: Moment,
@@ -215,7 +233,7 @@ impl Draft {
             | Action::Start { instance }
             | Action::Launch { instance, .. }
             | Action::Prime { instance, .. } => instance == id,
-            Action::PrepareImage { .. } => false,
+            Action::PrepareImage { .. } | Action::TakeOver { .. } | Action::Undo { .. } => false,
         })
     }
 

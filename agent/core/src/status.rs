@@ -6,7 +6,7 @@ use tombolo_api::RevisionKey;
 use tombolo_api::desired::Desired;
 use tombolo_api::report::{InstanceReport, Report, RevisionPhase, RevisionReport, Tier};
 
-use crate::actual::{Actual, ImageState, InstanceActual, Phase, RevisionActual};
+use crate::actual::{Actual, ImageState, InstanceActual, Phase, RevisionActual, Takeover};
 use crate::supervision::InstanceId;
 
 /// One entry per desired revision, and per revision that still has instances here.
@@ -89,6 +89,9 @@ fn shorten(text: &mut String, most: usize) {
 
 fn judge(revision: &RevisionActual) -> (RevisionPhase, String, String) {
     let text = |reason: &String, message: &String| (reason.clone(), message.clone());
+    if let (false, Takeover::Undone(why)) = (revision.ready_once, &revision.takeover) {
+        return (RevisionPhase::Failed, why.reason.clone(), why.message.clone());
+    }
     let trouble = match &revision.image {
         ImageState::Failed { reason, message, .. } => Some(text(reason, message)),
         _ if revision.crashes.recent > 0 => Some(text(&revision.crashes.reason, &revision.crashes.message)),

@@ -7,7 +7,7 @@ use tombolo_api::desired::{Desired, RevisionObject, RouteObject, RouteTarget};
 use tombolo_api::serving::ProtocolName;
 use tombolo_api::{Digest, RevisionKey};
 
-use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual};
+use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
 use crate::limits::request_timeouts;
 use crate::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split, Unavailable};
 use crate::supervision::InstanceId;
@@ -20,12 +20,13 @@ pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
     for route in desired.routes.values() {
         add_route(route, desired, actual, &mut table, &mut named);
     }
+    // Those that no route leads to any more have requests that wait for them.
+    for (key, (digest, object)) in &desired.revisions {
+        let backend = backend(key, digest, object, actual, index.of(key), now);
+        table.revisions.insert(key.clone(), Arc::new(backend));
+    }
     for key in named {
-        let backend = match desired.revisions.get(&key) {
-            Some((digest, object)) => backend(&key, digest, object, actual, index.of(&key), now),
-            None => missing(&key),
-        };
-        table.revisions.insert(key, Arc::new(backend));
+        table.revisions.entry(key).or_insert_with_key(|key| Arc::new(missing(key)));
     }
     table
 }
@@ -70,16 +71,28 @@ fn add_route(
     }
 }
 
-/// The first candidate that has been ready here; until any was, the first that is here at all.
-fn choose(namespace: &str, target: &RouteTarget, desired: &Desired, actual: &Actual) -> RevisionKey {
+/// The first candidate that has been ready here, or is taking over; until any was, the first that is here at all and has
+/// not failed to take over.
+pub(crate) fn choose(
+    namespace: &str,
+    target: &RouteTarget,
+    desired: &Desired,
+    actual: &Actual,
+) -> RevisionKey {
     let keys: Vec<_> = target.candidates.iter().map(|name| RevisionKey::new(namespace, name)).collect();
     let current = |key: &&RevisionKey| -> Option<&RevisionActual> {
         let (digest, _) = desired.revisions.get(*key)?;
         actual.revisions.get(*key).filter(|revision| revision.object == *digest)
     };
-    let ready = keys.iter().find(|key| current(key).is_some_and(|revision| revision.ready_once));
+    let serves =
+        |known: &RevisionActual| known.ready_once || matches!(known.takeover, Takeover::Begun { .. });
+    let failed = |known: &RevisionActual| matches!(known.takeover, Takeover::Undone(_));
+    let ready = keys.iter().find(|key| current(key).is_some_and(serves));
+    let of_use =
+        || keys.iter().find(|key| desired.revisions.contains_key(key) && !current(key).is_some_and(failed));
     let here = || keys.iter().find(|key| desired.revisions.contains_key(key));
-    ready.or_else(here).or(keys.first()).cloned().unwrap_or_else(|| RevisionKey::new(namespace, ""))
+    let chosen = ready.or_else(of_use).or_else(here).or(keys.first());
+    chosen.cloned().unwrap_or_else(|| RevisionKey::new(namespace, ""))
 }
 
 fn backend(

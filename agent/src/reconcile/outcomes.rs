@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tombolo_agent_core::actual::{Crashes, ImageState, InstanceActual, Moment, Phase};
+use tombolo_agent_core::actual::{Crashes, ImageState, InstanceActual, Moment, Phase, Takeover};
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
@@ -182,6 +182,7 @@ impl Reconciler {
             revision.last_active = now;
             if !revision.ready_once && proves {
                 revision.ready_once = true;
+                revision.takeover = Takeover::None;
                 revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
                 self.ready_record.insert(&key, &object);
                 self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));

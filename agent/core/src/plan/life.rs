@@ -32,11 +32,13 @@ impl Pass<'_> {
                 let delete = Action::Delete { instance: instance_id() };
                 Some((instance.since.after(OUTCOME_MAX_MS), WakeReason::OutcomeLost, delete))
             }
-            Phase::Primed if !self.is_current(instance) => {
+            Phase::Primed
+                if !self.is_current(instance) || self.takeovers.leaves_nothing(&instance.revision) =>
+            {
                 draft.removals.push(Action::Delete { instance: instance_id() });
                 None
             }
-            Phase::Frozen if !self.is_current(instance) => {
+            Phase::Frozen if !self.is_current(instance) || self.takeovers.is_leaving(&instance.revision) => {
                 draft.removals.push(Action::Terminate { instance: instance_id() });
                 None
             }

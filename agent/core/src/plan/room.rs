@@ -39,6 +39,17 @@ impl<'a> Pass<'a> {
         cuts
     }
 
+    /// Whether one instance more would fit beside everything that runs.
+    pub(super) fn has_room_for(&self, scope: &Scope<'a>) -> bool {
+        let running = |scope: Scope<'a>| {
+            let claim = self.claim(&scope, 0);
+            claim.instance_bytes.saturating_mul(u64::from(claim.running + claim.stopping))
+        };
+        let used = self.scopes().map(running).fold(self.foreign_bytes(), u64::saturating_add);
+        let free = self.situation.settings.memory_bytes.saturating_sub(used);
+        instance_bytes(limits::memory_bytes(scope.object), None) <= free
+    }
+
     fn claim(&self, scope: &Scope<'a>, wanted: u32) -> Claim {
         let (mut running, mut stopping) = (0, 0);
         for (_, instance) in self.index.of(scope.key) {
@@ -64,6 +75,6 @@ impl<'a> Pass<'a> {
 }
 
 /// Whether its program may have memory.
-fn holds_memory(instance: &InstanceActual) -> bool {
+pub(super) fn holds_memory(instance: &InstanceActual) -> bool {
     !matches!(instance.phase, Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting)
 }

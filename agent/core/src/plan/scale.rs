@@ -13,9 +13,14 @@ impl<'a> Pass<'a> {
     /// How many instances the revision should have now: what the autoscaler asks for, but at least one while a request is
     /// here or as long as the revision has not proved itself.
     pub(super) fn wanted(&self, scope: &Scope<'a>) -> u32 {
+        if self.takeovers.idle.contains(scope.key) {
+            return 0;
+        }
         let demand = self.situation.traffic.of(scope.key);
         let up = self.up(scope);
+        let leaves = self.takeovers.is_leaving(scope.key);
         let asked = match self.situation.targets.get(scope.key) {
+            _ if leaves => 0,
             None => up,
             // Requests came since: nothing is taken away before they are counted.
             Some(target) if demand.last_request.is_some_and(|last| last > target.at) => target.want.max(up),
@@ -23,12 +28,14 @@ impl<'a> Pass<'a> {
         };
         let for_requests = match (demand.held, demand.in_flight) {
             (0, 0) => 0,
+            (0, _) if leaves => 0,
             // What serves them stays; for those in instances that drain no other is needed.
             (0, _) => up.min(1),
             _ => 1,
         };
         let most = scope.scale.max.unwrap_or(u32::MAX).min(INSTANCES_PER_REVISION_MAX);
-        asked.max(self.floor(scope)).max(for_requests).min(most)
+        let floor = if leaves { 0 } else { self.floor(scope) };
+        asked.max(floor).max(for_requests).min(most)
     }
 
     /// The fewest instances, whatever the traffic. A revision that no route leads to needs none.
@@ -49,7 +56,8 @@ impl<'a> Pass<'a> {
             // Also if none is missing: until then requests are refused, and afterwards held again.
             draft.wake_at(crashes.retry_at, WakeReason::CrashBackoff);
         }
-        let mut missing = want.saturating_sub(self.up(scope));
+        let blocked = self.takeovers.blocked.contains(scope.key);
+        let mut missing = if blocked { 0 } else { want.saturating_sub(self.up(scope)) };
         missing = self.wake_waiting(scope, missing, draft);
         if !self.is_image_present(scope, draft) || now < crashes.retry_at {
             return;

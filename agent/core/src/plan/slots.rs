@@ -39,6 +39,12 @@ impl<'a> Pass<'a> {
 
     /// Whether a primed instance belongs beside what the revision has.
     fn keeps_primed(&self, scope: &Scope<'a>, want: u32) -> bool {
+        if self.takeovers.primed.contains(scope.key) {
+            return true;
+        }
+        if self.takeovers.idle.contains(scope.key) || self.takeovers.leaves_nothing(scope.key) {
+            return false;
+        }
         let tier_keeps = match scope.scale.tier {
             IdleTier::Cold | IdleTier::Running => false,
             IdleTier::Primed => true,
@@ -101,9 +107,16 @@ impl<'a> Pass<'a> {
     /// Whether nothing on the node starts, or has just done so.
     fn is_quiet(&self, draft: &mut Draft) -> bool {
         let starts = |action: &Action| {
-            matches!(action, Action::Launch { .. } | Action::Start { .. } | Action::Thaw { .. })
+            matches!(
+                action,
+                Action::Launch { .. }
+                    | Action::Prime { .. }
+                    | Action::Start { .. }
+                    | Action::Thaw { .. }
+                    | Action::TakeOver { .. }
+            )
         };
-        if draft.additions.iter().any(starts) {
+        if !self.takeovers.leaving.is_empty() || draft.additions.iter().any(starts) {
             return false;
         }
         let mut at = self.situation.actual.last_start.after(REFILL_QUIET_MS);

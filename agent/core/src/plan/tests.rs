@@ -4,10 +4,11 @@ use tombolo_api::desired::{RouteObject, RouteTarget};
 use tombolo_api::serving::keys;
 
 use super::*;
-use crate::actual::{Crashes, Demand, ImageState, Target};
+use crate::actual::{Crashes, Demand, ImageState, Takeover, Target};
 use crate::supervision::ExitRecord;
 
 mod properties;
+mod takeovers;
 mod tiers;
 
 const SETTINGS: Settings = Settings { memory_bytes: 8 << 30 };
@@ -103,6 +104,12 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
             Action::Thaw { instance } | Action::Start { instance } => {
                 set(actual, instance, Phase::Ready, now);
                 actual.last_start = now;
+            }
+            Action::TakeOver { revision } => {
+                actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Begun { started: Some(now) };
+            }
+            Action::Undo { revision, why } => {
+                actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Undone(why.clone());
             }
             Action::Prime { instance, revision } => {
                 make(desired, actual, instance, revision, Phase::Primed, now)

@@ -1,0 +1,189 @@
+//! How a revision takes the place of the one before it where both must not run at a time: hand-over and stop-first. It must
+//! not know how instances are started or stopped, only who may run.
+//!
+//! ```text
+//!            primed (hand-over), image present (stop-first)      ready
+//! waiting ───────────────────────────────────────────▶ begun ─────────▶ done
+//!                                                        └─▶ undone: not ready in time; the one before serves again
+//! ```
+//!
+//! From `begun` on requests wait for the new one; what waits for the old one is still served by it.
+
+use std::collections::BTreeSet;
+
+use tombolo_api::RevisionKey;
+use tombolo_api::report::RolledBack;
+
+use super::room::holds_memory;
+use super::{Action, Draft, Pass, Scope, WakeReason};
+use crate::actual::{ImageState, InstanceActual, Phase, Takeover};
+use crate::annotations::UpdateStrategy;
+use crate::table;
+
+/// After so many ends in a row a revision that takes over counts as not ready in time: meanwhile nobody serves.
+pub const TAKEOVER_CRASHES_MAX: u32 = 3;
+
+/// Who may run, while some take over from others.
+#[derive(Default)]
+pub(super) struct Takeovers {
+    /// They do not run: their time has not come, or they have failed.
+    pub(super) idle: BTreeSet<RevisionKey>,
+    /// They keep an instance primed, though they have never been ready.
+    pub(super) primed: BTreeSet<RevisionKey>,
+    /// They end, but for requests that wait for them; `true`: primed instances as well.
+    pub(super) leaving: Vec<(RevisionKey, bool)>,
+    /// They start once others have ended.
+    pub(super) blocked: BTreeSet<RevisionKey>,
+}
+
+impl Takeovers {
+    pub(super) fn is_leaving(&self, key: &RevisionKey) -> bool {
+        self.leaving.iter().any(|(leaving, _)| leaving == key)
+    }
+
+    pub(super) fn leaves_nothing(&self, key: &RevisionKey) -> bool {
+        self.leaving.iter().any(|(leaving, wholly)| leaving == key && *wholly)
+    }
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn find_takeovers(&self, draft: &mut Draft) -> Takeovers {
+        let mut takeovers = Takeovers::default();
+        for scope in self.scopes() {
+            if scope.known.ready_once || scope.scale.strategy == UpdateStrategy::Overlap {
+                continue;
+            }
+            let before = self.before(&scope);
+            if !before.is_empty() {
+                self.plan_takeover(&scope, before, &mut takeovers, draft);
+            }
+        }
+        takeovers
+    }
+
+    fn plan_takeover(
+        &self,
+        scope: &Scope<'a>,
+        before: BTreeSet<RevisionKey>,
+        takeovers: &mut Takeovers,
+        draft: &mut Draft,
+    ) {
+        let key = || scope.key.clone();
+        match &scope.known.takeover {
+            // Found running by an agent that was started again: it had begun.
+            Takeover::None if self.has(scope.key, holds_memory) => {
+                if scope.scale.strategy != UpdateStrategy::Auto {
+                    draft.additions.push(Action::TakeOver { revision: key() });
+                }
+            }
+            Takeover::None => match self.strategy(scope) {
+                UpdateStrategy::HandOver => {
+                    takeovers.idle.insert(key());
+                    takeovers.primed.insert(key());
+                    if self.current(scope).any(|(_, instance)| instance.phase == Phase::Primed) {
+                        draft.additions.push(Action::TakeOver { revision: key() });
+                    } else {
+                        self.prime_successor(scope, draft);
+                    }
+                }
+                UpdateStrategy::StopFirst => {
+                    takeovers.idle.insert(key());
+                    if scope.known.image == ImageState::Present {
+                        draft.additions.push(Action::TakeOver { revision: key() });
+                    }
+                }
+                UpdateStrategy::Overlap | UpdateStrategy::Auto => {}
+            },
+            Takeover::Begun { .. } => {
+                let wholly = scope.scale.strategy != UpdateStrategy::HandOver;
+                let stands = |instance: &InstanceActual| match instance.phase {
+                    Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting => wholly,
+                    _ => true,
+                };
+                if before.iter().any(|key| self.has(key, stands)) {
+                    takeovers.blocked.insert(key());
+                }
+                // What waits for the one before is then left to wait until this one is ready or given up.
+                if self.has(scope.key, holds_memory) {
+                    takeovers.blocked.extend(before.iter().cloned());
+                }
+                takeovers.primed.insert(key());
+                takeovers.leaving.extend(before.into_iter().map(|key| (key, wholly)));
+                self.undo_in_time(scope, draft);
+            }
+            Takeover::Undone(_) => {
+                takeovers.idle.insert(key());
+                if self.has(scope.key, |instance| !matches!(instance.phase, Phase::Priming | Phase::Primed)) {
+                    takeovers.blocked.extend(before);
+                }
+            }
+        }
+    }
+
+    /// Goes back to the one before if this one does not answer.
+    fn undo_in_time(&self, scope: &Scope<'a>, draft: &mut Draft) {
+        let Takeover::Begun { started: Some(started) } = scope.known.takeover else { return };
+        let deadline_ms = scope.scale.progress_deadline_ms;
+        let crashes = &scope.known.crashes;
+        let why = if crashes.recent >= TAKEOVER_CRASHES_MAX {
+            format!("it came to nothing {} times in a row: {}", crashes.recent, crashes.message)
+        } else if self.now >= started.after(deadline_ms) {
+            format!("it was not ready within {} s", deadline_ms / 1000)
+        } else {
+            return draft.wake_at(started.after(deadline_ms), WakeReason::TakeoverDeadline);
+        };
+        let message = format!("{why}; the revision before it serves again");
+        let why = RolledBack { reason: "NotReadyInTime".into(), message };
+        draft.additions.push(Action::Undo { revision: scope.key.clone(), why });
+    }
+
+    fn prime_successor(&self, scope: &Scope<'a>, draft: &mut Draft) {
+        let free = scope.known.prime_retry_at.max(scope.known.crashes.retry_at);
+        let under_way = self.current(scope).any(|(_, instance)| instance.phase == Phase::Priming);
+        if scope.known.image != ImageState::Present || under_way {
+            return;
+        }
+        if self.now < free {
+            return draft.wake_at(free, WakeReason::Refill);
+        }
+        let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
+        draft.additions.push(Action::Prime { instance, revision: scope.key.clone() });
+    }
+
+    /// `Auto` resolved: stop first where one more does not fit.
+    fn strategy(&self, scope: &Scope<'a>) -> UpdateStrategy {
+        match scope.scale.strategy {
+            UpdateStrategy::Auto if self.has_room_for(scope) => UpdateStrategy::Overlap,
+            UpdateStrategy::Auto => UpdateStrategy::StopFirst,
+            strategy => strategy,
+        }
+    }
+
+    /// The revisions whose place this one takes: those that serve where it is preferred. None if one of them serves elsewhere
+    /// too, and so has to stay.
+    fn before(&self, scope: &Scope<'a>) -> BTreeSet<RevisionKey> {
+        let (desired, actual) = (self.situation.desired, self.situation.actual);
+        let mut before = BTreeSet::new();
+        let mut stays = BTreeSet::new();
+        for route in desired.routes.values() {
+            for target in &route.targets {
+                let mut others = target.candidates.iter().skip_while(|name| **name != scope.key.name).skip(1);
+                let is_ours = route.namespace == scope.key.namespace;
+                let candidate = others.find_map(|name| {
+                    let key = RevisionKey::new(&route.namespace, name);
+                    let known = actual.revisions.get(&key)?;
+                    known.ready_once.then_some(key)
+                });
+                match candidate.filter(|_| is_ours) {
+                    Some(key) => drop(before.insert(key)),
+                    None => drop(stays.insert(table::choose(&route.namespace, target, desired, actual))),
+                }
+            }
+        }
+        if before.is_disjoint(&stays) { before } else { BTreeSet::new() }
+    }
+
+    fn has(&self, key: &RevisionKey, matches: impl Fn(&InstanceActual) -> bool) -> bool {
+        self.index.of(key).iter().any(|(_, instance)| matches(instance))
+    }
+}

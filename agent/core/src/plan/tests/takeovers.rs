@@ -1,0 +1,185 @@
+//! Updates where both revisions must not run at a time.
+
+use super::*;
+
+const OLD: &str = "s-00001";
+const NEW: &str = "s-00002";
+
+/// The first revision serves with one instance, the second one has just come.
+fn update(strategy: &str) -> (Desired, Actual) {
+    let new = object(NEW, &[(keys::UPDATE_STRATEGY, strategy), (keys::PROGRESS_DEADLINE, "5s")]);
+    let old = object(OLD, &[]);
+    let (mut desired, mut actual) = given(&[old.clone(), new]);
+    let target = RouteTarget {
+        percent: 100,
+        candidates: vec![NEW.into(), OLD.into()],
+        hosts: vec![],
+        tag: String::new(),
+        configuration: "s".into(),
+    };
+    let route = RouteObject {
+        namespace: "default".into(),
+        name: "s".into(),
+        hosts: vec!["s.default.localhost".into()],
+        targets: vec![target],
+        steering: vec![],
+        rollout: None,
+    };
+    desired.routes.insert(("default".into(), "s".into()), route);
+    actual.revisions.get_mut(&key(OLD)).unwrap().ready_once = true;
+    actual.instances.insert(InstanceId("old".into()), instance(OLD, old.0, Phase::Ready));
+    (desired, actual)
+}
+
+fn step(desired: &Desired, actual: &mut Actual, traffic: &Traffic, now: Moment) -> Vec<String> {
+    let actions = planned(desired, actual, traffic, now).actions;
+    // The program takes its time: what is launched is probed.
+    let names = actions.iter().map(name).collect();
+    execute(desired, actual, &actions, now);
+    for (_, instance) in actual.instances.iter_mut().filter(|(id, _)| id.0.starts_with(NEW)) {
+        if instance.phase == Phase::Ready {
+            instance.phase = Phase::Probing;
+            actual.revisions.get_mut(&key(NEW)).unwrap().ready_once = false;
+        }
+    }
+    names
+}
+
+fn name(action: &Action) -> String {
+    let text = format!("{action:?}");
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn routed(desired: &Desired, actual: &Actual) -> String {
+    let table = crate::table::build(desired, actual, NOW);
+    table.hosts["s.default.localhost"].splits[0].revision.name.clone()
+}
+
+fn all(desired: &Desired, actual: &mut Actual, traffic: &Traffic, now: Moment) -> Vec<String> {
+    let mut steps = Vec::new();
+    for _ in 0..20 {
+        let names = step(desired, actual, traffic, now);
+        if names.is_empty() {
+            return steps;
+        }
+        steps.extend(names);
+    }
+    panic!("did not converge: {steps:?}");
+}
+
+#[test]
+fn each_strategy_has_its_order() {
+    let none = Traffic::default();
+    for (strategy, expected) in [
+        ("overlap", vec!["Launch"]),
+        ("auto", vec!["Launch"]),
+        ("hand-over", vec!["Prime", "TakeOver", "Drain", "Terminate", "Delete", "Start"]),
+        ("stop-first", vec!["TakeOver", "Drain", "Terminate", "Delete", "Launch"]),
+    ] {
+        let (desired, mut actual) = update(strategy);
+        let steps = all(&desired, &mut actual, &none, NOW);
+        let steps: Vec<_> =
+            steps.iter().filter(|step| **step != "Prime" || strategy == "hand-over").collect();
+        assert_eq!(steps, expected, "{strategy}");
+    }
+}
+
+#[test]
+fn both_never_run_at_a_time() {
+    for strategy in ["hand-over", "stop-first"] {
+        let (desired, mut actual) = update(strategy);
+        for held in [0, 1, 1, 0, 1, 1, 1, 0, 0, 1] {
+            step(&desired, &mut actual, &with_demand(NEW, 0, held, NOW), NOW);
+            let runs = |name: &str| {
+                let mut all = actual.instances.values().filter(|instance| instance.revision.name == name);
+                all.any(|instance| !matches!(instance.phase, Phase::Primed | Phase::Ended { .. }))
+            };
+            assert!(!(runs(OLD) && runs(NEW)), "{strategy}: {:?}", actual.instances);
+        }
+    }
+}
+
+#[test]
+fn auto_stops_first_where_one_more_does_not_fit() {
+    let (desired, actual) = update("auto");
+    let settings = Settings { memory_bytes: 48 << 20 };
+    let (traffic, targets) = (Traffic::default(), Targets::new());
+    let situation = Situation {
+        desired: &desired,
+        actual: &actual,
+        traffic: &traffic,
+        targets: &targets,
+        settings: &settings,
+    };
+    assert_eq!(plan(&situation, NOW).actions, [Action::TakeOver { revision: key(NEW) }]);
+}
+
+#[test]
+fn requests_wait_for_the_new_one_and_those_for_the_old_one_are_served_by_it() {
+    let (desired, mut actual) = update("stop-first");
+    assert_eq!(routed(&desired, &actual), OLD);
+    step(&desired, &mut actual, &Traffic::default(), NOW);
+    assert_eq!(routed(&desired, &actual), NEW);
+    let waiting = with_demand(OLD, 1, 3, NOW);
+    assert_eq!(step(&desired, &mut actual, &waiting, NOW), Vec::<String>::new());
+    assert_eq!(step(&desired, &mut actual, &with_demand(OLD, 1, 0, NOW), NOW), ["Drain"]);
+}
+
+#[test]
+fn not_ready_in_time_means_back_to_the_old_one() {
+    for strategy in ["hand-over", "stop-first"] {
+        let (desired, mut actual) = update(strategy);
+        let held = with_demand(NEW, 0, 1, NOW);
+        all(&desired, &mut actual, &held, NOW);
+        let deadline = NOW.after(5_000);
+        assert_eq!(planned(&desired, &actual, &held, NOW).wake.unwrap().0, deadline, "{strategy}");
+        let back = with_demand(OLD, 0, 1, deadline);
+        let steps = all(&desired, &mut actual, &back, deadline);
+        assert!(steps.contains(&"Undo".to_owned()), "{steps:?}");
+        let last = steps.iter().rposition(|step| step == "Delete").unwrap();
+        let again = steps.iter().position(|step| step == "Launch" || step == "Start").unwrap();
+        assert!(last < again, "{strategy}: {steps:?}");
+        assert_eq!(routed(&desired, &actual), OLD);
+        let running: Vec<_> =
+            actual.instances.values().filter(|instance| instance.phase == Phase::Ready).collect();
+        assert_eq!(running.len(), 1);
+        assert_eq!(running[0].revision, key(OLD));
+        let report = crate::status::revisions(&desired, &actual, &BTreeMap::new(), &BTreeMap::new());
+        assert_eq!(report[1].reason, "NotReadyInTime");
+    }
+}
+
+#[test]
+fn a_program_that_ends_again_and_again_is_not_waited_for() {
+    let (desired, mut actual) = update("stop-first");
+    all(&desired, &mut actual, &Traffic::default(), NOW);
+    let known = actual.revisions.get_mut(&key(NEW)).unwrap();
+    known.crashes = crashed(TAKEOVER_CRASHES_MAX, NOW.after(1_000));
+    actual.instances.clear();
+    assert!(all(&desired, &mut actual, &Traffic::default(), NOW).contains(&"Undo".to_owned()));
+}
+
+#[test]
+fn what_is_pinned_elsewhere_is_not_stopped() {
+    let (mut desired, mut actual) = update("stop-first");
+    let pinned = RouteTarget {
+        percent: 0,
+        candidates: vec![OLD.into()],
+        hosts: vec!["old-s.default.localhost".into()],
+        tag: "old".into(),
+        configuration: String::new(),
+    };
+    desired.routes.values_mut().next().unwrap().targets.push(pinned);
+    assert_eq!(step(&desired, &mut actual, &Traffic::default(), NOW), ["Launch"]);
+}
+
+#[test]
+fn an_agent_that_starts_again_goes_on() {
+    let (desired, mut actual) = update("stop-first");
+    actual.instances.clear();
+    let digest = desired.revisions[&key(NEW)].0;
+    actual.instances.insert(InstanceId("n".into()), instance(NEW, digest, Phase::Probing));
+    let held = with_demand(OLD, 0, 1, NOW);
+    let actions = planned(&desired, &actual, &held, NOW).actions;
+    assert!(actions.contains(&Action::TakeOver { revision: key(NEW) }), "{actions:?}");
+}
