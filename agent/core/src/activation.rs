@@ -4,28 +4,45 @@
 
 use crate::routes::{Backend, Unavailable};
 
-/// Requests held for one revision. At a typical 8 KiB each this is 8 MiB, and more could not be worked off before clients give up.
-pub const HELD_PER_REVISION_MAX: usize = 1_000;
+/// Requests held for one revision, as in Knative's activator.
+pub const HELD_PER_REVISION_MAX: usize = 10_000;
 
-/// Requests held on a node, whatever the number of revisions: bounds the router's memory to about 100 MiB.
-pub const HELD_PER_NODE_MAX: usize = 10_000;
+/// Requests held for a revision with a `containerConcurrency` are ten times what its ready instances take, as in Knative's queue
+/// proxy, and at least this many: a burst comes before the autoscaler has answered it, and is not refused.
+pub const HELD_PER_REVISION_MIN: usize = 1_000;
+
+/// Waiting requests for each place at an instance.
+const QUEUE_DEPTH: usize = 10;
+
+/// Requests held on a node, whatever the number of revisions: one that is full leaves room for others.
+pub const HELD_PER_NODE_MAX: usize = 20_000;
+
+/// Bytes of the requests held for one revision, heads and what was read of bodies: a thousand with large heads.
+pub const HELD_BYTES_PER_REVISION_MAX: usize = 32 << 20;
+
+/// Bytes of the requests held on a node: what the router may take of a small node's memory for them.
+pub const HELD_BYTES_PER_NODE_MAX: usize = 64 << 20;
 
 /// What the router knows when a request for a revision arrives, or when a held one is looked at again.
 pub struct View<'a, L> {
     pub backend: &'a Backend,
     /// Requests in flight at `backend.ready[i]`; `None` when this request must not go there.
     pub load: L,
-    /// Requests held besides this one.
+    /// Requests held for the revision besides this one.
     pub held: Held,
+    /// Requests held on the node besides this one.
+    pub held_on_node: Held,
+    /// What this request would add to the bytes held.
+    pub bytes: usize,
     /// Uniform random bits.
     pub random: u64,
 }
 
-/// How many requests are held.
+/// What is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    pub revision: usize,
-    pub node: usize,
+    pub requests: usize,
+    pub bytes: usize,
 }
 
 /// What to do with a request.
@@ -50,7 +67,9 @@ pub enum Hold {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     RevisionQueueFull,
+    RevisionBytesFull,
     NodeQueueFull,
+    NodeBytesFull,
     Unavailable(Unavailable),
 }
 
@@ -62,13 +81,28 @@ pub fn decide<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Decision {
     if let (true, Some(unavailable)) = (view.backend.ready.is_empty(), &view.backend.unavailable) {
         return Decision::Refuse(Refusal::Unavailable(unavailable.clone()));
     }
-    if view.held.revision >= HELD_PER_REVISION_MAX {
-        return Decision::Refuse(Refusal::RevisionQueueFull);
-    }
-    if view.held.node >= HELD_PER_NODE_MAX {
-        return Decision::Refuse(Refusal::NodeQueueFull);
+    let full = [
+        (view.held.requests >= queue_max(view.backend), Refusal::RevisionQueueFull),
+        (view.held.bytes + view.bytes > HELD_BYTES_PER_REVISION_MAX, Refusal::RevisionBytesFull),
+        (view.held_on_node.requests >= HELD_PER_NODE_MAX, Refusal::NodeQueueFull),
+        (view.held_on_node.bytes + view.bytes > HELD_BYTES_PER_NODE_MAX, Refusal::NodeBytesFull),
+    ];
+    if let Some((_, refusal)) = full.into_iter().find(|(full, _)| *full) {
+        return Decision::Refuse(refusal);
     }
     Decision::Hold(if view.backend.ready.is_empty() { Hold::NoneReady } else { Hold::AllBusy })
+}
+
+/// How many requests may wait for a revision's instances.
+///
+/// Knative has a queue at each instance and one in front of them; here is one queue, first come first served, of the same length,
+/// so that no request waits behind a slow one while another instance is free.
+pub fn queue_max(backend: &Backend) -> usize {
+    if backend.container_concurrency == 0 {
+        return HELD_PER_REVISION_MAX;
+    }
+    let places = backend.ready.len().max(1).saturating_mul(backend.container_concurrency as usize);
+    places.saturating_mul(QUEUE_DEPTH).clamp(HELD_PER_REVISION_MIN, HELD_PER_REVISION_MAX)
 }
 
 /// Pick one of `percents` for a roll in `0..100`. `None` when they sum to less than the roll.
@@ -81,6 +115,9 @@ pub fn pick(percents: impl IntoIterator<Item = u8>, roll: u8) -> Option<usize> {
 }
 
 /// The less loaded of two random instances; when neither can take the request, the least loaded of all that can.
+///
+/// Knative does so without a limit only. With one it takes the first free instance or goes round: the one gathers load, the other
+/// does not see it, while here it is known exactly and a free place is always found.
 fn choose<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Option<usize> {
     let count = view.backend.ready.len();
     if count == 0 {
@@ -135,8 +172,9 @@ mod tests {
         }
     }
 
-    fn decided(backend: &Backend, loads: &[Option<u32>], held: Held, random: u64) -> Decision {
-        decide(&View { backend, load: |i: usize| loads[i], held, random })
+    fn decided(backend: &Backend, loads: &[Option<u32>], held: [Held; 2], random: u64) -> Decision {
+        let [held, held_on_node] = held;
+        decide(&View { backend, load: |i: usize| loads[i], held, held_on_node, bytes: 1000, random })
     }
 
     /// A small generator, so that a failure repeats.
@@ -152,11 +190,17 @@ mod tests {
 
     #[test]
     fn table() {
-        let none = Held::default();
-        let full = Held { revision: HELD_PER_REVISION_MAX, node: HELD_PER_REVISION_MAX };
-        let node_full = Held { revision: 0, node: HELD_PER_NODE_MAX };
+        let held = |requests, bytes| Held { requests, bytes };
+        let none = [Held::default(); 2];
+        let full = [held(HELD_PER_REVISION_MAX, 0); 2];
+        let limit = [held(HELD_PER_REVISION_MIN, 0); 2];
+        let below = [held(HELD_PER_REVISION_MIN - 1, 0); 2];
+        let bytes_full = [held(1, HELD_BYTES_PER_REVISION_MAX - 999); 2];
+        let bytes_fit = [held(1, HELD_BYTES_PER_REVISION_MAX - 1000); 2];
+        let node_full = [held(0, 0), held(HELD_PER_NODE_MAX, 0)];
+        let node_bytes_full = [held(0, 0), held(1, HELD_BYTES_PER_NODE_MAX - 999)];
         let unavailable = backend(0, 0, true).unavailable.expect("made so");
-        type Row = (&'static str, Backend, Vec<Option<u32>>, Held, Decision);
+        type Row = (&'static str, Backend, Vec<Option<u32>>, [Held; 2], Decision);
         let rows: Vec<Row> = vec![
             ("one ready", backend(1, 0, false), vec![Some(900)], none, Decision::Forward(0)),
             ("ready beats unavailable", backend(1, 0, true), vec![Some(0)], full, Decision::Forward(0)),
@@ -173,12 +217,47 @@ mod tests {
                 Decision::Refuse(Refusal::Unavailable(unavailable)),
             ),
             ("full", backend(0, 0, false), vec![], full, Decision::Refuse(Refusal::RevisionQueueFull)),
+            ("room", backend(0, 0, false), vec![], limit, Decision::Hold(Hold::NoneReady)),
+            (
+                "ten for each place",
+                backend(0, 1, false),
+                vec![],
+                limit,
+                Decision::Refuse(Refusal::RevisionQueueFull),
+            ),
+            ("one place left", backend(0, 1, false), vec![], below, Decision::Hold(Hold::NoneReady)),
+            ("many places", backend(2, 90, false), vec![Some(90); 2], limit, Decision::Hold(Hold::AllBusy)),
+            ("heavy", backend(0, 0, false), vec![], bytes_full, Decision::Refuse(Refusal::RevisionBytesFull)),
+            ("heavy, but fits", backend(0, 0, false), vec![], bytes_fit, Decision::Hold(Hold::NoneReady)),
             ("node full", backend(0, 0, false), vec![], node_full, Decision::Refuse(Refusal::NodeQueueFull)),
+            (
+                "node heavy",
+                backend(0, 0, false),
+                vec![],
+                node_bytes_full,
+                Decision::Refuse(Refusal::NodeBytesFull),
+            ),
         ];
         for (name, backend, loads, held, expected) in rows {
             for random in randoms().take(50) {
                 assert_eq!(decided(&backend, &loads, held, random), expected, "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn queues_are_as_long_as_instances_are_wide() {
+        for (ready, concurrency, expected) in [
+            (0, 0, HELD_PER_REVISION_MAX),
+            (9, 0, HELD_PER_REVISION_MAX),
+            (0, 1, HELD_PER_REVISION_MIN),
+            (1, 100, 1000),
+            (0, 101, 1010),
+            (3, 101, 3030),
+            (9, 1000, HELD_PER_REVISION_MAX),
+            (9, u32::MAX, HELD_PER_REVISION_MAX),
+        ] {
+            assert_eq!(queue_max(&backend(ready, concurrency, false)), expected, "{ready} {concurrency}");
         }
     }
 
@@ -194,7 +273,7 @@ mod tests {
                 loads[i]
                     .is_some_and(|l| backend.container_concurrency == 0 || l < backend.container_concurrency)
             };
-            match decided(&backend, &loads, Held::default(), next(u64::MAX)) {
+            match decided(&backend, &loads, [Held::default(); 2], next(u64::MAX)) {
                 Decision::Forward(index) => assert!(open(index)),
                 _ => assert!(!(0..count).any(open)),
             }
@@ -204,12 +283,12 @@ mod tests {
     #[test]
     fn the_busier_of_two_is_never_taken_and_idle_ones_share() {
         assert!(randoms().take(1000).all(|random| {
-            decided(&backend(2, 0, false), &[Some(5), Some(4)], Held::default(), random)
+            decided(&backend(2, 0, false), &[Some(5), Some(4)], [Held::default(); 2], random)
                 == Decision::Forward(1)
         }));
         let mut counts = [0u32; 4];
         for random in randoms().take(8000) {
-            match decided(&backend(4, 0, false), &[Some(0); 4], Held::default(), random) {
+            match decided(&backend(4, 0, false), &[Some(0); 4], [Held::default(); 2], random) {
                 Decision::Forward(index) => counts[index] += 1,
                 other => panic!("{other:?}"),
             }

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
-use tombolo_agent_core::activation::{HELD_PER_NODE_MAX, HELD_PER_REVISION_MAX, Refusal};
+use tombolo_agent_core::activation::{
+    HELD_BYTES_PER_NODE_MAX, HELD_BYTES_PER_REVISION_MAX, HELD_PER_NODE_MAX, Refusal,
+};
 use tombolo_api::RevisionKey;
 
 /// Carries the reason word of an answer the router made itself.
@@ -56,10 +58,19 @@ impl Answer {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         match refusal {
             Refusal::RevisionQueueFull => {
-                let text = format!(
-                    "{HELD_PER_REVISION_MAX} requests already wait for an instance of revision {revision}"
-                );
+                let text =
+                    format!("as many requests as may already wait for an instance of revision {revision}");
                 Self { retry: true, ..Self::new(status, "RevisionQueueFull", text) }
+            }
+            Refusal::RevisionBytesFull => {
+                let text = format!(
+                    "requests of {HELD_BYTES_PER_REVISION_MAX} bytes already wait for an instance of revision {revision}"
+                );
+                Self { retry: true, ..Self::new(status, "RevisionBytesFull", text) }
+            }
+            Refusal::NodeBytesFull => {
+                let text = format!("requests of {HELD_BYTES_PER_NODE_MAX} bytes already wait on this node");
+                Self { retry: true, ..Self::new(status, "NodeBytesFull", text) }
             }
             Refusal::NodeQueueFull => {
                 let text = format!("{HELD_PER_NODE_MAX} requests already wait on this node");

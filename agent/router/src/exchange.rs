@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn, ready};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -19,12 +18,13 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::answer::Answer;
-use crate::body::{Gate, Progress, RequestBody};
+use crate::body::{Gate, Progress, READ_AHEAD_MAX, RequestBody};
 use crate::deadline::{Limit, Limits};
 use crate::headers;
 use crate::instance::{Connection, Instance};
 use crate::reply::Reply;
-use crate::revision::{Admission, Revision, Slot, Waiter};
+use crate::revision::{Admission, Slot, Waiter};
+use crate::sample::Refused;
 use crate::session::{Open, Routed};
 use crate::tunnel::Tunnel;
 
@@ -73,18 +73,17 @@ pub(crate) fn serve(
     match routed.and_then(|routed| Exchange::prepare(open, routed, request)) {
         Err(answer) => Either::Left(ready(Ok(own(answer)))),
         Ok(mut exchange) => Either::Right(async move {
-            let account = Account::open(&exchange.routed.revision, exchange.start);
-            let outcome = exchange.run().await;
-            let response = outcome.and_then(|answered| exchange.answer(answered)).unwrap_or_else(own);
-            account.answered(response.status());
-            Ok(response)
+            Ok(match exchange.run().await {
+                Ok(answered) => exchange.answer(answered),
+                Err(answer) => exchange.refuse(answer),
+            })
         }),
     }
 }
 
 impl Exchange {
     /// Turn what the client sent into what the instance gets.
-    fn prepare(open: Open, routed: Routed, mut request: Request<Incoming>) -> Result<Self, Answer> {
+    fn prepare(mut open: Open, routed: Routed, mut request: Request<Incoming>) -> Result<Self, Answer> {
         let start = Instant::now();
         let to_http2 = routed.target.backend.h2c;
         let (version, client) = (request.version(), &open.session.client);
@@ -111,6 +110,7 @@ impl Exchange {
             });
         }
         let limits = Limits::new(start, &routed.target.backend);
+        open.visit(&routed.revision, start);
         Ok(Self { routed, open, start, limits, request: Some(request), upgrade, gate, upload })
     }
 
@@ -136,7 +136,8 @@ impl Exchange {
     /// Find an instance, or wait for one.
     async fn admit(&mut self, avoid: Option<&Arc<Instance>>) -> Result<Slot, Answer> {
         let Routed { revision, target, .. } = &self.routed;
-        match revision.admit(target, avoid) {
+        let bytes = || self.request.as_ref().map_or(0, held_bytes);
+        match revision.admit(target, avoid, bytes) {
             Admission::Go(slot) => Ok(slot),
             Admission::Refused(refusal) => Err(Answer::refused(&revision.key, refusal)),
             Admission::Wait(waiter) => Box::pin(self.wait(waiter)).await,
@@ -159,38 +160,51 @@ impl Exchange {
             Some(Either::Left((Err(refusal), _))) => Err(Answer::refused(revision, refusal)),
             Some(Either::Right((never, _))) => match never {},
             None => {
+                self.routed.revision.tally.refused(Refused::ActivationTimeout);
                 let limit_ms = end.saturating_duration_since(self.start).as_millis() as u64;
                 Err(Answer::activation_timeout(revision, limit_ms))
             }
         }
     }
 
+    /// Give the router's own answer.
+    fn refuse(mut self, answer: Answer) -> Response<Reply> {
+        let response = own(answer);
+        self.open.answered(response.status(), self.start, Instant::now());
+        response
+    }
+
     /// Pass an instance's answer on.
-    fn answer(self, answered: Answered) -> Result<Response<Reply>, Answer> {
+    fn answer(mut self, answered: Answered) -> Response<Reply> {
         let Answered { mut response, connection, slot } = answered;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         headers::prepare_answer(response.headers_mut(), switched);
         if switched {
             return self.switch(Answered { response, connection, slot });
         }
+        let now = Instant::now();
+        self.open.answered(response.status(), self.start, now);
         let (mut parts, incoming) = response.into_parts();
         parts.version = if self.open.is_multiplexed() { Version::HTTP_2 } else { Version::HTTP_11 };
-        let reply = Reply::new(incoming, connection, slot, self.open, self.limits, self.upload);
-        Ok(Response::from_parts(parts, reply))
+        let held = (slot, self.open);
+        let reply = Reply::new(incoming, connection, held, self.limits, self.upload, now);
+        Response::from_parts(parts, reply)
     }
 
     /// The instance has switched protocols: the client's connection does too, once it has got this answer.
-    fn switch(self, answered: Answered) -> Result<Response<Reply>, Answer> {
+    fn switch(mut self, answered: Answered) -> Response<Reply> {
         let Answered { mut response, connection, slot } = answered;
-        let (Some(client), Some(connection)) = (self.upgrade, connection) else {
+        let (Some(client), Some(connection)) = (self.upgrade.take(), connection) else {
             let what = "it switched protocols without being asked to";
-            return Err(Answer::lost(&self.routed.revision.key, &what));
+            let answer = Answer::lost(&self.routed.revision.key, &what);
+            return self.refuse(answer);
         };
+        self.open.answered(response.status(), self.start, Instant::now());
         let instance = hyper::upgrade::on(&mut response);
         let session = Arc::clone(&self.open.session);
         let idle_ms = self.limits.idle_ms;
         session.set_tunnel(Tunnel { client, instance, connection, slot, open: self.open, idle_ms });
-        Ok(response.map(|_| Reply::Whole(None)))
+        response.map(|_| Reply::Whole(None))
     }
 
     fn late(&self, limit: Limit) -> Answer {
@@ -232,35 +246,14 @@ fn target(uri: Uri, authority: Option<&HeaderValue>) -> Result<Uri, Answer> {
     }
 }
 
+/// What a request takes of memory while it is held: its head, and what may be read of its body.
+fn held_bytes(request: &Request<RequestBody>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let body = request.body().size_hint().upper().map_or(READ_AHEAD_MAX, |size| size.min(READ_AHEAD_MAX));
+    fields.sum::<usize>() + target + body as usize
+}
+
 fn own(answer: Answer) -> Response<Reply> {
     answer.into_response().map(|text| Reply::Whole(Some(text)))
-}
-
-/// Counts a request's end.
-struct Account {
-    revision: Arc<Revision>,
-    answered: bool,
-}
-
-impl Account {
-    fn open(revision: &Arc<Revision>, now: Instant) -> Self {
-        revision.touch(now);
-        Self { revision: Arc::clone(revision), answered: false }
-    }
-
-    fn answered(mut self, status: StatusCode) {
-        self.answered = true;
-        let digit = usize::from(status.as_u16() / 100);
-        if let Some(count) = self.revision.counts.answers.get(digit.wrapping_sub(1)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.revision.counts.abandoned.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 }

@@ -14,6 +14,7 @@ use tombolo_api::RevisionKey;
 
 use crate::instance::Instance;
 use crate::revision::{Node, Revision};
+use crate::sample::RevisionMeter;
 
 /// Counters of a node's revisions and instances.
 pub struct Meter {
@@ -21,28 +22,6 @@ pub struct Meter {
     revisions: RwLock<BTreeMap<RevisionKey, Arc<Revision>>>,
     instances: RwLock<BTreeMap<Endpoint, Arc<Instance>>>,
     in_force: Mutex<Option<Arc<RouteTable>>>,
-}
-
-/// One revision's counters at a moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RevisionMeter {
-    /// Requests at its instances, upgraded connections included.
-    pub in_flight: usize,
-    /// Requests that wait for an instance.
-    pub held: usize,
-    /// Arrival or end of its latest request.
-    pub last_activity: Option<Instant>,
-    /// Answers by first digit of their status, from 1; the router's own (503, 504, …) included.
-    pub answers: [u64; 5],
-    /// Requests whose client left before the answer.
-    pub abandoned: u64,
-}
-
-impl RevisionMeter {
-    /// Requests finished, one way or the other.
-    pub fn requests(&self) -> u64 {
-        self.answers.iter().sum::<u64>() + self.abandoned
-    }
 }
 
 impl Default for Meter {
@@ -53,7 +32,12 @@ impl Default for Meter {
 
 impl Meter {
     pub fn new() -> Self {
-        let node = Node { start: Instant::now(), held: AtomicUsize::new(0), settled: Notify::new() };
+        let node = Node {
+            start: Instant::now(),
+            held: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
+            settled: Notify::new(),
+        };
         Self {
             node: Arc::new(node),
             revisions: RwLock::default(),
@@ -64,20 +48,26 @@ impl Meter {
 
     /// All revisions in the table, and those that left it and still have requests.
     pub fn snapshot(&self) -> BTreeMap<RevisionKey, RevisionMeter> {
+        self.snapshot_at(Instant::now())
+    }
+
+    /// As [`Meter::snapshot`]; `now` is for the averages, see [`RevisionMeter::since`] and [`crate::Sampler`].
+    pub fn snapshot_at(&self, now: Instant) -> BTreeMap<RevisionKey, RevisionMeter> {
         let revisions = self.revisions.read().expect("no panic under this lock");
-        revisions.values().map(|revision| (revision.key.clone(), read(revision))).collect()
+        revisions.values().map(|revision| (revision.key.clone(), read(revision, now))).collect()
     }
 
     pub fn revision(&self, key: &RevisionKey) -> Option<RevisionMeter> {
-        self.revisions.read().expect("no panic under this lock").get(key).map(|revision| read(revision))
+        let revisions = self.revisions.read().expect("no panic under this lock");
+        revisions.get(key).map(|revision| read(revision, Instant::now()))
     }
 
     /// What the planner is told. `moment`: how it counts time.
     pub fn traffic(&self, moment: impl Fn(Instant) -> Moment) -> Traffic {
         let demand = |revision: &Revision| Demand {
-            in_flight: count(revision.counts.in_flight.load(Ordering::Relaxed)),
+            in_flight: count(revision.in_flight()),
             held: count(revision.held()),
-            last_request: revision.last_activity().map(&moment),
+            last_request: revision.tally.last_activity().map(&moment),
         };
         let revisions = self.revisions.read().expect("no panic under this lock");
         let revisions = revisions.iter().map(|(key, revision)| (key.clone(), demand(revision))).collect();
@@ -93,6 +83,11 @@ impl Meter {
     /// Requests held on the node.
     pub fn held(&self) -> usize {
         self.node.held.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the requests held on the node.
+    pub fn held_bytes(&self) -> usize {
+        self.node.held_bytes.load(Ordering::Relaxed)
     }
 
     /// Requests at an instance. See [`Meter::is_released`] for when it may be stopped.
@@ -168,7 +163,7 @@ impl Meter {
     pub(crate) fn forget(&self, table: &RouteTable) {
         let mut revisions = self.revisions.write().expect("no panic under this lock");
         revisions.retain(|key, revision| {
-            let busy = revision.held() + revision.counts.in_flight.load(Ordering::Relaxed) > 0;
+            let busy = revision.tally.presence.count() > 0;
             busy || table.revisions.contains_key(key)
         });
         self.instances
@@ -190,13 +185,24 @@ fn count(requests: usize) -> u32 {
     u32::try_from(requests).unwrap_or(u32::MAX)
 }
 
-fn read(revision: &Revision) -> RevisionMeter {
-    let counts = &revision.counts;
+fn read(revision: &Revision, now: Instant) -> RevisionMeter {
+    let tally = &revision.tally;
+    let attendance = tally.presence.read(tally.micros(now));
+    let held = revision.held();
     RevisionMeter {
-        in_flight: counts.in_flight.load(Ordering::Relaxed),
-        held: revision.held(),
-        last_activity: revision.last_activity(),
-        answers: std::array::from_fn(|digit| counts.answers[digit].load(Ordering::Relaxed)),
-        abandoned: counts.abandoned.load(Ordering::Relaxed),
+        at: now,
+        born: revision.born,
+        in_flight: ((attendance.entered - attendance.left) as usize).saturating_sub(held),
+        held,
+        held_bytes: revision.held_bytes(),
+        last_activity: tally.last_activity(),
+        arrived: attendance.entered,
+        finished: attendance.left,
+        concurrency_us: attendance.area_us,
+        answers: std::array::from_fn(|digit| tally.answers[digit].load(Ordering::Relaxed)),
+        abandoned: tally.abandoned.load(Ordering::Relaxed),
+        latency: tally.latency.read(),
+        cold_starts: tally.cold_starts.read(),
+        refused: std::array::from_fn(|why| tally.refused[why].load(Ordering::Relaxed)),
     }
 }

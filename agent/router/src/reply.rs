@@ -63,16 +63,15 @@ impl Reply {
     pub(crate) fn new(
         incoming: Incoming,
         connection: Option<Connection>,
-        slot: Slot,
-        open: Open,
+        held: (Slot, Open),
         limits: Limits,
         upload: Option<Arc<Progress>>,
+        now: Instant,
     ) -> Self {
-        let multiplexed = open.is_multiplexed();
-        let now = Instant::now();
+        let multiplexed = held.1.is_multiplexed();
         let ended = incoming.is_end_stream();
-        let mut streaming =
-            Streaming { incoming, connection, held: Some((slot, open)), limits, moved: now, upload };
+        let held = Some(held);
+        let mut streaming = Streaming { incoming, connection, held, limits, moved: now, upload };
         if ended {
             streaming.end(now);
             return Self::Whole(None);
@@ -183,11 +182,10 @@ impl Streaming {
 
     /// Everything has arrived: leave the connection to the next request.
     fn end(&mut self, now: Instant) {
-        if let Some((slot, _open)) = self.held.take() {
-            if let Some(connection) = self.connection.take() {
-                slot.instance.checkin(connection, now);
-            }
-            slot.revision().touch(now);
+        if let Some((slot, _open)) = self.held.take()
+            && let Some(connection) = self.connection.take()
+        {
+            slot.instance.checkin(connection, now);
         }
     }
 

@@ -1,20 +1,22 @@
-//! A revision as the router holds it: its counters, and the requests that wait for an instance.
+//! A revision as the router holds it: the requests that wait for an instance.
 //!
 //! Waiting requests are served in order: a slot that becomes free is handed to the one that waits longest. What is decided
 //! about a request is `tombolo_agent_core::activation`'s; here it is carried out. It must not know HTTP or connections.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tombolo_agent_core::activation::{Decision, Held, Refusal, View, decide};
+use tombolo_agent_core::activation::{Decision, Held, Hold, Refusal, View, decide};
 use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_api::RevisionKey;
 
 use crate::instance::Instance;
 use crate::random;
+use crate::sample::Refused;
+use crate::tally::Tally;
 
 /// How often a decision is repeated because the chosen instance filled up or left meanwhile; then the request waits in line.
 const RACES_MAX: u32 = 4;
@@ -24,8 +26,17 @@ const RACES_MAX: u32 = 4;
 pub(crate) struct Node {
     pub(crate) start: Instant,
     pub(crate) held: AtomicUsize,
+    pub(crate) held_bytes: AtomicUsize,
     /// Told whenever the table in force changed or a leaving instance served its last request.
     pub(crate) settled: Notify,
+}
+
+/// Where a request would stand in line.
+#[derive(Clone, Copy, Default)]
+struct Line {
+    held: Held,
+    held_on_node: Held,
+    bytes: usize,
 }
 
 /// What a route table says of a revision, with its instances found.
@@ -37,7 +48,8 @@ pub(crate) struct Target {
 /// Counters and queue of one revision, the same over all tables.
 pub(crate) struct Revision {
     pub(crate) key: RevisionKey,
-    pub(crate) counts: Counts,
+    pub(crate) born: Instant,
+    pub(crate) tally: Tally,
     queue: Mutex<Queue>,
     /// Length of the queue, to be read without its lock.
     waiting: AtomicUsize,
@@ -45,24 +57,21 @@ pub(crate) struct Revision {
     demand: mpsc::Sender<RevisionKey>,
 }
 
-/// What is counted of a revision.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) in_flight: AtomicUsize,
-    /// Milliseconds after the node's start, plus one; 0: there was none.
-    last_activity_ms: AtomicU64,
-    /// By first digit of the status, from 1.
-    pub(crate) answers: [AtomicU64; 5],
-    /// Requests whose client left before the answer.
-    pub(crate) abandoned: AtomicU64,
-}
-
 struct Queue {
-    waiters: VecDeque<(u64, oneshot::Sender<Result<Slot, Refusal>>)>,
+    waiters: VecDeque<Waiting>,
+    /// Of all waiters.
+    bytes: usize,
     next: u64,
     target: Arc<Target>,
     /// An instance was asked for and none has been seen since.
     asked: bool,
+}
+
+/// One in the queue.
+struct Waiting {
+    number: u64,
+    bytes: usize,
+    grant: oneshot::Sender<Result<Slot, Refusal>>,
 }
 
 /// The right to have one request at an instance. Given back when dropped.
@@ -77,6 +86,8 @@ pub(crate) struct Waiter {
     revision: Arc<Revision>,
     number: u64,
     granted: oneshot::Receiver<Result<Slot, Refusal>>,
+    /// When it began, if no instance was ready then.
+    cold_since: Option<Instant>,
 }
 
 /// What became of the wish to be forwarded.
@@ -88,9 +99,11 @@ pub(crate) enum Admission {
 
 impl Revision {
     pub(crate) fn new(key: RevisionKey, node: Arc<Node>, demand: mpsc::Sender<RevisionKey>) -> Self {
-        let queue = Queue { waiters: VecDeque::new(), next: 0, target: Arc::new(removed()), asked: false };
-        let counts = Counts::default();
-        Self { key, counts, queue: Mutex::new(queue), waiting: AtomicUsize::new(0), node, demand }
+        let target = Arc::new(removed());
+        let queue = Queue { waiters: VecDeque::new(), bytes: 0, next: 0, target, asked: false };
+        let tally = Tally::new(node.start);
+        let (queue, waiting, born) = (Mutex::new(queue), AtomicUsize::new(0), Instant::now());
+        Self { key, born, tally, queue, waiting, node, demand }
     }
 
     /// Requests that wait for an instance.
@@ -98,17 +111,16 @@ impl Revision {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn last_activity(&self) -> Option<Instant> {
-        let after_ms = self.counts.last_activity_ms.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.node.start + Duration::from_millis(after_ms))
+    /// Bytes of the requests that wait.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.lock().bytes
     }
 
-    pub(crate) fn touch(&self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.node.start).as_millis() as u64 + 1;
-        // Mostly the millisecond is known already, and the cache line need not be taken from other cores.
-        if self.counts.last_activity_ms.load(Ordering::Relaxed) < elapsed {
-            self.counts.last_activity_ms.fetch_max(elapsed, Ordering::Relaxed);
-        }
+    /// Requests that came and are neither held nor ended.
+    pub(crate) fn in_flight(&self) -> usize {
+        // Read first: whoever stops waiting meanwhile is then not counted at all rather than twice.
+        let present = self.tally.presence.count() as usize;
+        present.saturating_sub(self.held())
     }
 
     /// A new table is in force, or the revision left it (`None`): serve or refuse those who wait.
@@ -124,36 +136,52 @@ impl Revision {
         }
     }
 
-    /// Find a request an instance, or a place in the queue. `avoid`: an instance that just failed it.
-    pub(crate) fn admit(self: &Arc<Self>, target: &Target, avoid: Option<&Arc<Instance>>) -> Admission {
+    /// Find a request an instance, or a place in the queue. `avoid`: an instance that just failed it. `bytes`: what it holds of
+    /// memory, asked for only if it has to wait.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        target: &Target,
+        avoid: Option<&Arc<Instance>>,
+        bytes: impl FnOnce() -> usize,
+    ) -> Admission {
         let in_line = target.backend.container_concurrency > 0 && self.waiting.load(Ordering::SeqCst) > 0;
-        if !in_line && let Ok(slot) = self.try_enter(target, avoid, Held::default()) {
+        if !in_line && let Ok(slot) = self.try_enter(target, avoid, Line::default()) {
             return Admission::Go(slot);
         }
-        self.enqueue()
+        self.enqueue(bytes())
     }
 
-    fn enqueue(self: &Arc<Self>) -> Admission {
+    fn enqueue(self: &Arc<Self>, bytes: usize) -> Admission {
         let mut queue = self.lock();
-        let held = Held { revision: queue.waiters.len(), node: self.node.held.load(Ordering::Relaxed) };
+        let held = Held { requests: queue.waiters.len(), bytes: queue.bytes };
+        let (requests, node_bytes) = (&self.node.held, &self.node.held_bytes);
+        let held_on_node =
+            Held { requests: requests.load(Ordering::Relaxed), bytes: node_bytes.load(Ordering::Relaxed) };
         let target = Arc::clone(&queue.target);
-        match self.try_enter(&target, None, held) {
+        let mut cold_since = None;
+        match self.try_enter(&target, None, Line { held, held_on_node, bytes }) {
             // With others before it a slot is theirs; `dispatch` below hands it out.
             Ok(slot) if queue.waiters.is_empty() => return Admission::Go(slot),
             Ok(slot) => slot.cancel(),
-            Err(Decision::Refuse(refusal)) => return Admission::Refused(refusal),
-            Err(Decision::Hold(_) | Decision::Forward(_)) => {}
+            Err(Decision::Refuse(refusal)) => {
+                self.tally.refused(refused(&refusal));
+                return Admission::Refused(refusal);
+            }
+            Err(Decision::Hold(Hold::NoneReady)) => cold_since = Some(Instant::now()),
+            Err(Decision::Hold(Hold::AllBusy) | Decision::Forward(_)) => {}
         }
         let (grant, granted) = oneshot::channel();
         let number = queue.next;
         queue.next += 1;
-        queue.waiters.push_back((number, grant));
+        queue.waiters.push_back(Waiting { number, bytes, grant });
+        queue.bytes += bytes;
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.node.held.fetch_add(1, Ordering::Relaxed);
+        requests.fetch_add(1, Ordering::Relaxed);
+        node_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.ask(&mut queue);
         // A slot that became free before this request was counted as waiting is seen here.
         self.dispatch(&mut queue);
-        Admission::Wait(Waiter { revision: Arc::clone(self), number, granted })
+        Admission::Wait(Waiter { revision: Arc::clone(self), number, granted, cold_since })
     }
 
     /// Enter an instance, or learn why not. `Err(Forward)`: lost too many races.
@@ -161,7 +189,7 @@ impl Revision {
         self: &Arc<Self>,
         target: &Target,
         avoid: Option<&Arc<Instance>>,
-        held: Held,
+        Line { held, held_on_node, bytes }: Line,
     ) -> Result<Slot, Decision> {
         let mut races = 0;
         loop {
@@ -173,7 +201,8 @@ impl Revision {
                     instance.open_load()
                 }
             };
-            let decision = decide(&View { backend: &target.backend, load, held, random: random::bits() });
+            let (backend, random) = (&target.backend, random::bits());
+            let decision = decide(&View { backend, load, held, held_on_node, bytes, random });
             let Decision::Forward(index) = decision else { return Err(decision) };
             if target.instances[index].enter(target.backend.container_concurrency) {
                 return Ok(Slot::new(Arc::clone(self), Arc::clone(&target.instances[index])));
@@ -189,23 +218,28 @@ impl Revision {
     fn dispatch(self: &Arc<Self>, queue: &mut Queue) {
         let target = Arc::clone(&queue.target);
         while !queue.waiters.is_empty() {
-            let grant = match self.try_enter(&target, None, Held::default()) {
+            let grant = match self.try_enter(&target, None, Line::default()) {
                 Ok(slot) => Ok(slot),
-                Err(Decision::Refuse(refusal)) => Err(refusal),
+                Err(Decision::Refuse(refusal)) => {
+                    self.tally.refused(refused(&refusal));
+                    Err(refusal)
+                }
                 Err(Decision::Hold(_)) => return,
                 Err(Decision::Forward(_)) => continue,
             };
-            let Some((_, waiter)) = queue.waiters.pop_front() else { return };
-            self.left_queue(queue);
-            if let Err(Ok(slot)) = waiter.send(grant) {
+            let Some(first) = queue.waiters.pop_front() else { return };
+            self.left_queue(queue, first.bytes);
+            if let Err(Ok(slot)) = first.grant.send(grant) {
                 slot.cancel();
             }
         }
     }
 
-    fn left_queue(&self, queue: &mut Queue) {
+    fn left_queue(&self, queue: &mut Queue, bytes: usize) {
+        queue.bytes -= bytes;
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         self.node.held.fetch_sub(1, Ordering::Relaxed);
+        self.node.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
         if queue.waiters.is_empty() {
             queue.asked = false;
         }
@@ -226,12 +260,7 @@ impl Revision {
 
 impl Slot {
     fn new(revision: Arc<Revision>, instance: Arc<Instance>) -> Self {
-        revision.counts.in_flight.fetch_add(1, Ordering::Relaxed);
         Self { revision, instance, returned: AtomicBool::new(false) }
-    }
-
-    pub(crate) fn revision(&self) -> &Arc<Revision> {
-        &self.revision
     }
 
     /// Give back without handing on, for a caller that holds the queue and hands on itself.
@@ -241,7 +270,6 @@ impl Slot {
     }
 
     fn give_back(&self) {
-        self.revision.counts.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.instance.leave() {
             self.revision.node.settled.notify_waiters();
         }
@@ -265,17 +293,21 @@ impl Waiter {
     /// Wait for the turn. Must be bounded by the caller.
     pub(crate) async fn granted(&mut self) -> Result<Slot, Refusal> {
         // The sender lives in the queue as long as this waiter does, unless it was used.
-        (&mut self.granted).await.unwrap_or_else(|_| Err(removed_refusal()))
+        let granted = (&mut self.granted).await.unwrap_or_else(|_| Err(removed_refusal()));
+        if let (Ok(_), Some(since)) = (&granted, self.cold_since) {
+            self.revision.tally.cold_starts.add(since.elapsed());
+        }
+        granted
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut queue = self.revision.lock();
-        if let Ok(index) = queue.waiters.binary_search_by_key(&self.number, |(number, _)| *number) {
-            let left = queue.waiters.remove(index);
-            self.revision.left_queue(&mut queue);
-            drop(left);
+        if let Ok(index) = queue.waiters.binary_search_by_key(&self.number, |waiting| waiting.number)
+            && let Some(left) = queue.waiters.remove(index)
+        {
+            self.revision.left_queue(&mut queue, left.bytes);
         }
         // A slot granted meanwhile is dropped with `granted`, after the lock, and goes to the next in line.
     }
@@ -297,6 +329,16 @@ fn removed() -> Target {
         idle_timeout_ms: 0,
     };
     Target { backend: Arc::new(backend), instances: Box::default() }
+}
+
+fn refused(refusal: &Refusal) -> Refused {
+    match refusal {
+        Refusal::RevisionQueueFull => Refused::RevisionQueueFull,
+        Refusal::RevisionBytesFull => Refused::RevisionBytesFull,
+        Refusal::NodeQueueFull => Refused::NodeQueueFull,
+        Refusal::NodeBytesFull => Refused::NodeBytesFull,
+        Refusal::Unavailable(_) => Refused::Unavailable,
+    }
 }
 
 fn removed_refusal() -> Refusal {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -58,6 +58,14 @@ pub(crate) struct Open {
     pub(crate) session: Arc<Session>,
     /// One of several requests of a connection watches its time itself.
     watchdog: Option<Watchdog>,
+    /// Once it is known where it goes.
+    visit: Option<Visit>,
+}
+
+/// A request's stay at a revision, to be counted.
+struct Visit {
+    revision: Arc<Revision>,
+    answered: bool,
 }
 
 /// Where a request goes.
@@ -158,12 +166,28 @@ impl Open {
     fn new(session: &Arc<Session>, version: Version) -> Self {
         session.open.fetch_add(1, Ordering::Relaxed);
         let watchdog = (version == Version::HTTP_2).then(Watchdog::default);
-        Self { session: Arc::clone(session), watchdog }
+        Self { session: Arc::clone(session), watchdog, visit: None }
     }
 
     /// Whether the connection has other requests at the same time.
     pub(crate) fn is_multiplexed(&self) -> bool {
         self.watchdog.is_some()
+    }
+
+    /// The request is one of this revision's from now on.
+    pub(crate) fn visit(&mut self, revision: &Arc<Revision>, now: Instant) {
+        let tally = &revision.tally;
+        tally.presence.enter(tally.micros(now));
+        tally.touch(now);
+        self.visit = Some(Visit { revision: Arc::clone(revision), answered: false });
+    }
+
+    /// Its answer begins.
+    pub(crate) fn answered(&mut self, status: StatusCode, start: Instant, now: Instant) {
+        if let Some(visit) = &mut self.visit {
+            visit.answered = true;
+            visit.revision.tally.answered(status, now.saturating_duration_since(start));
+        }
     }
 
     /// Ready when `at` has passed.
@@ -189,9 +213,18 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let session = &self.session;
+        let (session, now) = (&self.session, Instant::now());
+        if let Some(Visit { revision, answered }) = &self.visit {
+            let tally = &revision.tally;
+            tally.touch(now);
+            tally.presence.leave(tally.micros(now));
+            if !answered {
+                tally.abandoned.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         session.deadline_ms.store(NO_DEADLINE, Ordering::Relaxed);
-        session.free_since_ms.store(session.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        let free_since = now.saturating_duration_since(session.start);
+        session.free_since_ms.store(free_since.as_millis() as u64, Ordering::Relaxed);
         session.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

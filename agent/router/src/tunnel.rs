@@ -40,7 +40,6 @@ impl Tunnel {
             (Ok(client), Ok(instance)) => carry(client, instance, idle_ms).await,
             (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "protocols were not switched"),
         }
-        slot.revision().touch(Instant::now());
         drop((slot, open));
     }
 }

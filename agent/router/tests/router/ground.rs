@@ -24,7 +24,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tombolo_agent_core::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split};
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::RevisionKey;
-use tombolo_router::{Dialer, Meter, Router};
+use tombolo_router::{Dialer, Meter, Refused, Router};
 
 use crate::netns;
 
@@ -164,6 +164,10 @@ impl Ground {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.meter.revision(&key("a")).map_or(0, |revision| revision.in_flight)
+    }
+
+    pub(crate) fn refused(&self, why: Refused) -> u64 {
+        self.meter.revision(&key("a")).map_or(0, |revision| revision.refused[why as usize])
     }
 
     pub(crate) fn held(&self) -> usize {

@@ -8,6 +8,7 @@ mod forwarding;
 mod ground;
 mod holding;
 mod http2;
+mod metering;
 mod netns;
 mod retrying;
 mod securing;

@@ -1,0 +1,82 @@
+//! What the router counts of real requests.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
+use tombolo_agent_core::routes::Backend;
+use tombolo_router::Sampler;
+
+use crate::ground::{HOST, backend, ground, key, table, text, until};
+
+#[tokio::test]
+async fn the_average_concurrency_is_exact_and_counts_who_waits() {
+    let ground = ground!();
+    let gate = Arc::new(Semaphore::new(0));
+    let inner = Arc::clone(&gate);
+    ground.serve("i1", move |_| {
+        let gate = Arc::clone(&inner);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            text("done")
+        }
+    });
+    ground.put(table(Backend { container_concurrency: 2, ..backend(&["i1"]) })).await;
+    let (mut sampler, mut other) = (Sampler::default(), Sampler::default());
+    let (_, span) = sampler.sample(&ground.meter, Instant::now())[&key("a")].clone();
+    assert_eq!((span.concurrency, span.arrived, span.finished), (0.0, 0, 0));
+    let mut tasks = Vec::new();
+    for _ in 0..5 {
+        let mut client = ground.client().await;
+        tasks.push(tokio::spawn(async move { client.get("/").await.status() }));
+    }
+    until("all are there", || (ground.in_flight(), ground.held()) == (2, 3)).await;
+    let (seen, span) = sampler.sample(&ground.meter, Instant::now())[&key("a")].clone();
+    assert_eq!((seen.in_flight, seen.held, span.arrived, span.finished), (2, 3, 5, 0));
+    assert!(span.concurrency > 0.0 && span.concurrency < 5.0, "{}", span.concurrency);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let (_, span) = sampler.sample(&ground.meter, Instant::now())[&key("a")].clone();
+    assert!((span.concurrency - 5.0).abs() < 0.01, "{}", span.concurrency);
+
+    gate.add_permits(5);
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), StatusCode::OK);
+    }
+    until("all have ended", || ground.in_flight() == 0).await;
+    let (seen, span) = sampler.sample(&ground.meter, Instant::now())[&key("a")].clone();
+    assert_eq!((span.finished, span.answers, span.latency.count()), (5, [0, 5, 0, 0, 0], 5));
+    assert_eq!((seen.arrived, seen.finished, seen.cold_starts.count()), (5, 5, 0), "an instance was ready");
+    assert!(seen.latency.sum_us >= 5 * 20_000, "they waited for the gate: {}", seen.latency.sum_us);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let (_, span) = sampler.sample(&ground.meter, Instant::now())[&key("a")].clone();
+    assert_eq!((span.concurrency, span.finished), (0.0, 0));
+    let (_, span) = other.sample(&ground.meter, Instant::now())[&key("a")].clone();
+    assert_eq!(span.finished, 5, "every sampler has its own last look");
+}
+
+#[tokio::test]
+async fn cold_starts_are_counted_with_how_long_they_took() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let mut client = ground.client().await;
+    let held = tokio::spawn(async move { client.get("/").await.status() });
+    until("it is held", || ground.held() == 1).await;
+    let mut left = ground.connect().await;
+    left.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
+    until("so is another", || ground.held() == 2).await;
+    drop(left);
+    until("which leaves", || ground.held() == 1).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    ground.serve_name("i1");
+    ground.put(table(backend(&["i1"]))).await;
+    assert_eq!(held.await.unwrap(), StatusCode::OK);
+    ground.get("/").await;
+    let seen = ground.meter.revision(&key("a")).unwrap();
+    assert_eq!((seen.cold_starts.count(), seen.abandoned, seen.answers[1]), (1, 1, 2));
+    assert!(seen.cold_starts.sum_us >= 30_000, "{}", seen.cold_starts.sum_us);
+    let text = tombolo_router::render_metrics(&ground.meter.snapshot());
+    let line = "tombolo_cold_start_seconds_count{namespace=\"default\",revision=\"a\"} 1";
+    assert!(text.lines().any(|shown| shown == line), "{text}");
+}
