@@ -3,6 +3,7 @@
 
 pub mod desired;
 pub mod digest;
+pub mod duration;
 pub mod frame;
 pub mod manifest;
 pub mod meta;

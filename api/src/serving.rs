@@ -4,6 +4,8 @@
 pub mod admission;
 pub mod keys;
 mod revision_spec;
+pub mod rollout;
+pub mod steering;
 
 use serde::{Deserialize, Serialize};
 

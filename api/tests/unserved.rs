@@ -54,13 +54,11 @@ const CONTAINER: &str = "spec/template/spec/containers/0";
 #[test]
 fn a_known_field_that_is_not_served_is_refused_by_name() {
     let source = json!({ "configMapKeyRef": { "name": "m", "key": "k" } });
-    let table: [(&str, Value, &str); 19] = [
+    let table: [(&str, Value, &str); 17] = [
         ("env", json!([{ "name": "A", "valueFrom": source }]), "env[0].valueFrom"),
         ("envFrom", json!([{ "secretRef": { "name": "s" } }]), "envFrom"),
-        ("livenessProbe", json!({ "tcpSocket": {} }), "livenessProbe"),
-        ("startupProbe", json!({ "tcpSocket": {} }), "startupProbe"),
-        ("readinessProbe", json!({ "exec": { "command": ["true"] } }), "readinessProbe.exec"),
-        ("readinessProbe", json!({ "grpc": { "port": 1 } }), "readinessProbe.grpc"),
+        ("livenessProbe", json!({ "httpGet": { "scheme": "HTTPS" } }), "livenessProbe.httpGet.scheme"),
+        ("startupProbe", json!({ "tcpSocket": { "host": "x" } }), "startupProbe.tcpSocket.host"),
         ("readinessProbe", json!({ "httpGet": { "host": "x" } }), "readinessProbe.httpGet.host"),
         ("readinessProbe", json!({ "httpGet": { "scheme": "HTTPS" } }), "readinessProbe.httpGet.scheme"),
         ("readinessProbe", json!({ "tcpSocket": { "host": "x" } }), "readinessProbe.tcpSocket.host"),
@@ -130,10 +128,11 @@ fn what_changes_who_is_answered_by_what_is_refused_by_name() {
     let labels = json!({ "networking.knative.dev/visibility": "cluster-local" });
     let message = refusal(&[("metadata/labels", labels)]).unwrap();
     assert!(message.contains("metadata.labels.networking.knative.dev/visibility"), "{message}");
-    for (duration, refused) in [("0s", false), ("10s", true)] {
-        let annotations = json!({ "serving.knative.dev/rollout-duration": duration });
-        assert_eq!(refusal(&[("metadata/annotations", annotations)]).is_some(), refused, "{duration}");
-    }
+    let class = json!({ "autoscaling.knative.dev/class": "hpa.autoscaling.knative.dev" });
+    let message = refusal(&[("spec/template/metadata/annotations", class)]).unwrap();
+    let path =
+        "spec.template.metadata.annotations.autoscaling.knative.dev/class\nTombolo does not serve this yet";
+    assert!(message.ends_with(path), "{message}");
 }
 
 #[test]
@@ -147,6 +146,13 @@ fn what_nodes_serve_is_taken() {
         ("securityContext", json!({ "runAsUser": 1000, "capabilities": { "drop": ["ALL"] } })),
         ("securityContext", json!({ "seccompProfile": { "type": "RuntimeDefault" } })),
         ("readinessProbe", json!({ "httpGet": { "path": "/ready" }, "periodSeconds": 5 })),
+        ("readinessProbe", json!({ "exec": { "command": ["true"] } })),
+        ("readinessProbe", json!({ "grpc": { "port": 1, "service": "s" } })),
+        ("livenessProbe", json!({ "tcpSocket": {}, "periodSeconds": 10, "failureThreshold": 2 })),
+        ("livenessProbe", json!({ "grpc": { "port": 8080 } })),
+        ("startupProbe", json!({ "exec": { "command": ["test", "-e", "/tmp/up"] }, "failureThreshold": 30 })),
+        ("startupProbe", json!({ "httpGet": { "path": "/up", "scheme": "HTTP" } })),
+        ("ports", json!([{ "name": "h2c", "containerPort": 9000 }])),
         ("/serviceAccountName", json!("default")),
         ("/nodeSelector", json!({ "line": "7" })),
     ] {
@@ -159,22 +165,34 @@ fn what_nodes_serve_is_taken() {
 }
 
 #[test]
-fn annotations_without_effect_are_warned_of() {
+fn autoscaling_annotations_have_effect() {
     let annotations = json!({
+        "autoscaling.knative.dev/activation-scale": "2",
         "autoscaling.knative.dev/class": "kpa.autoscaling.knative.dev",
-        "autoscaling.knative.dev/initial-scale": "1",
+        "autoscaling.knative.dev/initial-scale": "3",
         "autoscaling.knative.dev/max-scale": "3",
-        "autoscaling.knative.dev/metric": "concurrency",
+        "autoscaling.knative.dev/metric": "rps",
+        "autoscaling.knative.dev/metric-aggregation-algorithm": "weighted-exponential",
         "autoscaling.knative.dev/min-scale": "1",
+        "autoscaling.knative.dev/panic-threshold-percentage": "150",
+        "autoscaling.knative.dev/panic-window-percentage": "20",
+        "autoscaling.knative.dev/scale-down-delay": "1m",
+        "autoscaling.knative.dev/scale-to-zero-pod-retention-period": "1m",
         "autoscaling.knative.dev/target": "10",
         "autoscaling.knative.dev/target-burst-capacity": "-1",
+        "autoscaling.knative.dev/target-utilization-percentage": "80",
+        "autoscaling.knative.dev/window": "6s",
         "serving.knative.dev/progress-deadline": "60s",
         "mine.example/x": "y",
     });
     let input = service(&[("spec/template/metadata/annotations", annotations)]);
-    let admitted = admission::admit_service(&input, None, &REQUEST).unwrap();
-    let [warning] = admitted.warnings.as_slice() else { panic!("{:?}", admitted.warnings) };
-    assert!(warning.starts_with("spec.template.metadata.annotations.autoscaling.knative.dev/target: "));
+    assert_eq!(admission::admit_service(&input, None, &REQUEST).unwrap().warnings, Vec::<String>::new());
+    let class = json!({ "autoscaling.knative.dev/class": "mine.example" });
+    let input = service(&[("spec/template/metadata/annotations", class)]);
+    let [warning] = admission::admit_service(&input, None, &REQUEST).unwrap().warnings.try_into().unwrap();
+    assert!(
+        warning.starts_with("spec.template.metadata.annotations.autoscaling.knative.dev/class: no effect, ")
+    );
 }
 
 #[test]
@@ -183,6 +201,8 @@ fn a_scale_above_what_a_node_runs_is_warned_of() {
         ("min-scale", "20", false),
         ("min-scale", "21", true),
         ("minScale", "21", true),
+        ("initial-scale", "21", true),
+        ("activation-scale", "21", true),
         ("max-scale", "21", false),
     ] {
         let key = format!("autoscaling.knative.dev/{key}");

@@ -2,7 +2,8 @@
 //! time, the user and what chance decides come in as arguments.
 //!
 //! The order is the reference's, and decides which refusal a user sees first: cut off unknown fields, read, fill in
-//! defaults, Kubernetes' own checks (422), Knative's (400), the pod's (400), and last what Tombolo does not serve yet.
+//! defaults, Kubernetes' own checks (422), Knative's (400), the pod's (400), and last Tombolo's own: its annotations, and what it
+//! does not serve yet.
 
 mod annotations;
 mod decode;
@@ -15,6 +16,7 @@ mod pod;
 mod probe;
 mod schema;
 mod syntax;
+mod tombolo;
 mod traffic;
 mod unserved;
 
@@ -85,7 +87,12 @@ pub fn admit_service(input: &Value, current: Option<&Service>, request: &Admissi
     }
     denied(errors)?;
     runnable(&service.spec.template.spec, request)?;
-    denied(unserved::metadata(&service.metadata).also(unserved_template(&service.spec.template)))?;
+    let own = tombolo::route(&service.metadata.annotations, &service.spec.traffic);
+    denied(
+        own.via("metadata.annotations")
+            .also(unserved::metadata(&service.metadata))
+            .also(own_template(&service.spec.template)),
+    )?;
     let warnings = warnings(read.warnings, &service.spec.template);
     Ok(Admitted { object: service, warnings })
 }
@@ -117,7 +124,8 @@ pub fn admit_configuration(
     }
     denied(errors)?;
     runnable(&configuration.spec.template.spec, request)?;
-    denied(unserved_template(&configuration.spec.template))?;
+    let own = tombolo::inherited(&configuration.metadata.annotations);
+    denied(own.via("metadata.annotations").also(own_template(&configuration.spec.template)))?;
     let warnings = warnings(read.warnings, &configuration.spec.template);
     Ok(Admitted { object: configuration, warnings })
 }
@@ -141,7 +149,8 @@ pub fn admit_route(input: &Value, current: Option<&Route>, request: &Admission<'
         route.status = current.status.clone();
     }
     denied(errors)?;
-    denied(unserved::metadata(&route.metadata))?;
+    let own = tombolo::route(&route.metadata.annotations, &route.spec.traffic);
+    denied(own.via("metadata.annotations").also(unserved::metadata(&route.metadata)))?;
     Ok(Admitted { object: route, warnings: read.warnings })
 }
 
@@ -157,7 +166,9 @@ pub fn admit_revision_update(input: &Value, current: &Revision, request: &Admiss
         let changes = diff::of_spec(&current.spec, &revision.spec);
         errors = FieldErrors::detailed("Immutable fields changed (-old +new)", &["spec"], changes);
     }
-    denied(errors)?;
+    // What nodes read of a Revision is as its template's was.
+    errors.add(annotations::template(&revision.metadata.annotations).via("metadata.annotations"));
+    denied(errors.also(own_annotations(&revision.metadata)))?;
     revision.status = current.status.clone();
     Ok(Admitted { object: revision, warnings: read.warnings })
 }
@@ -351,8 +362,17 @@ fn runnable(spec: &RevisionSpec, request: &Admission<'_>) -> std::result::Result
     Err(Box::new(Status::bad_request(message)))
 }
 
-fn unserved_template(template: &RevisionTemplateSpec) -> FieldErrors {
-    unserved::revision_spec(&template.spec).via("spec.template.spec")
+/// What Tombolo by itself says of a template that Knative would take.
+fn own_template(template: &RevisionTemplateSpec) -> FieldErrors {
+    own_annotations(&template.metadata)
+        .also(unserved::revision_spec(&template.spec).via("spec"))
+        .via("spec.template")
+}
+
+fn own_annotations(template: &ObjectMeta) -> FieldErrors {
+    tombolo::template(&template.annotations)
+        .also(unserved::template(&template.annotations))
+        .via("metadata.annotations")
 }
 
 fn warnings(mut found: Vec<String>, template: &RevisionTemplateSpec) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Annotation and label keys of Knative's serving API that Tombolo reads or writes.
+//! Annotation and label keys that Tombolo reads or writes: those of Knative's serving API, and its own.
 
 pub const CREATOR: &str = "serving.knative.dev/creator";
 pub const LAST_MODIFIER: &str = "serving.knative.dev/lastModifier";
@@ -32,6 +32,8 @@ pub const GATE_MAX_ERROR_PERCENT: &str = "tombolo.dev/health-gate-max-error-perc
 pub const GATE_MAX_LATENCY_PERCENT: &str = "tombolo.dev/health-gate-max-latency-percent";
 pub const GATE_MIN_REQUESTS: &str = "tombolo.dev/health-gate-min-requests";
 
+/// Prefix of every key of Tombolo's own.
+pub const TOMBOLO_PREFIX: &str = "tombolo.dev/";
 /// Prefix of every key that Knative Serving keeps for itself.
 pub const SERVING_PREFIX: &str = "serving.knative.dev/";
 /// Group of the autoscaler's annotations.

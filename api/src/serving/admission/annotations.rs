@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::field_error::FieldErrors;
-use super::syntax::duration;
+use crate::duration;
 use crate::quantity::Quantity;
 use crate::serving::keys::{AUTOSCALING, PROGRESS_DEADLINE, ROLLOUT_DURATION};
 
 type Annotations = BTreeMap<String, String>;
 
 pub(super) const KPA: &str = "kpa.autoscaling.knative.dev";
-const HPA: &str = "hpa.autoscaling.knative.dev";
+pub(super) const HPA: &str = "hpa.autoscaling.knative.dev";
+
+pub(super) const CLASS_KEY: &str = "autoscaling.knative.dev/class";
 
 const SECOND: i64 = 1_000_000_000;
 const WINDOW_MIN: i64 = 6 * SECOND;
@@ -26,7 +28,7 @@ const INITIAL_SCALE: Key =
     Key(&["autoscaling.knative.dev/initial-scale", "autoscaling.knative.dev/initialScale"]);
 const ACTIVATION_SCALE: Key =
     Key(&["autoscaling.knative.dev/activation-scale", "autoscaling.knative.dev/activationScale"]);
-const CLASS: Key = Key(&["autoscaling.knative.dev/class"]);
+const CLASS: Key = Key(&[CLASS_KEY]);
 const METRIC: Key = Key(&["autoscaling.knative.dev/metric"]);
 const ALGORITHM: Key = Key(&[
     "autoscaling.knative.dev/metric-aggregation-algorithm",
@@ -185,7 +187,7 @@ fn numbers(annotations: &Annotations) -> FieldErrors {
 
 fn window(annotations: &Annotations) -> FieldErrors {
     let Some((key, text)) = WINDOW.of(annotations) else { return FieldErrors::none() };
-    match duration(text) {
+    match duration::nanos(text) {
         None => FieldErrors::invalid(text, key),
         Some(nanos) if !(WINDOW_MIN..=WINDOW_MAX).contains(&nanos) => {
             FieldErrors::out_of_bounds(text, "6s", "1h0m0s", key)
@@ -197,7 +199,7 @@ fn window(annotations: &Annotations) -> FieldErrors {
 
 fn up_to_an_hour(annotations: &Annotations, key: &Key, whole_seconds: bool) -> FieldErrors {
     let Some((key, text)) = key.of(annotations) else { return FieldErrors::none() };
-    match duration(text) {
+    match duration::nanos(text) {
         None => FieldErrors::invalid(text, key),
         Some(nanos) if !(0..=WINDOW_MAX).contains(&nanos) => {
             FieldErrors::out_of_bounds(text, "0s", "1h0m0s", key)
@@ -269,7 +271,7 @@ fn positive_duration(annotations: &Annotations, key: &str, what: impl fmt::Displ
     if text.is_empty() {
         return FieldErrors::none();
     }
-    match duration(text) {
+    match duration::nanos(text) {
         None => FieldErrors::invalid(text, key),
         Some(nanos) if nanos % SECOND != 0 => {
             FieldErrors::new(format!("{what}={text} is not at second precision"), &[key])

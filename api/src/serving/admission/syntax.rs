@@ -1,5 +1,5 @@
-//! The small notations of Kubernetes and Go that users' values are written in: names, label values, durations, image
-//! references. The texts say what is wrong in Kubernetes' words. Knows no field.
+//! The small notations of Kubernetes that users' values are written in: names, label values, image references. The texts
+//! say what is wrong in Kubernetes' words. Knows no field.
 
 const DNS1035_LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const DNS1123_LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
@@ -88,58 +88,6 @@ fn is_name(text: &str) -> bool {
     text.bytes().all(inner) && edge(text.as_bytes().first()) && edge(text.as_bytes().last())
 }
 
-/// A Go duration (`1h30m`, `-1.5s`), in nanoseconds.
-pub(super) fn duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.as_bytes().first() {
-        Some(b'-') => (true, &text[1..]),
-        Some(b'+') => (false, &text[1..]),
-        _ => (false, text),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut nanos: i128 = 0;
-    while !rest.is_empty() {
-        let number_end = rest.bytes().position(|b| !b.is_ascii_digit() && b != b'.').unwrap_or(rest.len());
-        let (number, after) = rest.split_at(number_end);
-        let unit_end = after.bytes().position(|b| b.is_ascii_digit() || b == b'.').unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit_end);
-        nanos = nanos.checked_add(decimal_times(number, unit_nanos(unit)?)?)?;
-        rest = after;
-    }
-    i64::try_from(if negative { -nanos } else { nanos }).ok()
-}
-
-fn unit_nanos(unit: &str) -> Option<i128> {
-    Some(match unit {
-        "ns" => 1,
-        "us" | "µs" | "μs" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
-    })
-}
-
-fn decimal_times(number: &str, unit: i128) -> Option<i128> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
-        return None;
-    }
-    let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    let mut nanos = whole.checked_mul(unit)?;
-    let mut scale = unit;
-    for digit in fraction.bytes() {
-        scale /= 10;
-        nanos = nanos.checked_add(i128::from(digit - b'0').checked_mul(scale)?)?;
-    }
-    Some(nanos)
-}
-
 /// Whether `text` names an image: `[registry/]repository[:tag][@digest]`, what is left out filled in.
 pub(super) fn is_image_reference(text: &str) -> bool {
     is_tagged(text) || is_digested(text)
@@ -213,28 +161,6 @@ pub(super) fn clean_path(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_gos() {
-        let second = 1_000_000_000;
-        let table = [
-            ("0", Some(0)),
-            ("6s", Some(6 * second)),
-            ("1h30m", Some(5400 * second)),
-            ("-1.5s", Some(-3 * second / 2)),
-            (".5m", Some(30 * second)),
-            ("1us", Some(1000)),
-            ("", None),
-            ("6", None),
-            ("s", None),
-            ("1d", None),
-            ("1.2.3s", None),
-            ("99999999h", None),
-        ];
-        for (text, nanos) in table {
-            assert_eq!(duration(text), nanos, "{text}");
-        }
-    }
 
     #[test]
     fn image_references() {

@@ -4,12 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use super::annotations::KPA;
+use super::annotations::{CLASS_KEY as CLASS, HPA, KPA};
 use super::field_error::FieldErrors;
-use super::syntax::duration;
 use crate::desired::INSTANCES_PER_REVISION_MAX;
 use crate::meta::ObjectMeta;
-use crate::serving::keys::{ROLLOUT_DURATION, VISIBILITY};
+use crate::serving::keys::VISIBILITY;
 use crate::serving::{Container, Probe, RevisionSpec, SecurityContext, Volume};
 
 /// Says what the refusal is, below the field's name.
@@ -22,54 +21,32 @@ const DEFAULT_ACCOUNT: &str = "default";
 const LIMITS: [&str; 4] = ["cpu", "ephemeral-storage", "memory", "tombolo.dev/pids"];
 const REQUESTS: [&str; 2] = ["cpu", "memory"];
 
-/// Annotations that tune scaling and that nodes do not read yet, without their group: both spellings. The burst capacity
-/// is not among them: a node's router is in the path of every request, which is what it asks for.
-const TUNING: [&str; 16] = [
-    "activation-scale",
-    "activationScale",
-    "metric-aggregation-algorithm",
-    "metricAggregationAlgorithm",
-    "panic-threshold-percentage",
-    "panic-window-percentage",
-    "panicThresholdPercentage",
-    "panicWindowPercentage",
-    "scale-down-delay",
-    "scale-to-zero-pod-retention-period",
-    "scaleDownDelay",
-    "scaleToZeroPodRetentionPeriod",
-    "target",
-    "target-utilization-percentage",
-    "targetUtilizationPercentage",
-    "window",
-];
+/// Annotations that ask for a number of instances at once, without their group: both spellings.
+const SCALES: [&str; 6] =
+    ["activation-scale", "activationScale", "initial-scale", "initialScale", "min-scale", "minScale"];
 
-/// Labels and annotations of a Service or Route that change who is answered by what.
+/// Labels of a Service or Route that change who is answered by what.
 pub(super) fn metadata(metadata: &ObjectMeta) -> FieldErrors {
     let hidden = metadata.label(VISIBILITY) == Some("cluster-local");
-    let gradual = metadata.annotation(ROLLOUT_DURATION).and_then(duration).is_some_and(|nanos| nanos > 0);
-    refuse_if(hidden, VISIBILITY)
-        .via("labels")
-        .also(refuse_if(gradual, ROLLOUT_DURATION).via("annotations"))
-        .via("metadata")
+    refuse_if(hidden, VISIBILITY).via("metadata.labels")
 }
 
-/// What a user should hear of a template's annotations that are kept and have no effect yet, or less than they say.
+/// Annotations of a template. The horizontal pod autoscaler scales by what a cluster measures of its pods.
+pub(super) fn template(annotations: &BTreeMap<String, String>) -> FieldErrors {
+    let class = annotations.get(CLASS).map(String::as_str);
+    refuse_if(class == Some(HPA), CLASS)
+}
+
+/// What a user should hear of a template's annotations that are kept and have less effect than they say.
 pub(super) fn warnings(annotations: &BTreeMap<String, String>) -> Vec<String> {
-    let idle = |name: &str, value: &str| match name {
-        "class" => value != KPA,
-        "metric" => value != "concurrency",
-        "initial-scale" | "initialScale" => value.parse() != Ok(1),
-        name => TUNING.contains(&name),
-    };
-    let capped = |name: &str, value: &str| {
-        matches!(name, "min-scale" | "minScale")
-            && value.parse::<u32>().is_ok_and(|count| count > INSTANCES_PER_REVISION_MAX)
+    let above_most = |name: &str, value: &str| {
+        SCALES.contains(&name) && value.parse::<u32>().is_ok_and(|count| count > INSTANCES_PER_REVISION_MAX)
     };
     let warning = |(key, value): (&String, &String)| {
         let name = key.strip_prefix("autoscaling.knative.dev/")?;
-        let what = if idle(name, value) {
-            format!("no effect, {WHY}")
-        } else if capped(name, value) {
+        let what = if key == CLASS && value != KPA {
+            format!("no effect, Tombolo scales as {KPA} does")
+        } else if above_most(name, value) {
             format!("{value} is served as {INSTANCES_PER_REVISION_MAX}, the most instances on one node")
         } else {
             return None;
@@ -118,28 +95,30 @@ fn container(container: &Container) -> FieldErrors {
             errors.add(refuse(name).via(kind).via("resources"));
         }
     }
-    if let Some(probe) = &container.readiness_probe {
-        errors.add(readiness(probe).via("readinessProbe"));
+    for (name, probe) in [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ] {
+        errors.add(probe.as_ref().map(probed).unwrap_or_default().via(name));
     }
     if let Some(context) = &container.security_context {
         errors.add(security_context(context).via("securityContext"));
     }
     errors
         .also(refuse_if(!container.env_from.is_empty(), "envFrom"))
-        .also(refuse_if(container.liveness_probe.is_some(), "livenessProbe"))
-        .also(refuse_if(container.startup_probe.is_some(), "startupProbe"))
         .also(refuse_if(!container.termination_message_path.is_empty(), "terminationMessagePath"))
         .also(refuse_if(!container.termination_message_policy.is_empty(), "terminationMessagePolicy"))
 }
 
-fn readiness(probe: &Probe) -> FieldErrors {
+/// A node asks the instance itself, in clear text.
+fn probed(probe: &Probe) -> FieldErrors {
     let get = probe.http_get.as_ref();
     let secure = get.is_some_and(|get| !matches!(get.scheme.as_str(), "" | "HTTP"));
     let elsewhere = |host: Option<&String>| host.is_some_and(|host| !host.is_empty());
-    refuse_if(probe.exec.is_some(), "exec")
-        .also(refuse_if(probe.grpc.is_some(), "grpc"))
-        .also(refuse_if(secure, "scheme").via("httpGet"))
-        .also(refuse_if(elsewhere(get.map(|get| &get.host)), "host").via("httpGet"))
+    refuse_if(secure, "scheme")
+        .also(refuse_if(elsewhere(get.map(|get| &get.host)), "host"))
+        .via("httpGet")
         .also(refuse_if(elsewhere(probe.tcp_socket.as_ref().map(|tcp| &tcp.host)), "host").via("tcpSocket"))
 }
 
