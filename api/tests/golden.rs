@@ -12,12 +12,13 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tombolo_api::Digest;
 use tombolo_api::desired::{
-    Desired, RevisionObject, RouteObject, RouteTarget, encode_revision, encode_route,
+    Desired, HeaderMatch, HealthGate, RevisionObject, RolloutSpec, RouteObject, RouteTarget, Steer,
+    encode_revision, encode_route,
 };
 use tombolo_api::manifest::{FORMAT, Manifest, SignedManifest, Version};
 use tombolo_api::report::{
     Event, EventAck, EventBatch, EventKind, InstanceReport, NodeInfo, Presence, Refused, Report,
-    RevisionPhase, RevisionReport, Serving, Tier,
+    RevisionPhase, RevisionReport, RolledBack, RouteReport, Serving, ShareReport, TargetReport, Tier,
 };
 use tombolo_api::tail::{TailChunk, TailRequest};
 
@@ -100,6 +101,22 @@ fn route() -> RouteObject {
     }
 }
 
+/// A route whose traffic moves in steps, and by header.
+fn moving_route() -> RouteObject {
+    let steer = |header: &str, value| Steer { header: header.into(), value, tag: "old".into() };
+    let mut route = route();
+    route.targets[0].configuration = "hello".into();
+    route.targets[1].tag = "old".into();
+    route.steering = vec![
+        steer("user-agent", HeaderMatch::Regex("iPhone|iPad".into())),
+        steer("x-group", HeaderMatch::Exact("beta".into())),
+        steer("cookie", HeaderMatch::Prefix("canary=".into())),
+    ];
+    let gate = HealthGate { max_error_percent: 5, max_latency_percent: 200, min_requests: 20 };
+    route.rollout = Some(RolloutSpec { duration_s: 120, gate: Some(gate) });
+    route
+}
+
 fn manifest() -> Manifest {
     Manifest {
         format: FORMAT,
@@ -123,6 +140,10 @@ fn revision_objects() {
 #[test]
 fn route_objects() {
     check(include_str!("golden/route_object.json"), &route());
+    check(include_str!("golden/route_object_with_rollout.json"), &moving_route());
+    let mut ungated = moving_route();
+    ungated.rollout.as_mut().unwrap().gate = None;
+    check(include_str!("golden/route_object_without_gate.json"), &ungated);
 }
 
 #[test]
@@ -191,6 +212,45 @@ fn reports() {
     };
     check(include_str!("golden/report.json"), &report);
     check(include_str!("golden/report_of_nothing.json"), &Report::default());
+    let desired = RevisionReport {
+        desired: 3,
+        ..revision(
+            "hello-00002",
+            RevisionPhase::Ready,
+            "",
+            "",
+            vec![
+                instance("hello-00002-abcde-1", Tier::Primed, 0, 0),
+                instance("hello-00002-abcde-2", Tier::Frozen, 4711, 0),
+            ],
+        )
+    };
+    let moving = Report { revisions: vec![desired], routes: vec![route_report()], ..Report::default() };
+    check(include_str!("golden/report_with_routes.json"), &moving);
+}
+
+/// A route in the middle of a rollout, whose tagged target went back.
+fn route_report() -> RouteReport {
+    let share = |revision: &str, percent| ShareReport { revision: revision.into(), percent };
+    let target = |tag: &str, shares, rolled_back| TargetReport {
+        configuration: "hello".into(),
+        tag: tag.into(),
+        goal: "hello-00002".into(),
+        shares,
+        rolled_back,
+    };
+    let rolled_back = RolledBack {
+        reason: "ErrorRateTooHigh".into(),
+        message: "31 % of 40 answers were errors, and 0 % of 812 before".into(),
+    };
+    RouteReport {
+        namespace: "default".into(),
+        name: "hello".into(),
+        targets: vec![
+            target("", vec![share("hello-00001", 82), share("hello-00002", 18)], None),
+            target("next", vec![share("hello-00001", 100)], Some(rolled_back)),
+        ],
+    }
 }
 
 #[test]
