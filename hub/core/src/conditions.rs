@@ -49,6 +49,41 @@ impl Verdict {
     }
 }
 
+/// A verdict, and what it means for `Ready`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Graded {
+    pub verdict: Verdict,
+    pub severity: Severity,
+}
+
+impl Graded {
+    /// A verdict that feeds `Ready`.
+    pub fn error(verdict: Verdict) -> Self {
+        Self { verdict, severity: Severity::Error }
+    }
+
+    /// One of something that works, and worse than it should.
+    pub fn warning(verdict: Verdict) -> Self {
+        Self { verdict, severity: Severity::Warning }
+    }
+
+    /// What a status says of `kind`; unknown if it says nothing. A warning was of something that works.
+    pub fn of(conditions: &[Condition], kind: &str) -> Verdict {
+        match tombolo_api::meta::condition(conditions, kind) {
+            Some(found) if found.severity != Severity::Error => Verdict::good(),
+            _ => Verdict::of(conditions, kind),
+        }
+    }
+
+    /// What `Ready` is to make of it.
+    pub fn for_ready(&self) -> Verdict {
+        match self.severity {
+            Severity::Error => self.verdict.clone(),
+            Severity::Warning | Severity::Info => Verdict::good(),
+        }
+    }
+}
+
 /// Builds a resource's conditions from verdicts.
 pub struct Conditions<'a> {
     before: &'a [Condition],
@@ -71,6 +106,12 @@ impl<'a> Conditions<'a> {
     #[must_use]
     pub fn info(self, kind: &str, verdict: &Verdict) -> Self {
         self.with_severity(kind, verdict, Severity::Info)
+    }
+
+    /// One that feeds `Ready` only if it must.
+    #[must_use]
+    pub fn graded(self, kind: &str, graded: &Graded) -> Self {
+        self.with_severity(kind, &graded.verdict, graded.severity)
     }
 
     /// Sorted by type.

@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 use tombolo_api::desired::{Encoded, RevisionObject, RouteObject};
 use tombolo_api::manifest::ObjectKind;
 use tombolo_api::meta::{Condition, ConditionStatus};
-use tombolo_api::report::{InstanceReport, NodeInfo, Presence, Report, RevisionPhase, RevisionReport, Tier};
+use tombolo_api::report::{
+    InstanceReport, NodeInfo, Presence, Report, RevisionPhase, RevisionReport, RolledBack, RouteReport,
+    ShareReport, TargetReport, Tier,
+};
 use tombolo_api::serving::admission::{self, Admission};
-use tombolo_api::serving::{Configuration, Revision, Route, Service};
+use tombolo_api::serving::{Configuration, Revision, Route, Service, keys};
 use tombolo_api::{Digest, NodeId};
 
 use crate::images::{Images, Resolution};
@@ -26,7 +29,7 @@ pub(crate) struct Hub {
     pub(crate) images: Images,
     pub(crate) settings: Settings,
     pub(crate) placement: Placement,
-    /// Seconds, of the day at which tests take place.
+    /// Seconds since tests began.
     clock: u32,
     given: u64,
 }
@@ -52,7 +55,14 @@ impl Hub {
     }
 
     pub(crate) fn now(&self) -> String {
-        format!("2026-01-01T00:{:02}:{:02}Z", self.clock / 60 % 60, self.clock % 60)
+        let (day, s) = (self.clock / 86_400 + 1, self.clock % 86_400);
+        assert!(day <= 31, "tests take place in January");
+        format!("2026-01-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
+    }
+
+    /// Lets time pass.
+    pub(crate) fn wait_hours(&mut self, hours: u32) {
+        self.clock += hours * 3600;
     }
 
     /// Creates or replaces a Service through admission, as a client does that reads before it writes.
@@ -64,11 +74,8 @@ impl Hub {
         let key = Key::new("default", metadata["name"].as_str().unwrap());
         let current = self.snapshot.services.get(&key).cloned();
         if let Some(current) = &current {
-            let kept = current
-                .metadata
-                .annotations
-                .iter()
-                .filter(|(name, _)| name.starts_with("serving.knative.dev/"));
+            let signed = |name: &String| [keys::CREATOR, keys::LAST_MODIFIER].contains(&name.as_str());
+            let kept = current.metadata.annotations.iter().filter(|(name, _)| signed(name));
             for (name, value) in kept {
                 metadata["annotations"][name] = value.as_str().into();
             }
@@ -167,9 +174,8 @@ impl Hub {
         let id: NodeId = name.parse().unwrap();
         let state = self.fleet.entry(id.clone()).or_insert_with(|| NodeState::enrolled(id, 0));
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let revisions = state.report.take().map(|report| report.revisions).unwrap_or_default();
-        state.report =
-            Some(Report { info: NodeInfo { labels, ..NodeInfo::default() }, revisions, ..Report::default() });
+        let report = state.report.take().unwrap_or_default();
+        state.report = Some(Report { info: NodeInfo { labels, ..NodeInfo::default() }, ..report });
         self.connected(name, true);
     }
 
@@ -214,6 +220,38 @@ impl Hub {
                 desired: 0,
             });
         }
+    }
+
+    /// Has a node tell how far the target without a tag of a route is: the goal, and what each revision serves, in percent.
+    pub(crate) fn moving(&mut self, node: &str, route: &str, goal: &str, shares: &[(&str, u8)]) {
+        let share = |(revision, percent): &(&str, u8)| ShareReport {
+            revision: (*revision).into(),
+            percent: *percent,
+        };
+        let target = TargetReport {
+            configuration: route.into(),
+            tag: String::new(),
+            goal: goal.into(),
+            shares: shares.iter().map(share).collect(),
+            rolled_back: None,
+        };
+        let said = RouteReport { namespace: "default".into(), name: route.into(), targets: vec![target] };
+        let routes = &mut self.reported(node).routes;
+        routes.retain(|known| known.name != route);
+        routes.push(said);
+    }
+
+    /// Has a node tell that it went back to one revision for good.
+    pub(crate) fn went_back(&mut self, node: &str, route: &str, from: &str, to: &str, reason: &str) {
+        self.moving(node, route, from, &[(to, 100)]);
+        let said = self.reported(node).routes.last_mut().unwrap();
+        said.targets[0].rolled_back =
+            Some(RolledBack { reason: reason.into(), message: "31 % of 40 answers were errors".into() });
+    }
+
+    pub(crate) fn reported(&mut self, node: &str) -> &mut Report {
+        let state = self.fleet.get_mut(&node.parse::<NodeId>().unwrap()).unwrap();
+        state.report.get_or_insert_default()
     }
 
     /// Resolves an image name, as long as it is not resolved yet, to a digest of its own.

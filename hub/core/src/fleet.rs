@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tombolo_api::desired::Encoded;
-use tombolo_api::report::{EventBatch, Presence, Report, RevisionReport};
+use tombolo_api::report::{EventBatch, Presence, Report, RevisionPhase, RevisionReport};
+use tombolo_api::serving::Revision;
 use tombolo_api::tail::TailChunk;
 use tombolo_api::{Digest, NodeId};
 
@@ -54,6 +55,13 @@ impl NodeState {
             report.namespace == namespace && report.name == name && report.uid == uid
         };
         self.report.as_ref()?.revisions.iter().find(same)
+    }
+
+    /// Whether the node says that it has this revision ready.
+    pub fn has_ready(&self, revision: &Revision) -> bool {
+        let metadata = &revision.metadata;
+        let report = self.revision(&metadata.namespace, &metadata.name, &metadata.uid);
+        report.is_some_and(|report| report.phase == RevisionPhase::Ready)
     }
 }
 

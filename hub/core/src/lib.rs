@@ -10,9 +10,12 @@ pub mod conditions;
 #[cfg(test)]
 mod fixture;
 pub mod fleet;
+pub mod hosts;
 pub mod images;
+mod moment;
 pub mod placement;
 pub mod reconcile;
+mod rollout;
 pub mod snapshot;
 mod targets;
 

@@ -1,31 +1,40 @@
 //! Which node gets which revisions and routes: every node whose labels match a revision's `nodeSelector`, and the routes
 //! that lead to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tombolo_api::desired::{
-    Encoded, RevisionObject, RouteObject, RouteTarget, encode_revision, encode_route,
+    Encoded, RevisionObject, RouteObject, RouteTarget, Steer, encode_revision, encode_route,
 };
-use tombolo_api::report::RevisionPhase;
-use tombolo_api::serving::{Revision, Route, keys};
+use tombolo_api::serving::{Revision, Route, keys, steering};
 
-use crate::Settings;
 use crate::fleet::{Fleet, NodeState, Placement};
+use crate::hosts::Hosts;
 use crate::images::{is_pinned, pinned_image};
 use crate::snapshot::{Key, Snapshot};
 use crate::targets::{self, Target};
+use crate::{Settings, rollout};
 
-/// What every node should hold.
-pub fn place(snapshot: &Snapshot, fleet: &Fleet, settings: &Settings) -> Placement {
+/// What every node should hold, and the revisions that are given to nodes, whether there is one for them or not.
+pub(crate) fn place(
+    snapshot: &Snapshot,
+    fleet: &Fleet,
+    settings: &Settings,
+    hosts: &Hosts,
+) -> (Placement, BTreeSet<Key>) {
     let routes = snapshot.routes.values().map(|route| (route, targets::served(route, snapshot))).collect();
-    let mut pass = Pass { snapshot, settings, routes, wanted: wanted(snapshot), encoded: BTreeMap::new() };
-    fleet.values().map(|node| (node.id.clone(), pass.on_node(node))).collect()
+    let wanted = wanted(snapshot);
+    let mut given: BTreeSet<Key> = wanted.keys().cloned().collect();
+    let mut pass = Pass { snapshot, settings, hosts, routes, wanted, encoded: BTreeMap::new() };
+    let placement = fleet.values().map(|node| (node.id.clone(), pass.on_node(node))).collect();
+    given.extend(pass.encoded.into_keys());
+    (placement, given)
 }
 
 /// The revisions that nodes with the right labels are given: those that routes may lead to, and the latest of every
 /// Configuration, which has to be tried or it would never be known to work.
-pub(crate) fn wanted(snapshot: &Snapshot) -> BTreeMap<Key, Arc<Revision>> {
+fn wanted(snapshot: &Snapshot) -> BTreeMap<Key, Arc<Revision>> {
     let mut wanted = BTreeMap::new();
     let served = snapshot.routes.values().flat_map(|route| targets::served(route, snapshot));
     for revision in served.flat_map(|target| target.candidates) {
@@ -44,6 +53,7 @@ pub(crate) fn wanted(snapshot: &Snapshot) -> BTreeMap<Key, Arc<Revision>> {
 struct Pass<'a> {
     snapshot: &'a Snapshot,
     settings: &'a Settings,
+    hosts: &'a Hosts,
     routes: Vec<(&'a Arc<Route>, Vec<Target>)>,
     wanted: BTreeMap<Key, Arc<Revision>>,
     /// Revisions as nodes get them, made once.
@@ -59,10 +69,7 @@ impl Pass<'_> {
         }
         let mut encoded = Vec::new();
         for (route, targets) in &self.routes {
-            let object = route_object(route, targets, &mut here, self.settings, |target, candidates| {
-                stand_in(target, candidates, node, self.snapshot)
-            });
-            encoded.extend(object.map(|object| encode_route(&object)));
+            encoded.extend(self.route(route, targets, &mut here, node).map(|object| encode_route(&object)));
         }
         for (key, revision) in here {
             let object =
@@ -72,6 +79,72 @@ impl Pass<'_> {
         encoded.sort_by(|a, b| a.entry.cmp(&b.entry));
         encoded
     }
+
+    /// A route for a node that has the revisions `here`, to which those are added that serve it there beside its own; none
+    /// if the node has none of the route's, or no host for it.
+    fn route(
+        &self,
+        route: &Route,
+        targets: &[Target],
+        here: &mut BTreeMap<Key, Arc<Revision>>,
+        node: &NodeState,
+    ) -> Option<RouteObject> {
+        let mut kept = Vec::new();
+        for target in targets {
+            let is_here = |revision: &&Arc<Revision>| here.contains_key(&Key::of(&revision.metadata));
+            let mut candidates: Vec<Arc<Revision>> =
+                target.candidates.iter().filter(is_here).cloned().collect();
+            if candidates.is_empty() {
+                continue;
+            }
+            if rollout::moves(target, route) {
+                candidates = rollout::candidates(target, route, candidates, node, self.snapshot);
+            }
+            candidates.extend(stand_in(target, &candidates, node, self.snapshot));
+            for revision in &candidates {
+                here.entry(Key::of(&revision.metadata)).or_insert_with(|| Arc::clone(revision));
+            }
+            kept.push(RouteTarget {
+                percent: u8::try_from(target.percent.clamp(0, 100)).unwrap_or(0),
+                candidates: candidates.iter().map(|revision| revision.metadata.name.clone()).collect(),
+                hosts: if target.tag.is_empty() { Vec::new() } else { self.hosts(&target.tag, route) },
+                tag: target.tag.clone(),
+                configuration: target.configuration.clone(),
+            });
+        }
+        let own = self.hosts("", route);
+        let hosts = if !own.is_empty() && rescale(&mut kept) { own } else { Vec::new() };
+        if hosts.is_empty() {
+            // Only tags lead to it here.
+            kept.iter_mut().for_each(|target| target.percent = 0);
+        }
+        let reachable = !hosts.is_empty() || kept.iter().any(|target| !target.hosts.is_empty());
+        reachable.then(|| RouteObject {
+            namespace: route.metadata.namespace.clone(),
+            name: route.metadata.name.clone(),
+            hosts,
+            steering: steering(route, &kept),
+            targets: kept,
+            rollout: tombolo_api::serving::rollout::spec(&route.metadata.annotations),
+        })
+    }
+
+    /// The host of a route, or of one of its tags, unless another route has it.
+    fn hosts(&self, tag: &str, route: &Route) -> Vec<String> {
+        let metadata = &route.metadata;
+        match self.hosts.holder(tag, metadata) {
+            None => vec![self.settings.host(tag, &metadata.name, &metadata.namespace)],
+            Some(_) => Vec::new(),
+        }
+    }
+}
+
+/// The rules that lead to targets which are there.
+fn steering(route: &Route, targets: &[RouteTarget]) -> Vec<Steer> {
+    let text = route.metadata.annotation(keys::STEERING).unwrap_or("[]");
+    // Admission has read them; rules that were kept before it could are nobody's loss.
+    let rules = steering::parse(text).unwrap_or_default();
+    rules.into_iter().filter(|rule| targets.iter().any(|target| target.tag == rule.tag)).collect()
 }
 
 /// A revision that serves on this node while none of a target's candidates is ready on it: the newest of the same
@@ -82,27 +155,21 @@ fn stand_in(
     node: &NodeState,
     snapshot: &Snapshot,
 ) -> Option<Arc<Revision>> {
-    let is_ready = |revision: &Revision| {
-        let metadata = &revision.metadata;
-        let report = node.revision(&metadata.namespace, &metadata.name, &metadata.uid);
-        report.is_some_and(|report| report.phase == RevisionPhase::Ready)
-    };
     let names_revision = target.latest != Some(true);
     // The host of a tag on a revision must never answer with another one.
-    if candidates.iter().any(|revision| is_ready(revision)) || (names_revision && !target.tag.is_empty()) {
+    if candidates.iter().any(|revision| node.has_ready(revision))
+        || (names_revision && !target.tag.is_empty())
+    {
         return None;
     }
     let owner = candidates.first()?.metadata.controller()?;
     let of_owner = |revision: &&Arc<Revision>| {
         revision.metadata.controller().is_some_and(|other| other.uid == owner.uid)
     };
-    let generation = |revision: &&Arc<Revision>| {
-        revision.metadata.label(keys::CONFIGURATION_GENERATION).and_then(|text| text.parse::<i64>().ok())
-    };
     let fits = |revision: &&Arc<Revision>| is_pinned(revision) && node.matches(&revision.spec.node_selector);
-    let ready =
-        snapshot.revisions.values().filter(of_owner).filter(fits).filter(|revision| is_ready(revision));
-    ready.max_by_key(generation).cloned()
+    let owned = snapshot.revisions.values().filter(of_owner);
+    let ready = owned.filter(fits).filter(|revision| node.has_ready(revision));
+    ready.max_by_key(|revision| targets::generation(revision)).cloned()
 }
 
 /// A revision as nodes get it: only what says how to run it.
@@ -134,58 +201,7 @@ fn revision_object(revision: &Revision) -> RevisionObject {
 /// Whether an annotation says how to run a revision. All others may change without a new object.
 fn concerns_nodes(key: &str) -> bool {
     let group = key.split('/').next().unwrap_or_default();
-    group == keys::AUTOSCALING || group == "tombolo.dev" || key == keys::PROGRESS_DEADLINE
-}
-
-/// The route for a node that has the revisions `here`, to which those that stand in for others are added; none if it has
-/// none of the route's.
-fn route_object(
-    route: &Route,
-    targets: &[Target],
-    here: &mut BTreeMap<Key, Arc<Revision>>,
-    settings: &Settings,
-    stand_in: impl Fn(&Target, &[Arc<Revision>]) -> Option<Arc<Revision>>,
-) -> Option<RouteObject> {
-    let (name, namespace) = (&route.metadata.name, &route.metadata.namespace);
-    let mut kept = Vec::new();
-    for target in targets {
-        let is_here = |revision: &&Arc<Revision>| here.contains_key(&Key::of(&revision.metadata));
-        let mut candidates: Vec<Arc<Revision>> = target.candidates.iter().filter(is_here).cloned().collect();
-        if candidates.is_empty() {
-            continue;
-        }
-        if let Some(revision) = stand_in(target, &candidates) {
-            here.insert(Key::of(&revision.metadata), Arc::clone(&revision));
-            candidates.push(revision);
-        }
-        let hosts = if target.tag.is_empty() {
-            Vec::new()
-        } else {
-            vec![settings.host(&target.tag, name, namespace)]
-        };
-        let percent = u8::try_from(target.percent.clamp(0, 100)).unwrap_or(0);
-        let candidates = candidates.iter().map(|revision| revision.metadata.name.clone()).collect();
-        kept.push(RouteTarget {
-            percent,
-            candidates,
-            hosts,
-            tag: String::new(),
-            configuration: String::new(),
-        });
-    }
-    if kept.is_empty() {
-        return None;
-    }
-    let split = rescale(&mut kept);
-    let hosts = if split { vec![settings.host("", name, namespace)] } else { Vec::new() };
-    Some(RouteObject {
-        namespace: namespace.clone(),
-        name: name.clone(),
-        hosts,
-        targets: kept,
-        steering: vec![],
-        rollout: None,
-    })
+    group == keys::AUTOSCALING || key.starts_with(keys::TOMBOLO_PREFIX) || key == keys::PROGRESS_DEADLINE
 }
 
 /// Makes the percentages of the targets that are on a node sum to 100 again, in proportion. False if all are 0: then only

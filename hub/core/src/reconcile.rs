@@ -21,9 +21,10 @@ use tombolo_api::meta::{ObjectMeta, OwnerReference};
 use tombolo_api::serving::API_VERSION;
 
 use crate::fleet::{Fleet, Placement};
+use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::snapshot::{Key, Kind, Object, Snapshot};
-use crate::{Settings, placement};
+use crate::{Settings, placement, rollout};
 
 /// Everything a pass looks at.
 #[derive(Clone, Copy, Debug)]
@@ -65,15 +66,17 @@ pub fn reconcile(inputs: &Inputs<'_>) -> Outcome {
     for configuration in inputs.snapshot.configurations.values() {
         configuration::reconcile(configuration, inputs, &mut writes);
     }
-    let wanted = placement::wanted(inputs.snapshot);
+    let hosts = Hosts::of(inputs.snapshot);
+    let (placement, given) = placement::place(inputs.snapshot, inputs.fleet, inputs.settings, &hosts);
+    let served = rollout::served(inputs.snapshot, inputs.fleet);
     for (key, revision) in &inputs.snapshot.revisions {
-        revision::reconcile(revision, wanted.contains_key(key), inputs, &mut writes);
+        let use_of = revision::Use { given: given.contains(key), served_by: served.get(key) };
+        revision::reconcile(revision, use_of, inputs, &mut writes);
     }
     for route in inputs.snapshot.routes.values() {
-        route::reconcile(route, inputs, &mut writes);
+        route::reconcile(route, &hosts, inputs, &mut writes);
     }
-    collect::reconcile(inputs, &mut writes);
-    let placement = placement::place(inputs.snapshot, inputs.fleet, inputs.settings);
+    collect::reconcile(inputs, |key| given.contains(key) || served.contains_key(key), &mut writes);
     Outcome { writes: writes.made, placement }
 }
 

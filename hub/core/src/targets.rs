@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tombolo_api::serving::{Configuration, Revision, Route, TrafficTarget};
+use tombolo_api::serving::{Configuration, Revision, Route, TrafficTarget, keys};
 
 use crate::conditions::Verdict;
 use crate::images::is_pinned;
@@ -15,6 +15,8 @@ pub(crate) struct Target {
     pub(crate) tag: String,
     /// `None` for targets that name a revision.
     pub(crate) latest: Option<bool>,
+    /// The Configuration whose latest revision it follows; empty for targets that name a revision.
+    pub(crate) configuration: String,
     /// Revisions that may serve it on nodes, the preferred first: the latest, then the one that is known to work.
     pub(crate) candidates: Vec<Arc<Revision>>,
     /// The revision that counts as serving it, once there is one.
@@ -46,6 +48,7 @@ pub(crate) fn resolve(route: &Route, snapshot: &Snapshot) -> Resolved {
             percent: target.percent.unwrap_or(0),
             tag: target.tag.clone(),
             latest: target.latest_revision,
+            configuration: target.configuration_name.clone(),
             candidates,
             assigned,
         });
@@ -70,13 +73,22 @@ pub(crate) fn served(route: &Route, snapshot: &Snapshot) -> Vec<Target> {
 fn last_assigned(target: &TrafficTarget, route: &Route, snapshot: &Snapshot) -> Target {
     let key = Key::new(&route.metadata.namespace, &target.revision_name);
     let (candidates, assigned) = pinned(&key, snapshot);
+    // A status names revisions only.
+    let followed = candidates.first().filter(|_| target.latest_revision == Some(true));
+    let configuration = followed.and_then(|revision| revision.metadata.label(keys::CONFIGURATION));
     Target {
         percent: target.percent.unwrap_or(0),
         tag: target.tag.clone(),
         latest: target.latest_revision,
+        configuration: configuration.unwrap_or_default().to_owned(),
         candidates,
         assigned: assigned.ok(),
     }
+}
+
+/// The generation of the Configuration that a Revision was stamped out of, or that came back to it last.
+pub(crate) fn generation(revision: &Revision) -> i64 {
+    revision.metadata.label(keys::CONFIGURATION_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 type Candidates = (Vec<Arc<Revision>>, Result<String, Verdict>);

@@ -50,14 +50,17 @@ fn an_object_holds_what_running_takes_and_nothing_else() {
     let mut hub = hub();
     hub.node("n1", &[]);
     let annotations = json!({ "autoscaling.knative.dev/min-scale": "1", "serving.knative.dev/progress-deadline": "9s",
-        "tombolo.dev/x": "y", "mine": "z" });
+        "tombolo.dev/reaction": "fast", "mine": "z" });
     hub.apply("a", with(spec(ONE), &["template", "metadata"], json!({ "annotations": annotations })))
         .unwrap();
     hub.settle();
     let object = hub.revision_on("n1", "a-00001").unwrap();
     let names: Vec<&str> = object.annotations.keys().map(String::as_str).collect();
-    let expected =
-        ["autoscaling.knative.dev/min-scale", "serving.knative.dev/progress-deadline", "tombolo.dev/x"];
+    let expected = [
+        "autoscaling.knative.dev/min-scale",
+        "serving.knative.dev/progress-deadline",
+        "tombolo.dev/reaction",
+    ];
     assert_eq!(names, expected);
     assert_eq!((object.service.as_str(), object.configuration.as_str()), ("a", "a"));
     assert_eq!(object.uid, hub.revision("a-00001").metadata.uid);
@@ -93,9 +96,10 @@ fn hosts_are_of_the_route_and_of_its_tags() {
             candidates: vec!["a-00001".into()],
             hosts: vec![],
             tag: String::new(),
-            configuration: String::new()
+            configuration: "a".into(),
         }
     );
+    assert_eq!((route.targets[1].tag.as_str(), route.targets[1].configuration.as_str()), ("next", "a"));
     assert_eq!(route.targets[1].hosts, ["next-a.default.localhost"]);
     assert_eq!(route.targets[1].percent, 0);
 }

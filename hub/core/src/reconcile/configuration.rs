@@ -8,6 +8,7 @@ use tombolo_api::serving::{Configuration, ConfigurationStatus, Revision, keys};
 use super::{Inputs, Write, Writes, controlled_by, is_owned};
 use crate::conditions::{Conditions, Verdict};
 use crate::snapshot::{Key, Kind, Object};
+use crate::targets;
 
 pub(super) fn reconcile(configuration: &Arc<Configuration>, inputs: &Inputs<'_>, writes: &mut Writes) {
     let name = revision_name(configuration);
@@ -123,16 +124,12 @@ fn latest_ready(configuration: &Configuration, inputs: &Inputs<'_>) -> String {
     let usable = owned.filter(|revision| {
         revision.metadata.name == *known || Verdict::of(&revision.status.conditions, "Ready").is_good()
     });
-    let newest = usable.max_by_key(|revision| (is_present(revision, configuration), generation_of(revision)));
+    let newest =
+        usable.max_by_key(|revision| (is_present(revision, configuration), targets::generation(revision)));
     newest.map_or(String::new(), |revision| revision.metadata.name.clone())
 }
 
 /// Whether a Revision is the one that its Configuration describes now.
 pub(super) fn is_present(revision: &Revision, configuration: &Configuration) -> bool {
     revision.metadata.name == revision_name(configuration) && is_of(revision, configuration)
-}
-
-/// The generation of the Configuration that a Revision was stamped out of, or that came back to it last.
-pub(super) fn generation_of(revision: &Revision) -> i64 {
-    revision.metadata.label(keys::CONFIGURATION_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(0)
 }

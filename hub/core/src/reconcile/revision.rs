@@ -8,24 +8,32 @@ use tombolo_api::report::{RevisionPhase, RevisionReport, Tier};
 use tombolo_api::serving::{ContainerStatus, Revision, RevisionStatus, Route, keys};
 
 use super::{Inputs, Write, Writes, configuration};
-use crate::conditions::{Conditions, Verdict};
+use crate::conditions::{Conditions, Graded, Verdict};
 use crate::fleet::NodeState;
 use crate::images::{Resolution, is_pinned, pinned_image};
 use crate::snapshot::{Key, Object};
 
-/// `wanted`: nodes are given it, so what they say of it is news.
-pub(super) fn reconcile(revision: &Arc<Revision>, wanted: bool, inputs: &Inputs<'_>, writes: &mut Writes) {
+/// What a Revision is to nodes.
+#[derive(Clone, Copy)]
+pub(super) struct Use<'a> {
+    /// Nodes are given it, so what they say of it is news.
+    pub(super) given: bool,
+    /// Routes that send requests to it on some node while traffic moves.
+    pub(super) served_by: Option<&'a BTreeSet<String>>,
+}
+
+pub(super) fn reconcile(revision: &Arc<Revision>, use_of: Use<'_>, inputs: &Inputs<'_>, writes: &mut Writes) {
     let mut changed = Revision::clone(revision);
-    routing(&mut changed, inputs);
+    routing(&mut changed, use_of, inputs);
     pin(&mut changed, inputs);
-    changed.status = status(&changed, wanted, inputs);
+    changed.status = status(&changed, use_of, inputs);
     if changed != **revision {
         writes.push(Write::Update(Object::Revision(Arc::new(changed))));
     }
 }
 
 /// Labels and annotations that say what leads to a Revision: its Configuration's present generation, Routes.
-fn routing(revision: &mut Revision, inputs: &Inputs<'_>) {
+fn routing(revision: &mut Revision, use_of: Use<'_>, inputs: &Inputs<'_>) {
     let key = Key::of(&revision.metadata);
     let owner = revision.metadata.controller().map(|owner| key.sibling(&owner.name));
     let owner = owner.and_then(|owner| inputs.snapshot.configurations.get(&owner));
@@ -49,6 +57,7 @@ fn routing(revision: &mut Revision, inputs: &Inputs<'_>) {
         .values()
         .filter(leads_here)
         .map(|route| route.metadata.name.as_str())
+        .chain(use_of.served_by.into_iter().flatten().map(String::as_str))
         .collect();
     let fresh = metadata.label(keys::ROUTING_STATE) == Some("pending") && present.is_some();
     let state = match (routes.is_empty(), fresh) {
@@ -84,38 +93,50 @@ fn pin(revision: &mut Revision, inputs: &Inputs<'_>) {
     revision.status.container_statuses = statuses;
 }
 
-fn status(revision: &Revision, wanted: bool, inputs: &Inputs<'_>) -> RevisionStatus {
+fn status(revision: &Revision, use_of: Use<'_>, inputs: &Inputs<'_>) -> RevisionStatus {
     let reports = Reports::of(revision, inputs);
-    let known = |kind| Verdict::of(&revision.status.conditions, kind);
+    let known = |kind| Graded::of(&revision.status.conditions, kind);
     let (healthy, available) = if !is_pinned(revision) {
-        (resolution(revision, inputs), Verdict::unknown("ResolvingDigests", ""))
-    } else if wanted {
+        let resolving = Verdict::unknown("ResolvingDigests", "");
+        (Graded::error(resolution(revision, inputs)), Graded::error(resolving))
+    } else if use_of.given {
         (reports.health(&known("ContainerHealthy")), reports.resources(revision))
     } else {
         // Nodes do not have it any more: what was found out about it stays true.
-        (at_rest(revision, known("ContainerHealthy")), known("ResourcesAvailable"))
+        let healthy = at_rest(revision, known("ContainerHealthy"));
+        (Graded::error(healthy), Graded::error(known("ResourcesAvailable")))
     };
-    let ready = Verdict::all(&[&healthy, &available]);
-    let running = reports.running();
-    let active = match (ready.is_good(), running) {
-        (true, 0) => Verdict::bad("NoTraffic", "The target is not receiving traffic."),
-        (true, _) => Verdict::good(),
-        (false, _) => Verdict { status: ConditionStatus::Unknown, ..ready.clone() },
-    };
+    let ready = Verdict::all(&[&healthy.for_ready(), &available.for_ready()]);
+    let (running, desired) = (reports.running(), reports.desired());
     let before = &revision.status;
     let conditions = Conditions::new(&before.conditions, inputs.now)
-        .info("Active", &active)
-        .set("ContainerHealthy", &healthy)
+        .info("Active", &active(&ready, running, desired))
+        .graded("ContainerHealthy", &healthy)
         .set("Ready", &ready)
-        .set("ResourcesAvailable", &available)
+        .graded("ResourcesAvailable", &available)
         .build();
     RevisionStatus {
         actual_replicas: Some(running),
         conditions,
         container_statuses: before.container_statuses.clone(),
-        desired_replicas: Some(running),
+        desired_replicas: Some(desired),
         log_url: before.log_url.clone(),
         observed_generation: revision.metadata.generation,
+    }
+}
+
+/// Whether instances run, in Knative's words.
+fn active(ready: &Verdict, running: i32, desired: i32) -> Verdict {
+    if !ready.is_good() {
+        return Verdict { status: ConditionStatus::Unknown, ..ready.clone() };
+    }
+    match (running, desired) {
+        (1.., _) => Verdict::good(),
+        (_, 1..) => Verdict::unknown(
+            "Queued",
+            "Requests to the target are being buffered as resources are provisioned.",
+        ),
+        _ => Verdict::bad("NoTraffic", "The target is not receiving traffic."),
     }
 }
 
@@ -160,43 +181,66 @@ impl<'a> Reports<'a> {
         Self { nodes, awaited: inputs.fleet.values().any(|node| node.report.is_none()) }
     }
 
-    /// Good as soon as one node has it ready; bad as soon as a connected one says that it cannot run it. Until they say
-    /// anything, one that was good is: nodes may be getting it anew.
-    fn health(&self, known: &Verdict) -> Verdict {
-        let in_phase = |phase: RevisionPhase| {
-            self.nodes.iter().find_map(move |(node, report)| {
-                report.filter(|report| report.phase == phase).map(|report| (*node, report))
-            })
-        };
-        let failed = self.nodes.iter().find_map(|(node, report)| {
-            let report = (*report)?;
-            (node.is_online() && report.phase == RevisionPhase::Failed).then_some((node, report))
-        });
-        if let Some((node, report)) = failed {
-            return Verdict::bad(&report.reason, format!("On node {}: {}", node.id, report.message));
-        }
-        if in_phase(RevisionPhase::Ready).is_some() {
-            return Verdict::good();
-        }
-        if let Some((node, report)) = in_phase(RevisionPhase::Failed) {
-            return Verdict::bad(
-                &report.reason,
-                format!("On node {}, when it was last heard of: {}", node.id, report.message),
-            );
-        }
-        if known.is_good() {
-            return Verdict::good();
-        }
-        if !self.nodes.is_empty() && !self.nodes.iter().any(|(node, _)| node.is_online()) {
-            return Verdict::unknown("NodesOffline", "No node that should run this Revision is connected.");
-        }
-        Verdict::unknown("Deploying", "")
+    /// What nodes that are connected say, with a reason that `is_of_interest`.
+    fn said(
+        &self,
+        phase: RevisionPhase,
+        is_of_interest: impl Fn(&RevisionReport) -> bool,
+    ) -> Option<(&'a NodeState, &'a RevisionReport)> {
+        let connected = self.nodes.iter().filter(|(node, _)| node.is_online());
+        let reports = connected.filter_map(|(node, report)| Some((*node, (*report)?)));
+        reports.filter(|(_, report)| report.phase == phase).find(|(_, report)| is_of_interest(report))
     }
 
-    /// Whether there is a node to run it.
-    fn resources(&self, revision: &Revision) -> Verdict {
+    fn any_in(&self, phase: RevisionPhase) -> Option<(&'a NodeState, &'a RevisionReport)> {
+        let reports = self.nodes.iter().filter_map(|(node, report)| Some((*node, (*report)?)));
+        reports.filter(|(_, report)| report.phase == phase).find(|(_, report)| !is_shortage(report))
+    }
+
+    /// Good as soon as one node has it ready; bad as soon as a connected one says that it cannot run it. Until they say
+    /// anything, one that was good is: nodes may be getting it anew. One that works and crashes now and then is told of.
+    fn health(&self, known: &Verdict) -> Graded {
+        if let Some((node, report)) = self.said(RevisionPhase::Failed, |report| !is_shortage(report)) {
+            return Graded::error(on_node(node, report));
+        }
+        let is_in_trouble = |report: &RevisionReport| !report.reason.is_empty() && !is_shortage(report);
+        if let Some((node, report)) = self.said(RevisionPhase::Ready, is_in_trouble) {
+            return Graded::warning(on_node(node, report));
+        }
+        if self.is_ready_somewhere() {
+            return Graded::error(Verdict::good());
+        }
+        if let Some((node, report)) = self.any_in(RevisionPhase::Failed) {
+            let message = format!("On node {}, when it was last heard of: {}", node.id, report.message);
+            return Graded::error(Verdict::bad(&report.reason, message));
+        }
+        let offline = !self.nodes.is_empty() && !self.nodes.iter().any(|(node, _)| node.is_online());
+        Graded::error(if known.is_good() {
+            Verdict::good()
+        } else if offline {
+            Verdict::unknown("NodesOffline", "No node that should run this Revision is connected.")
+        } else {
+            Verdict::unknown("Deploying", "")
+        })
+    }
+
+    fn is_ready_somewhere(&self) -> bool {
+        self.nodes.iter().any(|(_, report)| report.is_some_and(|it| it.phase == RevisionPhase::Ready))
+    }
+
+    /// Whether there is a node to run it, with what it needs. One that runs, on a node that cannot run more of it, is ready.
+    fn resources(&self, revision: &Revision) -> Graded {
+        let phases = [RevisionPhase::Failed, RevisionPhase::Preparing, RevisionPhase::Ready];
+        let short = phases.into_iter().find_map(|phase| self.said(phase, is_shortage));
+        if let Some((node, report)) = short {
+            let verdict = on_node(node, report);
+            return match self.is_ready_somewhere() {
+                true => Graded::warning(verdict),
+                false => Graded::error(verdict),
+            };
+        }
         if !self.nodes.is_empty() {
-            return Verdict::good();
+            return Graded::error(Verdict::good());
         }
         let message = match revision.spec.node_selector.is_empty() {
             true => "No node is enrolled at this hub: start an agent with the join token that `tombolo-hub token` prints.".to_owned(),
@@ -205,18 +249,33 @@ impl<'a> Reports<'a> {
                 selector(&revision.spec.node_selector)
             ),
         };
-        if self.awaited {
+        Graded::error(if self.awaited {
             Verdict::unknown("NoNodeMatches", message)
         } else {
             Verdict::bad("NoNodeMatches", message)
-        }
+        })
     }
 
+    fn desired(&self) -> i32 {
+        let wanted = self.nodes.iter().filter_map(|(_, report)| *report).map(|report| report.desired);
+        wanted.fold(0, |sum, desired| sum.saturating_add(i32::try_from(desired).unwrap_or(i32::MAX)))
+    }
+
+    /// Instances whose program runs; those that are primed or frozen wait.
     fn running(&self) -> i32 {
         let instances =
             self.nodes.iter().filter_map(|(_, report)| *report).flat_map(|report| &report.instances);
         i32::try_from(instances.filter(|instance| instance.tier == Tier::Running).count()).unwrap_or(i32::MAX)
     }
+}
+
+/// Whether a node lacks something to run it: `InsufficientMemory`, `InsufficientDevices`.
+fn is_shortage(report: &RevisionReport) -> bool {
+    report.reason.starts_with("Insufficient")
+}
+
+fn on_node(node: &NodeState, report: &RevisionReport) -> Verdict {
+    Verdict::bad(&report.reason, format!("On node {}: {}", node.id, report.message))
 }
 
 fn selector(labels: &BTreeMap<String, String>) -> String {

@@ -7,11 +7,13 @@ use tombolo_api::serving::{Address, Route, RouteStatus, TrafficTarget};
 
 use super::{Inputs, Write, Writes};
 use crate::conditions::{Conditions, Verdict};
+use crate::hosts::Hosts;
+use crate::rollout;
 use crate::snapshot::Object;
 use crate::targets::{self, Target};
 
-pub(super) fn reconcile(route: &Arc<Route>, inputs: &Inputs<'_>, writes: &mut Writes) {
-    let status = status(route, inputs);
+pub(super) fn reconcile(route: &Arc<Route>, hosts: &Hosts, inputs: &Inputs<'_>, writes: &mut Writes) {
+    let status = status(route, hosts, inputs);
     if status != route.status {
         let mut changed = Route::clone(route);
         changed.status = status;
@@ -19,7 +21,7 @@ pub(super) fn reconcile(route: &Arc<Route>, inputs: &Inputs<'_>, writes: &mut Wr
     }
 }
 
-fn status(route: &Route, inputs: &Inputs<'_>) -> RouteStatus {
+fn status(route: &Route, hosts: &Hosts, inputs: &Inputs<'_>) -> RouteStatus {
     let resolved = targets::resolve(route, inputs.snapshot);
     let before = &route.status;
     let (name, namespace) = (&route.metadata.name, &route.metadata.namespace);
@@ -43,7 +45,8 @@ fn status(route: &Route, inputs: &Inputs<'_>) -> RouteStatus {
         before.traffic.clone()
     };
     let ingress = if resolved.assigned.is_good() {
-        Verdict::good()
+        let progress = rollout::progress(route, &resolved.targets, inputs.fleet);
+        Verdict::all(&[&own_hosts(route, &resolved.targets, hosts, inputs), &progress])
     } else {
         Verdict::unknown("IngressNotConfigured", "Traffic is not assigned yet.")
     };
@@ -65,4 +68,18 @@ fn status(route: &Route, inputs: &Inputs<'_>) -> RouteStatus {
         traffic,
         url,
     }
+}
+
+/// Whether no other route has a host of this one.
+fn own_hosts(route: &Route, targets: &[Target], hosts: &Hosts, inputs: &Inputs<'_>) -> Verdict {
+    let (name, namespace) = (&route.metadata.name, &route.metadata.namespace);
+    let tags = targets.iter().map(|target| target.tag.as_str()).filter(|tag| !tag.is_empty());
+    for tag in std::iter::once("").chain(tags) {
+        let Some(holder) = hosts.holder(tag, &route.metadata) else { continue };
+        let host = inputs.settings.host(tag, name, namespace);
+        let what = if tag.is_empty() { "this one another name" } else { "the tag another name" };
+        let message = format!("Route {holder:?}, which is older, has the host {host}: give {what}.");
+        return Verdict::bad("HostConflict", message);
+    }
+    Verdict::good()
 }

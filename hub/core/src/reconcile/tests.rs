@@ -5,6 +5,7 @@ mod random;
 use serde_json::json;
 use tombolo_api::meta::ConditionStatus::{False, True, Unknown};
 use tombolo_api::report::RevisionPhase::{Failed, Preparing, Ready};
+use tombolo_api::report::{InstanceReport, Tier};
 use tombolo_api::serving::keys;
 
 use crate::fixture::{Hub, condition, digest_of, labels, message, spec, with};
@@ -435,7 +436,7 @@ fn what_outlived_its_owner_goes() {
 }
 
 #[test]
-fn old_revisions_are_collected_beyond_the_newest_twenty() {
+fn old_revisions_are_collected_when_they_are_stale_beyond_the_newest_twenty() {
     let mut hub = serving();
     let mut kept = (*hub.revision("hello-00001")).clone();
     kept.metadata.annotations.insert(keys::NO_GC.into(), "true".into());
@@ -446,11 +447,29 @@ fn old_revisions_are_collected_beyond_the_newest_twenty() {
         hub.apply("hello", spec(&image)).unwrap();
         hub.run();
     }
-    let names: Vec<&str> = hub.snapshot.revisions.keys().map(|key| key.name.as_str()).collect();
-    assert_eq!(
-        (names.len(), names[0], names[1], names[21]),
-        (22, "hello-00001", "hello-00010", "hello-00030")
-    );
+    let left = |hub: &mut Hub| -> Vec<String> {
+        hub.settle();
+        hub.snapshot.revisions.keys().map(|key| key.name.clone()).collect()
+    };
+    assert_eq!(left(&mut hub).len(), 30, "all are new");
+    hub.wait_hours(47);
+    assert_eq!(left(&mut hub).len(), 30);
+    hub.wait_hours(1);
+    let names = left(&mut hub);
+    let told = (names.len(), names[0].as_str(), names[1].as_str(), names[21].as_str());
+    assert_eq!(told, (22, "hello-00001", "hello-00010", "hello-00030"));
+    // One that traffic was on until now is as good as new.
+    let pinned = json!([{ "revisionName": "hello-00010", "percent": 100 }]);
+    let last = spec("hub.tombolo/hello:30");
+    hub.apply("hello", with(last.clone(), &["traffic"], pinned)).unwrap();
+    hub.run();
+    hub.apply("hello", last).unwrap();
+    hub.run();
+    hub.image(ONE);
+    hub.apply("hello", spec(ONE)).unwrap();
+    hub.run();
+    let names = left(&mut hub);
+    assert_eq!((names.len(), names[1].as_str(), names[2].as_str()), (22, "hello-00010", "hello-00012"));
 }
 
 #[test]
@@ -468,4 +487,99 @@ fn a_configuration_without_a_service_is_tried_too() {
     let object = hub.revision_on("n1", "alone-00001").unwrap();
     assert_eq!((object.configuration.as_str(), object.service.as_str()), ("alone", ""));
     assert_eq!(hub.revision("alone-00001").metadata.label(keys::SERVICE), None);
+}
+
+#[test]
+fn replicas_are_those_of_all_nodes_that_run() {
+    let mut hub = serving();
+    hub.node("n2", &[]);
+    hub.settle();
+    hub.report_all(Ready);
+    let instance = |tier| InstanceReport { id: format!("{tier:?}"), tier, pid: 0, restarts: 0 };
+    let told = |hub: &Hub| {
+        let status = hub.revision("hello-00001").status.clone();
+        let (active, reason) = condition(&status.conditions, "Active");
+        (status.actual_replicas, status.desired_replicas, active, reason)
+    };
+    for (tiers, desired, expected) in [
+        (&[Tier::Running, Tier::Primed, Tier::Starting][..], 2, (2, 4, True, "")),
+        (&[Tier::Running], 0, (2, 0, True, "")),
+        (&[Tier::Primed, Tier::Frozen], 0, (0, 0, False, "NoTraffic")),
+        (&[Tier::Frozen, Tier::Starting], 1, (0, 2, Unknown, "Queued")),
+        (&[], 0, (0, 0, False, "NoTraffic")),
+    ] {
+        for node in ["n1", "n2"] {
+            let report = &mut hub.reported(node).revisions[0];
+            report.desired = desired;
+            report.instances = tiers.iter().copied().map(instance).collect();
+        }
+        hub.settle();
+        let (actual, wanted, active, reason) = expected;
+        assert_eq!(told(&hub), (Some(actual), Some(wanted), active, reason.to_owned()), "{tiers:?}");
+        assert_eq!(condition(&hub.revision("hello-00001").status.conditions, "Ready").0, True);
+    }
+}
+
+#[test]
+fn what_a_node_lacks_and_what_crashes_is_said_and_stops_only_what_does_not_run() {
+    let mut hub = serving();
+    let short = "2 of 5 instances run: 64Mi of memory are left, and one takes 128Mi";
+    for (phase, reason, healthy, available, ready) in [
+        (Ready, "", (True, ""), (True, ""), True),
+        (Ready, "InsufficientMemory", (True, ""), (False, "InsufficientMemory"), True),
+        (Ready, "OOMKilled", (False, "OOMKilled"), (True, ""), True),
+        (Failed, "OOMKilled", (False, "OOMKilled"), (True, ""), False),
+        (Failed, "InsufficientDevices", (True, ""), (False, "InsufficientDevices"), False),
+        (Preparing, "InsufficientMemory", (True, ""), (False, "InsufficientMemory"), False),
+    ] {
+        for (phase, reason, message) in [(Ready, "", ""), (phase, reason, short)] {
+            let report = &mut hub.reported("n1").revisions[0];
+            (report.phase, report.reason, report.message) = (phase, reason.into(), message.into());
+            hub.settle();
+        }
+        let conditions = hub.revision("hello-00001").status.conditions.clone();
+        let told = |kind| condition(&conditions, kind);
+        let as_told = |(status, reason): (_, &str)| (status, reason.to_owned());
+        assert_eq!(told("ContainerHealthy"), as_told(healthy), "{phase:?} {reason}");
+        assert_eq!(told("ResourcesAvailable"), as_told(available), "{phase:?} {reason}");
+        assert_eq!(told("Ready").0, ready, "{phase:?} {reason}");
+        if !reason.is_empty() {
+            let kind = if reason == "OOMKilled" { "ContainerHealthy" } else { "ResourcesAvailable" };
+            assert_eq!(message(&conditions, kind), format!("On node n1: {short}"));
+        }
+        assert_eq!(hub.traffic("hello"), [("hello-00001".to_owned(), 100)]);
+    }
+}
+
+#[test]
+fn the_younger_of_two_routes_with_one_host_says_so_and_is_not_served_under_it() {
+    let mut hub = serving();
+    let tagged = json!([{ "latestRevision": true, "percent": 100, "tag": "old" }]);
+    hub.apply("old-hello", spec(ONE)).unwrap();
+    hub.run();
+    hub.apply("hello", with(spec(ONE), &["traffic"], tagged.clone())).unwrap();
+    hub.run();
+    let route = hub.route_on("n1", "hello").unwrap();
+    assert_eq!(route.hosts, ["hello.default.localhost"], "the older one");
+    assert_eq!(route.targets[0].hosts, ["old-hello.default.localhost"]);
+    assert_eq!(condition(&hub.route("hello").status.conditions, "Ready").0, True);
+    let conditions = hub.route("old-hello").status.conditions.clone();
+    assert_eq!(condition(&conditions, "IngressReady"), (False, "HostConflict".into()));
+    let text = "Route \"hello\", which is older, has the host old-hello.default.localhost: give this one another name.";
+    assert_eq!(message(&conditions, "Ready"), text);
+    assert!(hub.route_on("n1", "old-hello").is_none());
+    hub.delete(Kind::Service, "hello");
+    hub.run();
+    assert_eq!(condition(&hub.route("old-hello").status.conditions, "Ready").0, True);
+    assert_eq!(hub.route_on("n1", "old-hello").unwrap().hosts, ["old-hello.default.localhost"]);
+    // Now the tag is the younger one's.
+    hub.apply("hello", with(spec(ONE), &["traffic"], tagged)).unwrap();
+    hub.run();
+    let conditions = hub.route("hello").status.conditions.clone();
+    assert_eq!(condition(&conditions, "Ready"), (False, "HostConflict".into()));
+    let route = hub.route_on("n1", "hello").unwrap();
+    assert_eq!(
+        (route.hosts.len(), route.targets[0].hosts.len(), route.targets[0].tag.as_str()),
+        (1, 0, "old")
+    );
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tombolo_api::NodeId;
+use tombolo_api::desired::{RouteObject, RouteTarget};
 use tombolo_api::meta::{Condition, ConditionStatus};
 use tombolo_api::report::RevisionPhase;
+use tombolo_api::serving::keys;
 
 use crate::fixture::{Hub, revision_of, route_of};
-use crate::images::Resolution;
+use crate::images::{Resolution, is_pinned};
 use crate::snapshot::{Key, Kind, Object};
 
 #[derive(Clone, Debug)]
@@ -20,6 +22,7 @@ enum Step {
         line: Option<u8>,
         traffic: Traffic,
         name: Option<u8>,
+        gradual: bool,
     },
     Delete {
         kind: Kind,
@@ -50,6 +53,16 @@ enum Step {
         pick: u8,
         phase: RevisionPhase,
     },
+    /// A node tells how far it is with a service's traffic, between two of its revisions.
+    Moving {
+        node: u8,
+        service: u8,
+        from: u8,
+        to: u8,
+        percent: u8,
+        back: bool,
+    },
+    Hours(u8),
     Resolve {
         image: u8,
         found: bool,
@@ -75,8 +88,19 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     });
     let traffic = prop_oneof![3 => Just(Traffic::Latest), 1 => split];
     let line = prop::option::weighted(0.3, 0..2_u8);
-    let apply = (0..2_u8, 0..3_u8, line, traffic, prop::option::weighted(0.2, 0..3_u8)).prop_map(
-        |(service, image, line, traffic, name)| Step::Apply { service, image, line, traffic, name },
+    let name = prop::option::weighted(0.2, 0..3_u8);
+    let apply = (0..2_u8, 0..3_u8, line, traffic, name, any::<bool>()).prop_map(
+        |(service, image, line, traffic, name, gradual)| Step::Apply {
+            service,
+            image,
+            line,
+            traffic,
+            name,
+            gradual,
+        },
+    );
+    let moving = (0..3_u8, 0..2_u8, 0..4_u8, 0..4_u8, 0..=100_u8, prop::bool::weighted(0.3)).prop_map(
+        |(node, service, from, to, percent, back)| Step::Moving { node, service, from, to, percent, back },
     );
     let step = prop_oneof![
         6 => apply,
@@ -88,6 +112,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..3_u8).prop_map(|node| Step::Leave { node }),
         6 => (0..3_u8, 0..4_u8, phase).prop_map(|(node, pick, phase)| Step::Report { node, pick, phase }),
         2 => (0..3_u8, prop::bool::weighted(0.8)).prop_map(|(image, found)| Step::Resolve { image, found }),
+        4 => moving,
+        1 => (0..60_u8).prop_map(Step::Hours),
         4 => Just(Step::Pass),
     ];
     prop::collection::vec(step, 1..40)
@@ -124,11 +150,15 @@ fn take(hub: &mut Hub, step: &Step) {
     let node = |number: &u8| format!("n{number}");
     let picked = |hub: &Hub, kind: Kind, pick: u8| hub.snapshot.list(kind).into_iter().nth(usize::from(pick));
     match step {
-        Step::Apply { service, .. } => {
+        Step::Apply { service, gradual, .. } => {
             let name = format!("s{service}");
             let spec = service_spec(hub, &name, step).unwrap();
+            let annotations = match gradual {
+                true => json!({ keys::ROLLOUT_DURATION: "1m" }),
+                false => json!({}),
+            };
             // Some are refused, such as a changed template under its old name.
-            let _ = hub.apply(&name, spec);
+            let _ = hub.apply_with(json!({ "name": name, "annotations": annotations }), spec);
         }
         Step::Delete { kind, pick } => {
             if let Some(object) = picked(hub, *kind, *pick) {
@@ -162,6 +192,27 @@ fn take(hub: &mut Hub, step: &Step) {
                 hub.report(&name, &[(&chosen, *phase)]);
             }
         }
+        Step::Moving { node: number, service, from, to, percent, back } => {
+            let (name, service) = (node(number), format!("s{service}"));
+            let of_service: Vec<String> = hub
+                .snapshot
+                .revisions
+                .keys()
+                .map(|key| key.name.clone())
+                .filter(|it| it.starts_with(&service))
+                .collect();
+            let chosen = |pick: &u8| of_service.get(usize::from(*pick)).map_or("s0-absent", String::as_str);
+            if hub.fleet.contains_key(&name.parse::<NodeId>().unwrap()) {
+                let shares = [(chosen(from), 100 - percent), (chosen(to), *percent)];
+                if *back {
+                    hub.went_back(&name, &service, chosen(to), chosen(from), "ErrorRateTooHigh");
+                } else {
+                    hub.moving(&name, &service, chosen(to), &shares);
+                }
+            }
+        }
+        // A whole month at most.
+        Step::Hours(hours) => hub.wait_hours(u32::from(*hours / 4)),
         Step::Resolve { image: number, found } => {
             if *found {
                 hub.image(&image(*number));
@@ -233,6 +284,29 @@ fn check_placement(hub: &Hub) {
                 assert!(here, "{node}: route {} names {candidate}, which is not there", route.name);
             }
             assert!(route.targets.iter().all(|target| !target.candidates.is_empty()));
+            check_rollout(hub, node, &route);
+        }
+    }
+}
+
+/// What a node serves a share of while traffic moves, it keeps.
+fn check_rollout(hub: &Hub, node: &NodeId, route: &RouteObject) {
+    let said = hub.fleet[node].report.iter().flat_map(|report| &report.routes);
+    let said = said.filter(|said| said.name == route.name && route.rollout.is_some());
+    for report in said.flat_map(|said| &said.targets) {
+        let same =
+            |target: &&RouteTarget| target.configuration == report.configuration && target.tag == report.tag;
+        for target in route.targets.iter().filter(same) {
+            for share in report.shares.iter().filter(|share| share.percent > 0) {
+                let key = Key::new("default", &share.revision);
+                let there = hub.snapshot.revisions.get(&key).is_some_and(|revision| {
+                    is_pinned(revision)
+                        && hub.fleet[node].matches(&revision.spec.node_selector)
+                        && revision.metadata.label(keys::CONFIGURATION) == Some(&report.configuration)
+                });
+                let kept = target.candidates.contains(&share.revision);
+                assert!(kept || !there, "{node}: {} is not in {target:?}", share.revision);
+            }
         }
     }
 }
