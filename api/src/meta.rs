@@ -121,7 +121,7 @@ pub fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Cond
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListMeta {
-    /// Empty, and printed all the same: lists are never cut.
+    /// Where the next page begins. Empty on the last, and printed all the same.
     #[serde(rename = "continue")]
     pub continue_token: String,
     #[serde(skip_serializing_if = "Option::is_none")]

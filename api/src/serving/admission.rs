@@ -14,6 +14,7 @@ mod field_error;
 mod metadata;
 mod pod;
 mod probe;
+mod published;
 mod schema;
 mod syntax;
 mod tombolo;
@@ -25,6 +26,7 @@ use serde_json::{Map, Value};
 
 use self::decode::{DecodeError, Findings};
 use self::field_error::FieldErrors;
+pub use self::published::{spec_schema, unknown_fields};
 use super::keys::{CREATOR, LAST_MODIFIER};
 use super::{
     API_VERSION, Configuration, GROUP, Revision, RevisionSpec, RevisionTemplateSpec, Route, Service,
