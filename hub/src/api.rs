@@ -25,10 +25,13 @@ mod follow;
 mod logs;
 mod namespaces;
 mod nodes;
+mod pages;
 mod patch;
 mod query;
 mod resources;
+mod selector;
 mod table;
+mod validation;
 mod write;
 
 /// Followers of changes or logs at one time: each holds a connection and a little memory.

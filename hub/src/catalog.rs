@@ -23,7 +23,7 @@ use crate::clock;
 mod history;
 
 use history::History;
-pub(crate) use history::{Event, Expired};
+pub(crate) use history::{Event, Expired, VersionError};
 
 /// Transactions that may wait for the writer; further callers wait to be let in.
 const QUEUE: usize = 256;
@@ -144,6 +144,35 @@ impl Catalog {
     /// What changed after `version`, oldest first.
     pub(crate) fn since(&self, version: u64) -> Result<Vec<Arc<Event>>, Expired> {
         lock(&self.history).since(version)
+    }
+
+    /// Whether a client may follow changes from `version` on.
+    pub(crate) fn check(&self, version: u64) -> Result<(), VersionError> {
+        let current = self.state().version;
+        if version > current {
+            return Err(VersionError::TooLarge { asked: version, current });
+        }
+        self.since(version)?;
+        Ok(())
+    }
+
+    /// The resources as they were at `version`: those of now, with everything undone that came after.
+    pub(crate) fn at(&self, version: u64) -> Result<Snapshot, VersionError> {
+        let state = self.state();
+        if version > state.version {
+            return Err(VersionError::TooLarge { asked: version, current: state.version });
+        }
+        let mut snapshot = state.snapshot.clone();
+        // Changes are remembered a moment before the state has them.
+        let undone = self.since(version)?.into_iter().filter(|event| event.version <= state.version);
+        for event in undone.rev() {
+            match (&event.before, &event.after) {
+                (Some(before), _) => snapshot.put(before.clone()),
+                (None, Some(after)) => snapshot.remove(after.kind(), &after.key()),
+                (None, None) => {}
+            }
+        }
+        Ok(snapshot)
     }
 
     /// Has `decide` look at the newest state and makes its changes durable, all or none. Returns what was put, as

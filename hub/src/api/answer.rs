@@ -4,9 +4,9 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
-use tombolo_api::meta::Status;
+use tombolo_api::meta::{Status, StatusCause, StatusDetails};
 
-use crate::catalog::{Expired, WriteError};
+use crate::catalog::{VersionError, WriteError};
 
 /// Warnings sent with one answer; clients print them line by line.
 const WARNINGS_MAX: usize = 16;
@@ -43,9 +43,21 @@ impl From<WriteError> for Refused {
     }
 }
 
-impl From<Expired> for Refused {
-    fn from(expired: Expired) -> Self {
-        Status::failure(410, "Expired", expired.to_string()).into()
+impl From<VersionError> for Refused {
+    fn from(error: VersionError) -> Self {
+        let message = error.to_string();
+        match error {
+            VersionError::Expired(_) => Status::failure(410, "Expired", message).into(),
+            VersionError::TooLarge { .. } => {
+                let cause = StatusCause {
+                    reason: "ResourceVersionTooLarge".into(),
+                    message: "Too large resource version".into(),
+                    field: String::new(),
+                };
+                let details = StatusDetails { causes: vec![cause], ..StatusDetails::default() };
+                Status { details: Some(details), ..Status::failure(504, "Timeout", message) }.into()
+            }
+        }
     }
 }
 

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use http::{HeaderMap, header};
-use serde_json::Value;
 use tombolo_api::meta::Status;
+
+mod fields;
+
+pub(super) use fields::Sent;
 
 /// Largest body of a resource request, bytes: Kubernetes' limit.
 pub(super) const BODY_MAX: usize = 3 << 20;
@@ -39,7 +42,7 @@ pub(super) async fn bytes(body: Body) -> Result<Bytes, Box<Status>> {
 }
 
 /// Reads a whole object, JSON or YAML.
-pub(super) async fn object(headers: &HeaderMap, body: Body) -> Result<Value, Box<Status>> {
+pub(super) async fn object(headers: &HeaderMap, body: Body) -> Result<Sent, Box<Status>> {
     let media_type = media_type(headers);
     let read = match media_type.as_str() {
         "" | "application/json" => json,
@@ -49,13 +52,13 @@ pub(super) async fn object(headers: &HeaderMap, body: Body) -> Result<Value, Box
     read(&bytes(body).await?)
 }
 
-pub(super) fn json(bytes: &[u8]) -> Result<Value, Box<Status>> {
+pub(super) fn json(bytes: &[u8]) -> Result<Sent, Box<Status>> {
     serde_json::from_slice(bytes).map_err(|error| {
         Box::new(Status::bad_request(format!("the body of the request is not valid JSON: {error}")))
     })
 }
 
-pub(super) fn yaml(bytes: &[u8]) -> Result<Value, Box<Status>> {
+pub(super) fn yaml(bytes: &[u8]) -> Result<Sent, Box<Status>> {
     let not_yaml = |why: String| {
         let first = why.lines().next().unwrap_or_default().to_owned();
         Box::new(Status::bad_request(format!("the body of the request is not valid YAML: {first}")))

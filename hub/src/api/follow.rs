@@ -18,7 +18,8 @@ use tombolo_api::serving::API_VERSION;
 use tombolo_hub_core::{Kind, Object};
 
 use super::answer::{Answer, Refused};
-use super::query::{Query, Selector};
+use super::query::Query;
+use super::selector::Selector;
 use super::{Api, table};
 use crate::catalog::{Catalog, Event, State};
 
@@ -73,7 +74,7 @@ pub(super) fn changes(api: &Api, kind: Kind, selector: Selector, query: &Query, 
     let version = match query.resource_version {
         Some(version) if !query.send_initial_events => {
             // Told at once rather than in the stream.
-            api.catalog.since(version)?;
+            api.catalog.check(version)?;
             version
         }
         _ => {

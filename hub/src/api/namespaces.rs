@@ -131,7 +131,7 @@ async fn replace(
 
 /// What a client says of a namespace.
 async fn sent(headers: &HeaderMap, body: Body) -> Result<ObjectMeta, Refused> {
-    let mut sent = body::object(headers, body).await?;
+    let mut sent = body::object(headers, body).await?.value;
     if (sent["kind"].as_str(), sent["apiVersion"].as_str()) != (Some("Namespace"), Some("v1")) {
         return Err(Status::bad_request("the object is no Namespace of version v1").into());
     }

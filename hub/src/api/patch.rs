@@ -4,7 +4,7 @@ use json_patch::PatchOperation;
 use serde_json::Value;
 use tombolo_api::meta::Status;
 
-use super::body::{self, BODY_MAX};
+use super::body::{self, BODY_MAX, Sent};
 
 /// Media types of patches that are read here.
 pub(super) const PATCHES: [&str; 3] =
@@ -26,16 +26,12 @@ pub(super) enum Edit {
 }
 
 impl Edit {
-    /// Reads a patch of the given media type.
-    pub(super) fn patch(media_type: &str, bytes: &[u8]) -> Result<Self, Box<Status>> {
+    /// Reads a patch of the given media type. With it come the paths of fields it holds more than once.
+    pub(super) fn patch(media_type: &str, bytes: &[u8]) -> Result<(Self, Vec<String>), Box<Status>> {
         match media_type {
             "application/merge-patch+json" => {
-                let patch = body::json(bytes)?;
-                if patch.is_object() {
-                    Ok(Self::Merge(patch))
-                } else {
-                    Err(not_a_patch("it must be an object"))
-                }
+                let (patch, repeated) = object(body::json(bytes)?)?;
+                Ok((Self::Merge(patch), repeated))
             }
             "application/json-patch+json" => {
                 let operations: Vec<PatchOperation> =
@@ -43,15 +39,11 @@ impl Edit {
                 if operations.len() > OPERATIONS_MAX {
                     return Err(not_a_patch(&format!("more than {OPERATIONS_MAX} operations")));
                 }
-                Ok(Self::Operations(operations))
+                Ok((Self::Operations(operations), Vec::new()))
             }
             "application/apply-patch+yaml" => {
-                let patch = body::yaml(bytes)?;
-                if patch.is_object() {
-                    Ok(Self::Apply(patch))
-                } else {
-                    Err(not_a_patch("it must be an object"))
-                }
+                let (patch, repeated) = object(body::yaml(bytes)?)?;
+                Ok((Self::Apply(patch), repeated))
             }
             _ => Err(Box::new(Status::unsupported_media_type(&PATCHES))),
         }
@@ -84,6 +76,14 @@ fn size_of_copy(document: &Value, operation: &PatchOperation) -> usize {
     document.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len())
 }
 
+fn object(sent: Sent) -> Result<(Value, Vec<String>), Box<Status>> {
+    if sent.value.is_object() {
+        Ok((sent.value, sent.repeated))
+    } else {
+        Err(not_a_patch("it must be an object"))
+    }
+}
+
 fn not_a_patch(why: &str) -> Box<Status> {
     Box::new(Status::bad_request(format!("error decoding patch: {why}")))
 }
@@ -96,7 +96,7 @@ mod tests {
 
     fn patched(media_type: &str, patch: &str, current: Value) -> Result<Value, u16> {
         Edit::patch(media_type, patch.as_bytes())
-            .and_then(|edit| edit.apply(current))
+            .and_then(|(edit, _)| edit.apply(current))
             .map_err(|status| status.code)
     }
 

@@ -4,8 +4,8 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::response::Response;
-use axum::routing::get;
-use http::{HeaderMap, StatusCode};
+use axum::routing::{MethodRouter, get};
+use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tombolo_api::meta::{List, ListMeta, Status};
@@ -15,20 +15,36 @@ use tombolo_hub_core::{Key, Kind, Object};
 use super::answer::{Answer, Refused, json as answer, with_warnings};
 use super::patch::Edit;
 use super::query::Query;
-use super::write::{self, Preconditions, Written};
+use super::write::{self, Manner, Part, Preconditions, Written};
 use super::{Api, body, follow, table};
 use crate::clock;
 
 pub(super) fn router() -> Router<Api> {
     let base = "/apis/serving.knative.dev/v1";
     let collection = get(list).post(create).delete(delete_all);
-    let item = get(read).put(replace).patch(patch).delete(delete);
-    let status = get(read).put(replace_status).patch(patch_status);
+    let item = part(Part::Whole).delete(delete);
+    let status = part(Part::Status);
     Router::new()
         .route(&format!("{base}/{{plural}}"), get(list))
         .route(&format!("{base}/namespaces/{{namespace}}/{{plural}}"), collection)
         .route(&format!("{base}/namespaces/{{namespace}}/{{plural}}/{{name}}"), item)
         .route(&format!("{base}/namespaces/{{namespace}}/{{plural}}/{{name}}/status"), status)
+}
+
+/// Reading an object, and changing a part of it.
+fn part(part: Part) -> MethodRouter<Api> {
+    let change = move |api: State<Api>,
+                       place: Path<Place>,
+                       query: Query,
+                       method: Method,
+                       headers: HeaderMap,
+                       body: Body| async move {
+        let kind = place.kind()?;
+        let (edit, repeated) = read_edit(&method, &headers, body).await?;
+        let manner = Manner { repeated, ..query.manner() };
+        Ok::<_, Refused>(written(write::edit(&api.catalog, kind, place.key(), (part, edit), manner).await?))
+    };
+    get(read).put(change).patch(change)
 }
 
 /// What a path names. Paths that name no kind are not there.
@@ -67,10 +83,7 @@ async fn list(State(api): State<Api>, Path(place): Path<Place>, query: Query, he
     if query.watch {
         return follow::changes(&api, kind, selector, &query, as_table);
     }
-    let state = api.catalog.state();
-    let objects: Vec<Object> =
-        state.snapshot.list(kind).into_iter().filter(|object| selector.matches(object.metadata())).collect();
-    let metadata = ListMeta { resource_version: state.version.to_string(), ..ListMeta::default() };
+    let (objects, metadata) = query.part.of(&api.catalog, kind, &selector)?;
     if as_table {
         return Ok(answer(StatusCode::OK, &table::of(kind, &objects, &metadata)));
     }
@@ -90,7 +103,8 @@ async fn create(
     }
     let sent = body::object(&headers, body).await?;
     let namespace = place.namespace.unwrap_or_default();
-    Ok(written(write::create(&api.catalog, kind, namespace, sent, query.dry_run).await?))
+    let manner = Manner { repeated: sent.repeated, ..query.manner() };
+    Ok(written(write::create(&api.catalog, kind, namespace, sent.value, manner).await?))
 }
 
 async fn read(State(api): State<Api>, Path(place): Path<Place>, headers: HeaderMap) -> Answer {
@@ -103,54 +117,6 @@ async fn read(State(api): State<Api>, Path(place): Path<Place>, headers: HeaderM
         return Ok(answer(StatusCode::OK, &table::of(kind, &[object], &metadata)));
     }
     Ok(answer(StatusCode::OK, &object.to_json()))
-}
-
-async fn replace(
-    State(api): State<Api>,
-    Path(place): Path<Place>,
-    query: Query,
-    headers: HeaderMap,
-    body: Body,
-) -> Answer {
-    let kind = place.kind()?;
-    let edit = Edit::Replace(body::object(&headers, body).await?);
-    Ok(written(write::edit(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
-}
-
-async fn patch(
-    State(api): State<Api>,
-    Path(place): Path<Place>,
-    query: Query,
-    headers: HeaderMap,
-    body: Body,
-) -> Answer {
-    let kind = place.kind()?;
-    let edit = read_patch(&headers, body).await?;
-    Ok(written(write::edit(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
-}
-
-async fn replace_status(
-    State(api): State<Api>,
-    Path(place): Path<Place>,
-    query: Query,
-    headers: HeaderMap,
-    body: Body,
-) -> Answer {
-    let kind = place.kind()?;
-    let edit = Edit::Replace(body::object(&headers, body).await?);
-    Ok(written(write::edit_status(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
-}
-
-async fn patch_status(
-    State(api): State<Api>,
-    Path(place): Path<Place>,
-    query: Query,
-    headers: HeaderMap,
-    body: Body,
-) -> Answer {
-    let kind = place.kind()?;
-    let edit = read_patch(&headers, body).await?;
-    Ok(written(write::edit_status(&api.catalog, kind, place.key(), edit, query.dry_run).await?))
 }
 
 async fn delete(
@@ -203,7 +169,16 @@ fn written(written: Written) -> Response {
     with_warnings(answer(code, &written.object.to_json()), &written.warnings)
 }
 
-async fn read_patch(headers: &HeaderMap, body: Body) -> Result<Edit, Refused> {
+/// Reads a whole object or a patch, by the method. With it come the paths of fields sent more than once.
+pub(super) async fn read_edit(
+    method: &Method,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Edit, Vec<String>), Refused> {
+    if *method == Method::PUT {
+        let sent = body::object(headers, body).await?;
+        return Ok((Edit::Replace(sent.value), sent.repeated));
+    }
     let media_type = body::media_type(headers);
     // The type decides before the content is read.
     if !super::patch::PATCHES.contains(&media_type.as_str()) {
@@ -219,7 +194,7 @@ async fn delete_options(headers: &HeaderMap, body: Body, query: &Query) -> Resul
     if !bytes.is_empty() {
         let yaml = body::media_type(headers) == "application/yaml";
         let sent = if yaml { body::yaml(&bytes)? } else { body::json(&bytes)? };
-        options = serde_json::from_value(sent).map_err(|error| {
+        options = serde_json::from_value(sent.value).map_err(|error| {
             Status::bad_request(format!("the options of the deletion cannot be read: {error}"))
         })?;
     }

@@ -25,7 +25,7 @@ pub(super) fn of(kind: Kind, objects: &[Object], metadata: &ListMeta) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
-        "metadata": {"resourceVersion": metadata.resource_version},
+        "metadata": metadata,
         "columnDefinitions": columns,
         "rows": rows,
     })

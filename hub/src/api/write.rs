@@ -8,6 +8,7 @@ use tombolo_hub_core::{Key, Kind, Object};
 
 use super::USER;
 use super::patch::Edit;
+use super::validation::FieldValidation;
 use crate::catalog::{Catalog, Change, State, WriteError};
 use crate::clock;
 
@@ -18,6 +19,23 @@ pub(super) struct Written {
     pub(super) object: Object,
     pub(super) created: bool,
     pub(super) warnings: Vec<String>,
+}
+
+/// Which part of an object a request changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Everything but the status.
+    Whole,
+    Status,
+}
+
+/// How a write is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Manner {
+    pub(super) dry_run: bool,
+    pub(super) validation: FieldValidation,
+    /// Paths of fields that the request's body holds more than once.
+    pub(super) repeated: Vec<String>,
 }
 
 /// What a deletion must find.
@@ -43,62 +61,58 @@ pub(super) async fn create(
     kind: Kind,
     namespace: String,
     sent: Value,
-    dry_run: bool,
+    manner: Manner,
 ) -> Result<Written, WriteError> {
     let facts = Facts::new();
-    run(catalog, dry_run, move |state| {
-        let (object, warnings) = new_object(state, kind, &namespace, &sent, &facts)?;
+    run(catalog, manner.dry_run, move |state| {
+        let (object, warnings) = new_object(state, kind, &namespace, &sent, &manner, &facts)?;
         Ok((object, warnings, true))
     })
     .await
 }
 
-/// Changes an object. One that is not there is only made by an apply.
+/// Changes a part of an object. One that is not there is only made by an apply.
 pub(super) async fn edit(
     catalog: &Catalog,
     kind: Kind,
     key: Key,
-    edit: Edit,
-    dry_run: bool,
+    (part, edit): (Part, Edit),
+    manner: Manner,
 ) -> Result<Written, WriteError> {
     let facts = Facts::new();
-    run(catalog, dry_run, move |state| match (state.snapshot.get(kind, &key), edit) {
-        (None, Edit::Apply(mut sent)) => {
+    run(catalog, manner.dry_run, move |state| match (state.snapshot.get(kind, &key), part, edit) {
+        (None, Part::Whole, Edit::Apply(mut sent)) => {
             named(&mut sent, &key)?;
-            let (object, warnings) = new_object(state, kind, &key.namespace, &sent, &facts)?;
+            let (object, warnings) = new_object(state, kind, &key.namespace, &sent, &manner, &facts)?;
             Ok((object, warnings, true))
         }
-        (None, _) => Err(not_found(kind, &key.name)),
-        (Some(current), edit) => {
-            let must_say_version = matches!(edit, Edit::Replace(_));
+        (None, ..) => Err(not_found(kind, &key.name)),
+        (Some(current), part, edit) => {
+            let whole = matches!(edit, Edit::Replace(_));
             let sent = edit.apply(current.to_json())?;
-            is_current(kind, &current, &sent, must_say_version)?;
-            let (object, warnings) = admit(kind, &sent, Some(&current), &facts.admission(&key.namespace))?;
+            is_current(kind, &current, &sent, whole)?;
+            let decoding = if whole { decoding(kind) } else { String::new() };
+            let (object, warnings) = match part {
+                Part::Whole => {
+                    let request = facts.admission(&key.namespace);
+                    admit(kind, &sent, Some(&current), &manner, &decoding, &request)?
+                }
+                Part::Status => {
+                    manner.validation.check(&decoding, &manner.repeated, &[])?;
+                    (with_status(kind, &current, sent)?, manner.warnings(Vec::new()))
+                }
+            };
             Ok((object, warnings, false))
         }
     })
     .await
 }
 
-/// Changes an object's status and nothing else.
-pub(super) async fn edit_status(
-    catalog: &Catalog,
-    kind: Kind,
-    key: Key,
-    edit: Edit,
-    dry_run: bool,
-) -> Result<Written, WriteError> {
-    run(catalog, dry_run, move |state| {
-        let current = state.snapshot.get(kind, &key).ok_or_else(|| not_found(kind, &key.name))?;
-        let must_say_version = matches!(edit, Edit::Replace(_));
-        let mut sent = edit.apply(current.to_json())?;
-        is_current(kind, &current, &sent, must_say_version)?;
-        let mut object = current.to_json();
-        object["status"] = sent.get_mut("status").map(Value::take).unwrap_or_else(|| serde_json::json!({}));
-        let unreadable = |error: serde_json::Error| Box::new(Status::bad_request(format!("status: {error}")));
-        Ok((Object::from_json(kind, object).map_err(unreadable)?, Vec::new(), false))
-    })
-    .await
+/// An object with the status that was sent, and nothing else of it.
+fn with_status(kind: Kind, current: &Object, mut sent: Value) -> Result<Object, Box<Status>> {
+    let mut object = current.to_json();
+    object["status"] = sent.get_mut("status").map(Value::take).unwrap_or_else(|| serde_json::json!({}));
+    Object::from_json(kind, object).map_err(|error| Box::new(Status::bad_request(format!("status: {error}"))))
 }
 
 /// Deletes an object and everything it owns. Returns it as it last was.
@@ -164,18 +178,46 @@ async fn run(
     Ok(Written { object: stored.pop().unwrap_or(draft), created, warnings })
 }
 
-fn new_object(state: &State, kind: Kind, namespace: &str, sent: &Value, facts: &Facts) -> Decision {
+fn new_object(
+    state: &State,
+    kind: Kind,
+    namespace: &str,
+    sent: &Value,
+    manner: &Manner,
+    facts: &Facts,
+) -> Decision {
     if !state.namespaces.contains_key(namespace) {
         return Err(Box::new(Status::namespace_not_found(namespace)));
     }
-    let (object, warnings) = admit(kind, sent, None, &facts.admission(namespace))?;
+    let (object, warnings) = admit(kind, sent, None, manner, &decoding(kind), &facts.admission(namespace))?;
     if state.snapshot.get(kind, &object.key()).is_some() {
         return Err(Box::new(Status::already_exists(kind.plural(), GROUP, &object.metadata().name)));
     }
     Ok((object, warnings))
 }
 
-fn admit(kind: Kind, sent: &Value, current: Option<&Object>, request: &Admission<'_>) -> Decision {
+/// How a refusal of a whole object that cannot be read begins.
+fn decoding(kind: Kind) -> String {
+    let kind = kind.name();
+    format!("{kind} in version \"v1\" cannot be handled as a {kind}: ")
+}
+
+/// Fields that nobody knows come first: they often are what the other mistakes come from.
+fn admit(
+    kind: Kind,
+    sent: &Value,
+    current: Option<&Object>,
+    manner: &Manner,
+    decoding: &str,
+    request: &Admission<'_>,
+) -> Decision {
+    let unknown = admission::unknown_fields(kind.name(), sent);
+    manner.validation.check(decoding, &manner.repeated, &unknown)?;
+    let (object, warnings) = admit_kind(kind, sent, current, request)?;
+    Ok((object, manner.warnings(warnings)))
+}
+
+fn admit_kind(kind: Kind, sent: &Value, current: Option<&Object>, request: &Admission<'_>) -> Decision {
     use std::sync::Arc;
     Ok(match (kind, current) {
         (Kind::Service, current) => {
@@ -246,6 +288,12 @@ fn may_go(state: &State, kind: Kind, key: &Key) -> Result<(), Box<Status>> {
     match state.snapshot.revision_in_use(key).filter(|_| kind == Kind::Revision) {
         None => Ok(()),
         Some(why) => Err(Box::new(Status::conflict_because(kind.plural(), GROUP, &key.name, &why))),
+    }
+}
+
+impl Manner {
+    fn warnings(&self, admission: Vec<String>) -> Vec<String> {
+        self.validation.warnings(&self.repeated, admission)
     }
 }
 

@@ -25,6 +25,16 @@ pub(crate) struct Expired {
     pub(crate) oldest: u64,
 }
 
+/// Why the state of a version cannot be shown.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum VersionError {
+    #[error(transparent)]
+    Expired(#[from] Expired),
+    /// Not given away yet: the hub lost its store, or the client asks another hub than before.
+    #[error("Timeout: Too large resource version: {asked}, current: {current}")]
+    TooLarge { asked: u64, current: u64 },
+}
+
 #[derive(Debug)]
 pub(super) struct History {
     /// Every change after this version is here.

@@ -87,6 +87,36 @@ async fn a_reopened_store_has_everything() {
     );
 }
 
+#[tokio::test]
+async fn a_version_is_shown_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (catalog, ..) = open(dir.path());
+    let mut states = vec![catalog.state()];
+    let steps = [
+        ("a", Some("one")),
+        ("b", Some("one")),
+        ("a", Some("two")),
+        ("b", None),
+        ("b", Some("three")),
+        ("a", None),
+    ];
+    for (name, image) in steps {
+        let change = match image {
+            Some(image) => Change::Put(service(name, image)),
+            None => Change::Remove(Kind::Service, Key::new("default", name)),
+        };
+        catalog.transact(move |_| Ok((vec![change], ()))).await.unwrap();
+        states.push(catalog.state());
+    }
+    for state in &states {
+        assert_eq!(catalog.at(state.version).as_ref(), Ok(&state.snapshot), "{}", state.version);
+    }
+    let newest = states.last().unwrap().version;
+    let too_large = VersionError::TooLarge { asked: newest + 1, current: newest };
+    assert_eq!(catalog.at(newest + 1), Err(too_large));
+    assert!(matches!(catalog.at(states[0].version - 1), Err(VersionError::Expired(_))));
+}
+
 #[test]
 fn what_cannot_be_read_is_named() {
     let dir = tempfile::tempdir().unwrap();

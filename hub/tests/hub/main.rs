@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clients;
 mod process;
 mod registry;
 mod rest;
