@@ -21,6 +21,7 @@ use crate::tails::Tails;
 mod answer;
 mod body;
 mod discovery;
+mod events;
 mod follow;
 mod logs;
 mod namespaces;
@@ -77,6 +78,7 @@ impl Api {
             .merge(resources::router())
             .merge(namespaces::router())
             .merge(nodes::router())
+            .merge(events::router())
             .merge(logs::router())
             .fallback(not_found)
             .method_not_allowed_fallback(answer::method_not_allowed)

@@ -53,6 +53,17 @@ pub(crate) struct Tail {
     pub(crate) chunk: TailChunk,
 }
 
+/// An event of a node as the hub keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredEvent {
+    pub(crate) node: NodeId,
+    /// The hub's own number of it, unique for as long as the node is enrolled.
+    pub(crate) number: String,
+    /// The hub's clock, milliseconds since 1970 (UTC).
+    pub(crate) received_ms: u64,
+    pub(crate) event: Event,
+}
+
 /// What others hold of the fleet.
 #[derive(Clone, Debug)]
 pub(crate) struct FleetHandle {
@@ -132,7 +143,7 @@ impl FleetHandle {
     }
 
     /// The newest events, in the order they came, the newest last.
-    pub(crate) async fn events(&self, limit: usize) -> Result<Vec<(NodeId, Event)>, ReadError> {
+    pub(crate) async fn events(&self, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
         let store = self.store.clone();
         let read = tokio::task::spawn_blocking(move || journal::newest(&store, limit)).await;
         read.unwrap_or_else(|error| Err(ReadError::Engine(error.to_string())))

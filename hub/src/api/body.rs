@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, header};
 use tombolo_api::meta::Status;
+
+use super::patch::Edit;
 
 mod fields;
 
@@ -16,7 +18,10 @@ pub(super) const BODY_MAX: usize = 3 << 20;
 /// Longest wait for a whole body: three megabytes over a poor link.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
-const OBJECTS: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+/// Kubernetes' protobuf, which is read of a few kinds only.
+pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+const OBJECTS: [&str; 2] = ["application/json", "application/yaml"];
 
 /// The media type of a body, without parameters; empty if there is none.
 pub(super) fn media_type(headers: &HeaderMap) -> String {
@@ -50,6 +55,25 @@ pub(super) async fn object(headers: &HeaderMap, body: Body) -> Result<Sent, Box<
         _ => return Err(Box::new(Status::unsupported_media_type(&OBJECTS))),
     };
     read(&bytes(body).await?)
+}
+
+/// Reads a whole object or a patch, by the method. With it come the paths of fields sent more than once.
+pub(super) async fn edit(
+    method: &Method,
+    headers: &HeaderMap,
+    body: Body,
+    patches: &[&str],
+) -> Result<(Edit, Vec<String>), Box<Status>> {
+    if *method == Method::PUT {
+        let sent = object(headers, body).await?;
+        return Ok((Edit::Replace(sent.value), sent.repeated));
+    }
+    let media_type = media_type(headers);
+    // The type decides before the content is read.
+    if !patches.contains(&media_type.as_str()) {
+        return Err(Box::new(Status::unsupported_media_type(patches)));
+    }
+    Edit::patch(&media_type, &bytes(body).await?)
 }
 
 pub(super) fn json(bytes: &[u8]) -> Result<Sent, Box<Status>> {

@@ -130,24 +130,24 @@ fn core() -> [Value; 1] {
         "singularName": "namespace",
         "namespaced": false,
         "kind": "Namespace",
-        "verbs": ["create", "delete", "get", "list", "update"],
+        "verbs": ["create", "delete", "get", "list", "patch", "update"],
         "shortNames": ["ns"],
     })]
 }
 
 fn own() -> [Value; 2] {
-    let resource = |name: &str, singular: &str, kind: &str, verbs: &[&str]| {
+    let resource = |name: &str, singular: &str, kind: &str, namespaced: bool, verbs: &[&str]| {
         json!({
             "name": name,
             "singularName": singular,
-            "namespaced": false,
+            "namespaced": namespaced,
             "kind": kind,
             "verbs": verbs,
             "categories": ["tombolo"],
         })
     };
     [
-        resource("nodes", "node", "Node", &["delete", "get", "list"]),
-        resource("events", "event", "Event", &["list"]),
+        resource("nodes", "node", "Node", false, &["delete", "get", "list"]),
+        resource("events", "event", "Event", true, &["get", "list"]),
     ]
 }

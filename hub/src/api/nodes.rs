@@ -1,20 +1,19 @@
-//! Nodes and their events: `/apis/tombolo.dev/v1/nodes` and `/events`.
+//! Nodes: `/apis/tombolo.dev/v1/nodes`. They come by enrolling, and what they are they say themselves.
 
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tombolo_api::NodeId;
 use tombolo_api::meta::{Condition, List, ListMeta, ObjectMeta, Status};
-use tombolo_api::report::Event;
 use tombolo_hub_core::NodeState;
 use tombolo_hub_core::conditions::{Conditions, Verdict};
 
-use super::Api;
 use super::answer::{Answer, Refused, json as answer};
 use super::discovery::TOMBOLO_GROUP;
 use super::query::Query;
+use super::{Api, table};
 use crate::clock;
 use crate::publish::Published;
 
@@ -23,27 +22,30 @@ const API_VERSION: &str = "tombolo.dev/v1";
 /// Plural, as in paths and messages.
 const PLURAL: &str = "nodes";
 
-/// Events in one list, the newest: what a person reads.
-const EVENTS_MAX: usize = 1000;
+const COLUMNS: [&str; 5] = ["Name", "Status", "Address", "Kernel", "Age"];
 
 pub(super) fn router() -> Router<Api> {
+    let item = get(read).put(refuse_change).patch(refuse_change).delete(delete);
     Router::new()
         .route("/apis/tombolo.dev/v1/nodes", get(list))
-        .route("/apis/tombolo.dev/v1/nodes/{name}", get(read).delete(delete))
-        .route("/apis/tombolo.dev/v1/events", get(events))
+        .route("/apis/tombolo.dev/v1/nodes/{name}", item)
 }
 
-async fn list(State(api): State<Api>, query: Query) -> Answer {
+async fn list(State(api): State<Api>, query: Query, headers: HeaderMap) -> Answer {
     if query.watch {
         return Err(Status::method_not_allowed().into());
     }
     let fleet = api.fleet.watch().borrow().clone();
     let published = api.published.borrow().clone();
     let nodes = fleet.values().map(|node| (metadata(node), node));
-    let items = nodes
-        .filter(|(metadata, _)| query.selector.matches(metadata))
-        .map(|(metadata, node)| shown(metadata, node, published.get(&node.id)))
-        .collect();
+    let nodes: Vec<_> = nodes.filter(|(metadata, _)| query.selector.matches(metadata)).collect();
+    if table::is_asked_for(&headers) {
+        let now_s = clock::now_s();
+        let rows = nodes.iter().map(|(metadata, node)| (cells(node, now_s), metadata));
+        return Ok(answer(StatusCode::OK, &table::build(&COLUMNS, rows, &ListMeta::default())));
+    }
+    let items =
+        nodes.into_iter().map(|(metadata, node)| shown(metadata, node, published.get(&node.id))).collect();
     Ok(answer(StatusCode::OK, &list_of("NodeList", items)))
 }
 
@@ -73,11 +75,13 @@ async fn delete(State(api): State<Api>, Path(name): Path<String>, query: Query) 
     Ok(answer(StatusCode::OK, &Status::deleted(&name, PLURAL, TOMBOLO_GROUP, "")))
 }
 
-async fn events(State(api): State<Api>) -> Answer {
-    let events =
-        api.fleet.events(EVENTS_MAX).await.map_err(|error| Status::internal_error(&error.to_string()))?;
-    let items = events.iter().map(|(node, event)| shown_event(node, event)).collect();
-    Ok(answer(StatusCode::OK, &list_of("EventList", items)))
+/// What a node is, its agent says.
+async fn refuse_change(Path(name): Path<String>) -> Refused {
+    let why = format!(
+        "nodes \"{name}\" cannot be changed here: its labels come from its agent; set them under [labels] in the agent's \
+         configuration file (/etc/tombolo/agent.toml) and restart the agent"
+    );
+    Status::failure(405, "MethodNotAllowed", why).into()
 }
 
 fn id(name: &str) -> Result<NodeId, Refused> {
@@ -99,6 +103,18 @@ fn metadata(node: &NodeState) -> ObjectMeta {
         labels: node.report.as_ref().map(|report| report.info.labels.clone()).unwrap_or_default(),
         ..ObjectMeta::default()
     }
+}
+
+fn cells(node: &NodeState, now_s: u64) -> Vec<String> {
+    let status = if node.is_online() { "Ready" } else { "Offline" };
+    let info = node.report.as_ref().map(|report| &report.info);
+    vec![
+        node.id.to_string(),
+        status.into(),
+        info.map(|info| info.address.clone()).unwrap_or_default(),
+        info.map(|info| info.kernel_version.clone()).unwrap_or_default(),
+        table::age(now_s.saturating_sub(node.enrolled_s)),
+    ]
 }
 
 fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) -> Value {
@@ -139,12 +155,4 @@ fn conditions(node: &NodeState) -> Vec<Condition> {
         Verdict::unknown("NeverConnected", "the node is enrolled and has not connected yet")
     };
     Conditions::new(&[], &clock::rfc3339(node.last_seen_s)).set("Ready", &verdict).build()
-}
-
-fn shown_event(node: &NodeId, event: &Event) -> Value {
-    let mut shown = json!(event);
-    shown["apiVersion"] = API_VERSION.into();
-    shown["kind"] = "Event".into();
-    shown["node"] = node.as_str().into();
-    shown
 }

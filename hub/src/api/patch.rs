@@ -10,6 +10,9 @@ use super::body::{self, BODY_MAX, Sent};
 pub(super) const PATCHES: [&str; 3] =
     ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
+/// Kubernetes' own kinds take this one too. Merging is the same as long as no list is merged.
+pub(super) const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
 /// Operations of one JSON patch: Kubernetes' limit.
 const OPERATIONS_MAX: usize = 10_000;
 
@@ -32,6 +35,15 @@ impl Edit {
             "application/merge-patch+json" => {
                 let (patch, repeated) = object(body::json(bytes)?)?;
                 Ok((Self::Merge(patch), repeated))
+            }
+            STRATEGIC => {
+                let (patch, repeated) = object(body::json(bytes)?)?;
+                match directive(&patch) {
+                    None => Ok((Self::Merge(patch), repeated)),
+                    Some(name) => Err(not_a_patch(&format!(
+                        "the directive {name:?} is not served: send it as application/merge-patch+json"
+                    ))),
+                }
             }
             "application/json-patch+json" => {
                 let operations: Vec<PatchOperation> =
@@ -84,6 +96,13 @@ fn object(sent: Sent) -> Result<(Value, Vec<String>), Box<Status>> {
     }
 }
 
+/// A member that says how to merge instead of what.
+fn directive(patch: &Value) -> Option<&str> {
+    let members = patch.as_object()?;
+    let own = members.keys().find(|name| name.starts_with('$')).map(String::as_str);
+    own.or_else(|| members.values().find_map(directive))
+}
+
 fn not_a_patch(why: &str) -> Box<Status> {
     Box::new(Status::bad_request(format!("error decoding patch: {why}")))
 }
@@ -101,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn three_kinds_of_patches() {
+    fn every_kind_of_patch_is_read() {
         let current = json!({"a": {"b": 1, "c": 2}, "l": [1, 2]});
         let merge = "application/merge-patch+json";
         assert_eq!(
@@ -118,6 +137,10 @@ mod tests {
             Ok(json!({"l": [1, 2, 3]}))
         );
         assert_eq!(
+            patched(STRATEGIC, r#"{"a":{"b":null}}"#, current.clone()),
+            Ok(json!({"a": {"c": 2}, "l": [1, 2]}))
+        );
+        assert_eq!(
             patched("application/apply-patch+yaml", "a:\n  b: 5\n", current.clone()),
             Ok(json!({"a": {"b": 5, "c": 2}, "l": [1, 2]}))
         );
@@ -127,7 +150,8 @@ mod tests {
             (operations, "{}", 400),
             (merge, "[]", 400),
             (merge, "{", 400),
-            ("application/strategic-merge-patch+json", "{}", 415),
+            (STRATEGIC, r#"{"a":{"$patch":"delete"}}"#, 400),
+            ("application/cbor", "{}", 415),
         ] {
             assert_eq!(patched(media_type, patch, current.clone()), Err(code), "{patch}");
         }

@@ -1,7 +1,7 @@
 //! The serving resources: `/apis/serving.knative.dev/v1/…`.
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
@@ -13,7 +13,7 @@ use tombolo_api::serving::{API_VERSION, GROUP};
 use tombolo_hub_core::{Key, Kind, Object};
 
 use super::answer::{Answer, Refused, json as answer, with_warnings};
-use super::patch::Edit;
+use super::patch::PATCHES;
 use super::query::Query;
 use super::write::{self, Manner, Part, Preconditions, Written};
 use super::{Api, body, follow, table};
@@ -40,7 +40,7 @@ fn part(part: Part) -> MethodRouter<Api> {
                        headers: HeaderMap,
                        body: Body| async move {
         let kind = place.kind()?;
-        let (edit, repeated) = read_edit(&method, &headers, body).await?;
+        let (edit, repeated) = body::edit(&method, &headers, body, &PATCHES).await?;
         let manner = Manner { repeated, ..query.manner() };
         Ok::<_, Refused>(written(write::edit(&api.catalog, kind, place.key(), (part, edit), manner).await?))
     };
@@ -167,25 +167,6 @@ fn list_of(kind: Kind, objects: &[Object], metadata: ListMeta) -> List<Value> {
 fn written(written: Written) -> Response {
     let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     with_warnings(answer(code, &written.object.to_json()), &written.warnings)
-}
-
-/// Reads a whole object or a patch, by the method. With it come the paths of fields sent more than once.
-pub(super) async fn read_edit(
-    method: &Method,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<(Edit, Vec<String>), Refused> {
-    if *method == Method::PUT {
-        let sent = body::object(headers, body).await?;
-        return Ok((Edit::Replace(sent.value), sent.repeated));
-    }
-    let media_type = body::media_type(headers);
-    // The type decides before the content is read.
-    if !super::patch::PATCHES.contains(&media_type.as_str()) {
-        return Err(Status::unsupported_media_type(&super::patch::PATCHES).into());
-    }
-    let bytes: Bytes = body::bytes(body).await?;
-    Ok(Edit::patch(&media_type, &bytes)?)
 }
 
 async fn delete_options(headers: &HeaderMap, body: Body, query: &Query) -> Result<DeleteOptions, Refused> {

@@ -2,8 +2,10 @@
 
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
-use tombolo_api::meta::{Condition, ListMeta, condition};
+use tombolo_api::meta::{Condition, ListMeta, ObjectMeta, condition};
 use tombolo_hub_core::{Kind, Object};
+
+use crate::clock;
 
 /// Whether the client's first choice is a table.
 pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
@@ -14,21 +16,51 @@ pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
 
 /// The table of some objects of a kind.
 pub(super) fn of(kind: Kind, objects: &[Object], metadata: &ListMeta) -> Value {
-    let columns: Vec<Value> = std::iter::once("Name")
-        .chain(columns(kind).iter().copied())
-        .map(|name| {
-            let format = if name == "Name" { "name" } else { "" };
-            json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0})
-        })
-        .collect();
-    let rows: Vec<Value> = objects.iter().map(row).collect();
+    let columns: Vec<&str> = std::iter::once("Name").chain(columns(kind).iter().copied()).collect();
+    build(&columns, objects.iter().map(|object| (cells(object), object.metadata())), metadata)
+}
+
+/// A table of rows, each its cells and the metadata of what it shows. The first column is the name.
+pub(super) fn build<'a>(
+    columns: &[&str],
+    rows: impl Iterator<Item = (Vec<String>, &'a ObjectMeta)>,
+    metadata: &ListMeta,
+) -> Value {
+    let column = |name: &&str| {
+        let format = if *name == "Name" { "name" } else { "" };
+        json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0})
+    };
+    let row = |(cells, metadata): (Vec<String>, &ObjectMeta)| {
+        let partial = json!({
+            "kind": "PartialObjectMetadata",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": metadata,
+        });
+        json!({"cells": cells, "object": partial})
+    };
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": metadata,
-        "columnDefinitions": columns,
-        "rows": rows,
+        "columnDefinitions": columns.iter().map(column).collect::<Vec<_>>(),
+        "rows": rows.map(row).collect::<Vec<_>>(),
     })
+}
+
+/// How long ago an object was made, for a person.
+pub(super) fn age_of(metadata: &ObjectMeta) -> String {
+    let made_s = metadata.creation_timestamp.as_deref().and_then(clock::parse_rfc3339);
+    made_s.map_or_else(|| "<unknown>".into(), |made_s| age(clock::now_s().saturating_sub(made_s)))
+}
+
+/// A span of time in one unit, the largest that still tells something: as kubectl prints ages.
+pub(super) fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
 }
 
 fn columns(kind: Kind) -> &'static [&'static str] {
@@ -42,7 +74,7 @@ fn columns(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-fn row(object: &Object) -> Value {
+fn cells(object: &Object) -> Vec<String> {
     use tombolo_api::serving::keys;
     let label = |key: &str| object.metadata().label(key).unwrap_or_default().to_owned();
     let number = |count: Option<i32>| count.map_or_else(String::new, |count| count.to_string());
@@ -73,12 +105,7 @@ fn row(object: &Object) -> Value {
             cells.extend(ready(&route.status.conditions));
         }
     }
-    let partial = json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": object.metadata(),
-    });
-    json!({"cells": cells, "object": partial})
+    cells
 }
 
 /// Status and reason of `Ready`.
@@ -101,6 +128,15 @@ mod tests {
         ] {
             let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
             assert_eq!(is_asked_for(&headers), table, "{accept}");
+        }
+    }
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, text) in
+            [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172_800, "2d")]
+        {
+            assert_eq!(age(seconds), text);
         }
     }
 }

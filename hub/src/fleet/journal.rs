@@ -10,7 +10,7 @@ use tombolo_api::NodeId;
 use tombolo_api::report::{Event, EventAck, EventBatch};
 use tombolo_store::{Batch, ReadError, Store};
 
-use super::keys;
+use super::{StoredEvent, keys};
 
 /// Events kept of each node: enough to see what happened lately; a fleet's history is for a log collector.
 pub(super) const PER_NODE_MAX: u64 = 200;
@@ -142,7 +142,7 @@ impl Undo {
 }
 
 /// The newest events of all nodes in the order they came.
-pub(super) fn newest(store: &Store, limit: usize) -> Result<Vec<(NodeId, Event)>, ReadError> {
+pub(super) fn newest(store: &Store, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
     let mut found = BTreeMap::new();
     for (key, value) in store.scan(keys::EVENTS)? {
         let damaged = || ReadError::Damaged { key: key.clone() };
@@ -154,5 +154,6 @@ pub(super) fn newest(store: &Store, limit: usize) -> Result<Vec<(NodeId, Event)>
             found.pop_first();
         }
     }
-    Ok(found.into_iter().map(|((_, node, _), event)| (node, event)).collect())
+    let event = |((received_ms, node, number), event)| StoredEvent { node, number, received_ms, event };
+    Ok(found.into_iter().map(event).collect())
 }

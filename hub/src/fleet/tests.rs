@@ -80,7 +80,7 @@ impl Bench {
 
     async fn messages(&self, limit: usize) -> Vec<String> {
         let events = self.fleet.events(limit).await.unwrap();
-        events.into_iter().map(|(_, event)| event.message).collect()
+        events.into_iter().map(|stored| stored.event.message).collect()
     }
 
     async fn wait(&self, condition: impl Fn(&Fleet) -> bool) {
@@ -196,7 +196,10 @@ async fn two_agents_under_one_name_are_noticed_once() {
     bench.wait(|fleet| fleet[&node()].presence.as_ref().unwrap().session == "d").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let events = bench.fleet.events(10).await.unwrap();
-    assert_eq!(events.iter().map(|(_, event)| event.reason.as_str()).collect::<Vec<_>>(), ["IdentityShared"]);
+    assert_eq!(
+        events.iter().map(|stored| stored.event.reason.as_str()).collect::<Vec<_>>(),
+        ["IdentityShared"]
+    );
 }
 
 #[tokio::test]

@@ -109,8 +109,7 @@ async fn long_lists_come_in_pages_of_one_version() {
     let next = odd["metadata"]["continue"].as_str().unwrap();
     let (_, odd) = client.get(&format!("{SERVICES}?labelSelector=odd%20in%20(yes)&continue={next}")).await;
     assert_eq!(names(&odd), ["c", "e"]);
-    let table = client.request(Method::GET, &format!("{SERVICES}?limit=1"));
-    let table = table.header("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").send().await.unwrap();
+    let table = as_table(&client, &format!("{SERVICES}?limit=1")).await;
     let (_, table) = read(table).await;
     assert_eq!(
         (table["rows"].as_array().unwrap().len(), &table["metadata"]["remainingItemCount"]),
@@ -149,4 +148,68 @@ async fn versions_that_cannot_be_shown_are_refused() {
         assert!(status["message"].as_str().unwrap().contains(words), "{query}: {status}");
     }
     second.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn namespaces_are_made_and_labelled_as_kubectl_does_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, client) = hub(dir.path()).await;
+    // `kubectl create namespace foo`, byte by byte.
+    let sent: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\tNamespace\x12\x1b\n\x13\n\x03foo\x12\0\x1a\0\"\0*\x002\08\0B\0\x12\0\x1a\x02\n\0\x1a\0\"\0";
+    let create = |body: &'static [u8]| {
+        let request = client.request(Method::POST, "/api/v1/namespaces");
+        request.header("Content-Type", "application/vnd.kubernetes.protobuf").body(body).send()
+    };
+    let (code, made) = read(create(sent).await.unwrap()).await;
+    assert_eq!((code, &made["metadata"]["name"]), (201, &json!("foo")), "{made}");
+    assert_eq!(read(create(sent).await.unwrap()).await.0, 409);
+    assert_eq!(read(create(&sent[..20]).await.unwrap()).await.0, 400);
+
+    let foo = "/api/v1/namespaces/foo";
+    let merge = "application/merge-patch+json";
+    let (code, labelled) = client.patch(foo, merge, r#"{"metadata":{"labels":{"hall":"2"}}}"#).await;
+    assert_eq!((code, &labelled["metadata"]["labels"]["hall"]), (200, &json!("2")), "{labelled}");
+    let operations = r#"[{"op":"add","path":"/metadata/annotations","value":{"a":"b"}}]"#;
+    let (code, annotated) = client.patch(foo, "application/json-patch+json", operations).await;
+    assert_eq!((code, &annotated["metadata"]["annotations"]), (200, &json!({"a": "b"})));
+    let strategic = "application/strategic-merge-patch+json";
+    let (_, unlabelled) = client.patch(foo, strategic, r#"{"metadata":{"labels":{"hall":null}}}"#).await;
+    assert_eq!(unlabelled["metadata"]["labels"], json!({"kubernetes.io/metadata.name": "foo"}));
+    assert_eq!(unlabelled["metadata"]["uid"], made["metadata"]["uid"]);
+    for (path, patch, code) in [
+        (foo, r#"{"metadata":{"name":"bar"}}"#, 400),
+        (foo, r#"{"metadata":{"resourceVersion":"1"}}"#, 409),
+        ("/api/v1/namespaces/bar", "{}", 404),
+    ] {
+        assert_eq!(client.patch(path, merge, patch).await.0, code, "{patch}");
+    }
+    let apply = "apiVersion: v1\nkind: Namespace\nmetadata: {name: bar, labels: {a: b}}\n";
+    let (code, applied) = client.patch("/api/v1/namespaces/bar", "application/apply-patch+yaml", apply).await;
+    assert_eq!((code, &applied["metadata"]["labels"]["a"]), (201, &json!("b")), "{applied}");
+    let (_, table) = read(as_table(&client, "/api/v1/namespaces").await).await;
+    let cells: Vec<&Value> = table["rows"].as_array().unwrap().iter().map(|row| &row["cells"][0]).collect();
+    assert_eq!(cells, ["bar", "default", "foo"]);
+    hub.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn labels_of_nodes_are_set_at_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, client) = hub(dir.path()).await;
+    let patch = r#"{"metadata":{"labels":{"line":"3"}}}"#;
+    let (code, status) =
+        client.patch("/apis/tombolo.dev/v1/nodes/press-7", "application/merge-patch+json", patch).await;
+    assert_eq!((code, &status["reason"]), (405, &json!("MethodNotAllowed")));
+    assert!(status["message"].as_str().unwrap().contains("[labels] in the agent's configuration file"));
+    for path in ["/apis/tombolo.dev/v1/nodes", "/apis/tombolo.dev/v1/namespaces/default/events"] {
+        let (code, table) = read(as_table(&client, path).await).await;
+        assert_eq!((code, &table["kind"], &table["rows"]), (200, &json!("Table"), &json!([])), "{path}");
+    }
+    assert_eq!(client.get("/apis/tombolo.dev/v1/namespaces/default/events/none").await.0, 404);
+    hub.stop().await.unwrap();
+}
+
+async fn as_table(client: &Client, path: &str) -> reqwest::Response {
+    let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+    client.request(Method::GET, path).header("Accept", accept).send().await.unwrap()
 }
