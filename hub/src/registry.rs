@@ -4,6 +4,7 @@
 //! {state_dir}/registry/blobs/…                                    content, see tombolo_oci::store
 //! {state_dir}/registry/repositories/{name}/_tags/{tag}            a digest
 //! {state_dir}/registry/repositories/{name}/_manifests/{hex}       a media type: this manifest was pushed here
+//! {state_dir}/registry/repositories/{name}/_referrers/{hex}/{hex} empty: the second manifest names the first as subject
 //! {state_dir}/registry/uploads/{id}                               uploads under way, emptied at every start
 //! ```
 //!
@@ -22,6 +23,7 @@ mod error;
 mod http;
 mod manifests;
 mod names;
+mod referrers;
 mod uploads;
 
 pub(crate) use http::{Access, router};

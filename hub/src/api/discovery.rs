@@ -146,8 +146,10 @@ fn own() -> [Value; 2] {
             "categories": ["tombolo"],
         })
     };
+    let mut events = resource("events", "event", "Event", true, &["get", "list"]);
+    events["shortNames"] = json!(["ev"]);
     [
         resource("nodes", "node", "Node", false, &["delete", "get", "list"]),
-        resource("events", "event", "Event", true, &["get", "list"]),
+        events,
     ]
 }

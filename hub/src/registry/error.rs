@@ -33,7 +33,7 @@ impl ApiError {
 
     pub(super) fn manifest_blob_unknown(digest: &Digest) -> Self {
         let message = format!("the manifest names {digest}, which is not here: push it first");
-        Self::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
+        Self::new(StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN", message)
     }
 
     pub(super) fn manifest_invalid(why: impl Into<String>) -> Self {

@@ -12,7 +12,7 @@ use tombolo_api::Digest;
 use tombolo_oci::{Repository, Target};
 
 use super::error::ApiError;
-use super::{Registry, blobs, manifests};
+use super::{Registry, blobs, manifests, referrers};
 
 /// Names the content of a response.
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -54,6 +54,8 @@ pub(crate) fn router(registry: Registry, access: Access) -> Router {
 pub(super) struct Query {
     pub(super) digest: Option<String>,
     pub(super) mount: Option<String>,
+    #[serde(rename = "artifactType")]
+    artifact_type: Option<String>,
     n: Option<usize>,
     last: Option<String>,
 }
@@ -67,6 +69,7 @@ enum Subject<'a> {
     NewUpload(&'a str),
     Upload(&'a str, &'a str),
     Tags(&'a str),
+    Referrers(&'a str, &'a str),
 }
 
 async fn handle(registry: Registry, request: Request) -> Result<Response, ApiError> {
@@ -79,6 +82,9 @@ async fn handle(registry: Registry, request: Request) -> Result<Response, ApiErr
     match subject {
         Subject::Base if is_read(method) => Ok(axum::Json(json!({})).into_response()),
         Subject::Tags(name) if is_read(method) => tags(registry, name.parse()?, query).await,
+        Subject::Referrers(name, digest) if is_read(method) => {
+            referrers::list(registry, name.parse()?, parse_digest(digest)?, query.artifact_type).await
+        }
         Subject::Manifest(name, target) => {
             let (name, target): (Repository, Target) = (name.parse()?, target.parse()?);
             match *method {
@@ -131,6 +137,9 @@ fn subject(path: &str) -> Option<Subject<'_>> {
     }
     if let Some(name) = rest.strip_suffix("/manifests") {
         return Some(Subject::Manifest(name, last));
+    }
+    if let Some(name) = rest.strip_suffix("/referrers") {
+        return Some(Subject::Referrers(name, last));
     }
     rest.strip_suffix("/blobs").map(|name| Subject::Blob(name, last))
 }
@@ -203,6 +212,7 @@ mod tests {
             ("/v2/a/blobs/uploads", Some(Subject::NewUpload("a"))),
             ("/v2/a/b/blobs/uploads/7", Some(Subject::Upload("a/b", "7"))),
             ("/v2/a/b/tags/list", Some(Subject::Tags("a/b"))),
+            ("/v2/a/b/referrers/sha256:0", Some(Subject::Referrers("a/b", "sha256:0"))),
             ("/v2/_catalog", None),
             ("/v2/a/other/x", None),
         ] {

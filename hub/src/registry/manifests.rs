@@ -9,9 +9,9 @@ use tombolo_api::Digest;
 use tombolo_oci::image::{Document, MAX_DOCUMENT};
 use tombolo_oci::{Repository, StoreError, Target};
 
-use super::Registry;
 use super::error::ApiError;
 use super::http::{CONTENT_DIGEST, blocking, empty};
+use super::{Registry, referrers};
 
 /// Longest wait for a whole manifest: four megabytes over a poor link.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
@@ -66,6 +66,7 @@ pub(super) async fn put(
     let document =
         Document::parse(&digest, &content).map_err(|error| ApiError::manifest_invalid(error.to_string()))?;
     let media_type = media_type(headers, &content)?;
+    let subject = referrers::subject_of(&content);
     let location = format!("/v2/{name}/manifests/{digest}");
     blocking(move || -> Result<(), ApiError> {
         let images = &registry.0.images;
@@ -88,6 +89,9 @@ pub(super) async fn put(
         }
         images.put(&content)?;
         registry.0.names.add_manifest(&name, &digest, &media_type)?;
+        if let Some(subject) = &subject {
+            registry.0.names.add_referrer(&name, subject, &digest)?;
+        }
         if let Target::Tag(tag) = &target {
             registry.0.names.set_tag(&name, tag, &digest)?;
         }
@@ -95,7 +99,9 @@ pub(super) async fn put(
         Ok(())
     })
     .await?;
-    Ok(empty(StatusCode::CREATED, &[(header::LOCATION, location), (CONTENT_DIGEST, digest.to_string())]))
+    let mut headers = vec![(header::LOCATION, location), (CONTENT_DIGEST, digest.to_string())];
+    headers.extend(subject.map(|subject| (referrers::SUBJECT, subject.to_string())));
+    Ok(empty(StatusCode::CREATED, &headers))
 }
 
 /// Removes a tag, or a manifest with all its tags. Content stays: other repositories may use it.

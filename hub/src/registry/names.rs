@@ -82,7 +82,31 @@ impl Names {
                 self.remove_tag(repository, &tag)?;
             }
         }
+        let referring = self.referring(repository);
+        for subject in list(&referring)? {
+            remove(&referring.join(subject), &digest.hex())?;
+        }
         remove(&self.manifests(repository), &digest.hex())
+    }
+
+    /// Remembers that a manifest names `subject` as what it belongs to.
+    pub(super) fn add_referrer(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        write(&self.referring(repository).join(subject.hex()), &digest.hex(), "")
+    }
+
+    /// The manifests that name `subject`, by digest. Some may be gone.
+    pub(super) fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let names = list(&self.referring(repository).join(subject.hex()))?;
+        Ok(names.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
     }
 
     // No part of a repository's name starts with an underscore, so these never meet one.
@@ -92,6 +116,10 @@ impl Names {
 
     fn manifests(&self, repository: &Repository) -> PathBuf {
         self.root.join(repository.as_str()).join("_manifests")
+    }
+
+    fn referring(&self, repository: &Repository) -> PathBuf {
+        self.root.join(repository.as_str()).join("_referrers")
     }
 }
 

@@ -118,7 +118,7 @@ async fn wrong_pushes_are_refused() {
     assert_eq!(right.0, 201);
 
     let (code, errors) = push_manifest(&client, "a", "v1", &manifest(&[b"absent"])).await;
-    assert_eq!((code, code_of(&errors)), (404, "MANIFEST_BLOB_UNKNOWN"));
+    assert_eq!((code, code_of(&errors)), (400, "MANIFEST_BLOB_UNKNOWN"));
     let (code, errors) = push_manifest(&client, "a", "v1", b"{}").await;
     assert_eq!((code, code_of(&errors)), (400, "MANIFEST_INVALID"));
     push_blob(&client, "a", CONFIG, 1000).await;
@@ -194,4 +194,58 @@ async fn a_pushed_image_is_what_a_revision_runs() {
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     assert_eq!(image(&client.get(&revisions).await.1), pinned);
     second.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_belongs_to_an_image_is_listed_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, client) = hub(dir.path()).await;
+    let digest = push_image(&client, "hello", "v1", b"layer").await;
+    let referrers = format!("/v2/hello/referrers/{digest}");
+    let empty =
+        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []});
+    assert_eq!(client.get(&referrers).await, (200, empty.clone()));
+    assert_eq!(client.get(&format!("/v2/none/referrers/{digest}")).await, (200, empty.clone()));
+    assert_eq!(client.get("/v2/hello/referrers/latest").await.0, 400);
+
+    let mut signatures = Vec::new();
+    for artifact_type in ["example/signature", ""] {
+        let mut signature: Value = serde_json::from_slice(&manifest(&[])).unwrap();
+        signature["subject"] = json!({"mediaType": MANIFEST_TYPE, "digest": digest.to_string(), "size": 1});
+        if !artifact_type.is_empty() {
+            signature["artifactType"] = json!(artifact_type);
+            signature["annotations"] = json!({"by": "me"});
+        }
+        let content = serde_json::to_vec(&signature).unwrap();
+        let pushed = Digest::of(&content);
+        let put = client.request(Method::PUT, &format!("/v2/hello/manifests/{pushed}"));
+        let answer = put.header("Content-Type", MANIFEST_TYPE).body(content).send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["oci-subject"]),
+            (201, &digest.to_string().parse().unwrap())
+        );
+        signatures.push(pushed);
+    }
+    let (_, index) = client.get(&referrers).await;
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
+    let filtered = client.request(Method::GET, &format!("{referrers}?artifactType=example/signature"));
+    let filtered = filtered.send().await.unwrap();
+    assert_eq!(filtered.headers()["oci-filters-applied"], "artifactType");
+    assert_eq!(filtered.headers()["content-type"], "application/vnd.oci.image.index.v1+json");
+    let (_, filtered) = read(filtered).await;
+    let found = filtered["manifests"].as_array().unwrap();
+    assert_eq!((found.len(), &found[0]["digest"]), (1, &json!(signatures[0].to_string())));
+    assert_eq!(
+        (&found[0]["artifactType"], &found[0]["annotations"]),
+        (&json!("example/signature"), &json!({"by": "me"}))
+    );
+    // Without a type of its own it has its configuration's.
+    let query = format!("{referrers}?artifactType=application/vnd.oci.image.config.v1%2Bjson");
+    assert_eq!(client.get(&query).await.1["manifests"][0]["digest"], signatures[1].to_string());
+    for signature in &signatures {
+        let path = format!("/v2/hello/manifests/{signature}");
+        assert_eq!(client.send(Method::DELETE, &path, &Value::Null).await.0, 202);
+    }
+    assert_eq!(client.get(&referrers).await, (200, empty));
+    hub.stop().await.unwrap();
 }

@@ -1,0 +1,108 @@
+//! Which manifests say that they belong to another: signatures, lists of contents, attestations. Listed by the digest
+//! they name as their subject, as OCI's distribution specification 1.1 has it.
+
+use std::collections::BTreeMap;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, header};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tombolo_api::Digest;
+use tombolo_oci::image::{MAX_DOCUMENT, OCI_INDEX};
+use tombolo_oci::{Repository, StoreError};
+
+use super::Registry;
+use super::error::ApiError;
+use super::http::blocking;
+
+/// Tells a client that pushed a manifest with a subject that it will be listed.
+pub(super) const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// Referrers in one answer. Each brings its annotations, so their manifests together are bounded too, as the index is, to
+/// [`MAX_DOCUMENT`] bytes.
+const REFERRERS_MAX: usize = 500;
+
+/// A manifest as far as it refers to another.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Referring {
+    artifact_type: Option<String>,
+    config: Option<Config>,
+    annotations: BTreeMap<String, String>,
+    subject: Option<Subject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Config {
+    media_type: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Subject {
+    digest: Digest,
+}
+
+/// A referrer as the index lists it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: Digest,
+    size: usize,
+    artifact_type: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+/// The digest that a manifest names as its subject.
+pub(super) fn subject_of(content: &[u8]) -> Option<Digest> {
+    serde_json::from_slice::<Referring>(content).ok()?.subject.map(|subject| subject.digest)
+}
+
+/// Answers with an index of what refers to `subject`; an empty one if nothing does.
+pub(super) async fn list(
+    registry: Registry,
+    name: Repository,
+    subject: Digest,
+    artifact_type: Option<String>,
+) -> Result<Response, ApiError> {
+    let wanted = artifact_type.clone();
+    let found = blocking(move || -> Result<Vec<Descriptor>, StoreError> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for digest in registry.0.names.referrers(&name, &subject)? {
+            let Some(media_type) = registry.0.names.manifest(&name, &digest)? else { continue };
+            let content = match registry.0.images.read_blob(&digest, MAX_DOCUMENT) {
+                Err(StoreError::Missing(_)) => continue,
+                content => content?,
+            };
+            bytes += content.len() as u64;
+            if found.len() == REFERRERS_MAX || bytes > MAX_DOCUMENT {
+                break;
+            }
+            let descriptor = descriptor(digest, media_type, &content);
+            if wanted.as_ref().is_none_or(|wanted| *wanted == descriptor.artifact_type) {
+                found.push(descriptor);
+            }
+        }
+        Ok(found)
+    })
+    .await?;
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found});
+    let mut response = axum::Json(index).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OCI_INDEX));
+    if artifact_type.is_some() {
+        response.headers_mut().insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+    }
+    Ok(response)
+}
+
+fn descriptor(digest: Digest, media_type: String, content: &[u8]) -> Descriptor {
+    let referring: Referring = serde_json::from_slice(content).unwrap_or_default();
+    let of_config = || referring.config.map(|config| config.media_type).unwrap_or_default();
+    let artifact_type = referring.artifact_type.filter(|it| !it.is_empty()).unwrap_or_else(of_config);
+    Descriptor { media_type, digest, size: content.len(), artifact_type, annotations: referring.annotations }
+}
