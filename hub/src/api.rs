@@ -26,6 +26,7 @@ mod follow;
 mod logs;
 mod namespaces;
 mod nodes;
+mod openapi;
 mod pages;
 mod patch;
 mod query;
@@ -75,6 +76,7 @@ impl Api {
             .route("/livez", get(|| async { "ok" }))
             .route("/readyz", get(|| async { "ok" }))
             .merge(discovery::router())
+            .merge(openapi::router())
             .merge(resources::router())
             .merge(namespaces::router())
             .merge(nodes::router())

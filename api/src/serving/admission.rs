@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use self::decode::{DecodeError, Findings};
 use self::field_error::FieldErrors;
-pub use self::published::{spec_schema, unknown_fields};
+pub use self::published::{metadata_schema, spec_schema, unknown_fields};
 use super::keys::{CREATOR, LAST_MODIFIER};
 use super::{
     API_VERSION, Configuration, GROUP, Revision, RevisionSpec, RevisionTemplateSpec, Route, Service,

@@ -14,6 +14,9 @@ use super::{Api, not_found};
 /// The Kubernetes version whose manners this API has. Clients warn when it is far from their own.
 const KUBERNETES_MINOR: u32 = 34;
 
+/// The same, as schemas name it.
+pub(super) const KUBERNETES_VERSION: &str = "v1.34.0";
+
 /// Group of the resources that are Tombolo's own.
 pub(super) const TOMBOLO_GROUP: &str = "tombolo.dev";
 
@@ -28,9 +31,8 @@ pub(super) fn router() -> Router<Api> {
         .route("/apis", get(|| async { Json(groups()) }))
         .route("/apis/{group}", get(one_group))
         .route("/apis/{group}/v1", get(group_resources))
-        // No schema is published: clients then leave checking to the hub, which does it anyway.
+        // Empty: who wants schemas asks for version 3, and who does not leaves checking to the hub.
         .route("/openapi/v2", get(|| async { ([(header::CONTENT_TYPE, OPENAPI_V2)], "") }))
-        .route("/openapi/v3", get(|| async { Json(json!({"paths": {}})) }))
 }
 
 /// Kubernetes' version document, with Tombolo's own version beside it.
@@ -39,7 +41,7 @@ fn version() -> Value {
     json!({
         "major": "1",
         "minor": KUBERNETES_MINOR.to_string(),
-        "gitVersion": format!("v1.{KUBERNETES_MINOR}.0+tombolo.{tombolo}"),
+        "gitVersion": format!("{KUBERNETES_VERSION}+tombolo.{tombolo}"),
         "gitCommit": "",
         "gitTreeState": "",
         "buildDate": "1970-01-01T00:00:00Z",
@@ -148,8 +150,5 @@ fn own() -> [Value; 2] {
     };
     let mut events = resource("events", "event", "Event", true, &["get", "list"]);
     events["shortNames"] = json!(["ev"]);
-    [
-        resource("nodes", "node", "Node", false, &["delete", "get", "list"]),
-        events,
-    ]
+    [resource("nodes", "node", "Node", false, &["delete", "get", "list"]), events]
 }

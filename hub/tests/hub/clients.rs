@@ -213,3 +213,32 @@ async fn as_table(client: &Client, path: &str) -> reqwest::Response {
     let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
     client.request(Method::GET, path).header("Accept", accept).send().await.unwrap()
 }
+
+#[tokio::test]
+async fn schemas_say_what_may_be_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, client) = hub(dir.path()).await;
+    let (_, index) = client.get("/openapi/v3").await;
+    for (document, kinds) in [
+        ("apis/serving.knative.dev/v1", vec!["Configuration", "Revision", "Route", "Service"]),
+        ("api/v1", vec!["Namespace"]),
+    ] {
+        let path = index["paths"][document]["serverRelativeURL"].as_str().unwrap();
+        let (code, found) = client.get(path).await;
+        assert_eq!(code, 200, "{path}");
+        let schemas = found["components"]["schemas"].as_object().unwrap().values();
+        let named = schemas.filter_map(|schema| {
+            schema["x-kubernetes-group-version-kind"][0]["kind"].as_str().map(str::to_owned)
+        });
+        assert_eq!(named.collect::<Vec<_>>(), kinds);
+    }
+    let (_, found) = client.get("/openapi/v3/apis/serving.knative.dev/v1").await;
+    let service = &found["components"]["schemas"]["dev.knative.serving.v1.Service"];
+    let container = "/properties/spec/properties/template/properties/spec/properties/containers/items/properties/image";
+    assert_eq!(service.pointer(container), Some(&json!({"type": "string"})));
+    // By this clients know that the hub checks fields itself.
+    let patch = &found["paths"]["/apis/serving.knative.dev/v1/namespaces/{namespace}/services/{name}"]["patch"];
+    assert!(patch["parameters"].as_array().unwrap().iter().any(|it| it["name"] == "fieldValidation"));
+    assert_eq!(client.get("/openapi/v3/apis/other").await.0, 404);
+    hub.stop().await.unwrap();
+}

@@ -33,6 +33,11 @@ pub fn spec_schema(kind: &str) -> Option<Value> {
     Some(of_type(&spec.kind))
 }
 
+/// The OpenAPI v3 schema of every object's `metadata`.
+pub fn metadata_schema() -> Value {
+    of_object(&schema::METADATA)
+}
+
 fn of_kind(kind: &str) -> Option<&'static Object> {
     match kind {
         "Service" => Some(&schema::SERVICE),
