@@ -234,10 +234,12 @@ async fn schemas_say_what_may_be_sent() {
     }
     let (_, found) = client.get("/openapi/v3/apis/serving.knative.dev/v1").await;
     let service = &found["components"]["schemas"]["dev.knative.serving.v1.Service"];
-    let container = "/properties/spec/properties/template/properties/spec/properties/containers/items/properties/image";
+    let container =
+        "/properties/spec/properties/template/properties/spec/properties/containers/items/properties/image";
     assert_eq!(service.pointer(container), Some(&json!({"type": "string"})));
     // By this clients know that the hub checks fields itself.
-    let patch = &found["paths"]["/apis/serving.knative.dev/v1/namespaces/{namespace}/services/{name}"]["patch"];
+    let patch =
+        &found["paths"]["/apis/serving.knative.dev/v1/namespaces/{namespace}/services/{name}"]["patch"];
     assert!(patch["parameters"].as_array().unwrap().iter().any(|it| it["name"] == "fieldValidation"));
     assert_eq!(client.get("/openapi/v3/apis/other").await.0, 404);
     hub.stop().await.unwrap();
