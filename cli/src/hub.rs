@@ -95,7 +95,7 @@ impl Hub {
         }
         let mut http = reqwest::Client::builder();
         if base.scheme() == "http" {
-            http = speaking_plainly(http);
+            http = tombolo_oci::client::without_tls(http);
         }
         if is_here(&base) {
             // No proxy knows what `localhost` is to us.
@@ -218,16 +218,6 @@ fn is_here(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// For what speaks no TLS: without this, a client cannot even be made on a machine that has no CA certificates.
-pub(crate) fn speaking_plainly(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let versions =
-        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let trusts_nobody =
-        versions.expect("ring speaks TLS 1.2 and 1.3").with_root_certificates(rustls::RootCertStore::empty());
-    builder.tls_backend_preconfigured(trusts_nobody.with_no_client_auth())
 }
 
 /// The last error of a chain: "Connection refused" says more than "error sending request".

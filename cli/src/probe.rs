@@ -50,7 +50,7 @@ impl Answer {
 /// Asks for `url` at `router`, wherever the URL's host would lead.
 pub(crate) async fn ask(router: SocketAddr, url: &str, timeout: Duration) -> Result<Answer, ProbeError> {
     let broken = |error: &reqwest::Error| ProbeError::Broken { router, cause: crate::hub::innermost(error) };
-    let client = crate::hub::speaking_plainly(reqwest::Client::builder())
+    let client = tombolo_oci::client::without_tls(reqwest::Client::builder())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(timeout)

@@ -132,7 +132,7 @@ impl Client {
             .user_agent(concat!("tombolo/", env!("CARGO_PKG_VERSION")));
         let scheme = match &endpoint.scheme {
             Scheme::Http => {
-                builder = builder.tls_backend_preconfigured(trusts_nobody()?);
+                builder = without_tls(builder);
                 "http"
             }
             Scheme::Https(config) => {
@@ -296,13 +296,16 @@ impl Client {
     }
 }
 
-/// For clients that speak no TLS: reqwest wants a configuration all the same, and would look for the system's certificates.
-fn trusts_nobody() -> Result<rustls::ClientConfig, TransferError> {
+/// For a client that speaks plain HTTP only: reqwest wants a TLS configuration all the same, and without this one it cannot
+/// be made on a machine that has no CA certificates.
+pub fn without_tls(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let trusts_nobody = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| TransferError::Client(error.to_string()))?;
-    Ok(builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
+        .expect("ring speaks TLS 1.2 and 1.3")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    builder.tls_backend_preconfigured(trusts_nobody)
 }
 
 /// Says that a name is somewhere else than its own address.
