@@ -18,7 +18,7 @@ use tombolo_store::Store;
 use crate::api::{Api, Sources};
 use crate::broker::Broker;
 use crate::catalog::{Catalog, CatalogWriter};
-use crate::config::Config;
+use crate::config::{Config, HostPort};
 use crate::fleet::{AllCredentials, FleetHandle};
 use crate::images::Resolver;
 use crate::link::{self, Link};
@@ -202,7 +202,7 @@ fn make_directory(path: &Path) -> anyhow::Result<()> {
 }
 
 async fn start_broker(config: &Config, pki: &Pki, fleet: &FleetHandle) -> anyhow::Result<Option<Broker>> {
-    if !config.mqtt.url.is_empty() {
+    if config.mqtt.url.is_some() {
         return Ok(None);
     }
     let credentials = fleet.credentials();
@@ -227,26 +227,25 @@ async fn keep_broker(
 }
 
 fn link(config: &Config, broker: Option<SocketAddr>, pki: &Pki) -> anyhow::Result<Link> {
-    let address = match broker {
-        Some(address) => from_here(address).to_string(),
-        None => host_of(&config.mqtt.url),
+    let address = match (&config.mqtt.url, broker) {
+        (Some(url), _) => url.address().to_string(),
+        (None, Some(address)) => from_here(address).to_string(),
+        (None, None) => anyhow::bail!("there is neither an external broker nor one of our own"),
     };
     Ok(Link::new(&link::Options { address, tls: pki.client()? }))
 }
 
 /// How nodes reach this hub, as they are told.
 fn addresses(config: &Config, nodes: SocketAddr, broker: Option<SocketAddr>) -> Addresses {
-    let told = |advertise: &str, listen: SocketAddr| {
-        if advertise.is_empty() { listen.to_string() } else { advertise.to_owned() }
+    let told = |advertise: &Option<HostPort>, listen: SocketAddr| {
+        advertise.clone().unwrap_or_else(|| listen.into()).to_string()
     };
     let registry = told(&config.nodes.advertise, nodes);
-    let mqtt =
-        broker.map_or_else(|| host_of(&config.mqtt.url), |broker| told(&config.mqtt.advertise, broker));
+    let mqtt = match &config.mqtt.url {
+        Some(url) => url.address().to_string(),
+        None => told(&config.mqtt.advertise, broker.unwrap_or(config.mqtt.listen)),
+    };
     Addresses { hub_url: format!("https://{registry}"), mqtt_url: format!("mqtts://{mqtt}"), registry }
-}
-
-fn host_of(url: &str) -> String {
-    url.trim_start_matches("mqtts://").to_owned()
 }
 
 /// A listener's address as this machine reaches it.

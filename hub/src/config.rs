@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+mod address;
+
+pub use address::{AddressError, BrokerUrl, HostPort};
+
 /// Prefix of environment overrides; `__` separates the levels.
 const ENV_PREFIX: &str = "TOMBOLO_HUB__";
 
@@ -35,8 +39,9 @@ pub struct ApiConfig {
 pub struct NodesConfig {
     /// Where nodes enrol and pull images, HTTPS.
     pub listen: SocketAddr,
-    /// `host:port` by which nodes reach it. Empty: the listen address.
-    pub advertise: String,
+    /// By which nodes reach it. `None`, empty in the file: the listen address.
+    #[serde(deserialize_with = "address::unless_empty")]
+    pub advertise: Option<HostPort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -44,10 +49,12 @@ pub struct NodesConfig {
 pub struct MqttConfig {
     /// Where the embedded broker listens, mutual TLS.
     pub listen: SocketAddr,
-    /// `host:port` by which nodes reach it. Empty: the listen address.
-    pub advertise: String,
-    /// An external broker, `mqtts://host:port`; the embedded one is off then. Empty: the embedded one.
-    pub url: String,
+    /// By which nodes reach it. `None`, empty in the file: the listen address.
+    #[serde(deserialize_with = "address::unless_empty")]
+    pub advertise: Option<HostPort>,
+    /// An external broker; the embedded one is off then. `None`, empty in the file: the embedded one.
+    #[serde(deserialize_with = "address::unless_empty")]
+    pub url: Option<BrokerUrl>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -96,17 +103,13 @@ impl Default for ApiConfig {
 
 impl Default for NodesConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7443)), advertise: String::new() }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7443)), advertise: None }
     }
 }
 
 impl Default for MqttConfig {
     fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7883)),
-            advertise: String::new(),
-            url: String::new(),
-        }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7883)), advertise: None, url: None }
     }
 }
 
@@ -156,8 +159,9 @@ impl Config {
                     .map_err(|message| ConfigError::Invalid { origin: name.clone(), message })?;
             }
         }
-        let config: Self =
-            table.try_into().map_err(|error: toml::de::Error| invalid(error.message().to_owned()))?;
+        // Without its last line end it says the value and its key.
+        let told = |error: toml::de::Error| invalid(error.to_string().trim().replace('\n', " "));
+        let config: Self = table.try_into().map_err(told)?;
         config.check().map_err(invalid)?;
         Ok(config)
     }
@@ -166,15 +170,8 @@ impl Config {
         if !self.state_dir.is_absolute() {
             return Err(format!("state_dir: {} must be an absolute path", self.state_dir.display()));
         }
-        advertised("nodes", &self.nodes.listen, &self.nodes.advertise)?;
-        if self.mqtt.url.is_empty() {
-            advertised("mqtt", &self.mqtt.listen, &self.mqtt.advertise)?;
-        } else {
-            let address = self.mqtt.url.strip_prefix("mqtts://");
-            let address =
-                address.ok_or_else(|| format!("mqtt.url: {:?} must start with mqtts://", self.mqtt.url))?;
-            host_and_port("mqtt.url", address)?;
-        }
+        advertised("nodes", &self.nodes.listen, self.nodes.advertise.is_some())?;
+        advertised("mqtt", &self.mqtt.listen, self.mqtt.advertise.is_some() || self.mqtt.url.is_some())?;
         let labels = |domain: &str| domain.split('.').all(tombolo_api::names::is_dns1123_label);
         if !labels(&self.routes.domain) {
             return Err(format!("routes.domain: {:?} is not a lower-case domain name", self.routes.domain));
@@ -183,25 +180,14 @@ impl Config {
     }
 }
 
-fn advertised(section: &str, listen: &SocketAddr, advertise: &str) -> Result<(), String> {
-    if !advertise.is_empty() {
-        return host_and_port(&format!("{section}.advertise"), advertise);
+/// An address on which everything listens is none by which anything is reached.
+fn advertised(section: &str, listen: &SocketAddr, is_told: bool) -> Result<(), String> {
+    if !listen.ip().is_unspecified() || is_told {
+        return Ok(());
     }
-    if listen.ip().is_unspecified() {
-        return Err(format!(
-            "{section}.advertise: needed when {section}.listen is {listen}: the host:port by which nodes reach it"
-        ));
-    }
-    Ok(())
-}
-
-fn host_and_port(key: &str, address: &str) -> Result<(), String> {
-    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
-        let host_is_good =
-            !host.is_empty() && !host.contains(['/', '@']) && !host.contains(char::is_whitespace);
-        host_is_good && port.parse::<u16>().is_ok_and(|port| port != 0)
-    });
-    if good { Ok(()) } else { Err(format!("{key}: {address:?} is not host:port")) }
+    Err(format!(
+        "{section}.advertise: needed when {section}.listen is {listen}: the host:port by which nodes reach it"
+    ))
 }
 
 /// Sets `path` (`API__LISTEN`) in `table`. Numbers and booleans are read as such, everything else is a string.
@@ -243,7 +229,7 @@ mod tests {
             "state_dir = \"/srv/hub\"\n[nodes]\nlisten = \"0.0.0.0:7443\"\nadvertise = \"hub.lan:7443\"\n";
         let config = load(text, &[("TOMBOLO_HUB__ROUTES__HTTP_PORT", "80"), ("PATH", "/bin")]).unwrap();
         assert_eq!(config.state_dir, Path::new("/srv/hub"));
-        assert_eq!(config.nodes.advertise, "hub.lan:7443");
+        assert_eq!(config.nodes.advertise, "hub.lan:7443".parse().ok());
         assert_eq!(config.routes.http_port, 80);
     }
 
@@ -256,9 +242,11 @@ mod tests {
             ("state_dir = \"relative\"", None, "state_dir"),
             ("[nodes]\nlisten = \"0.0.0.0:1\"", None, "nodes.advertise"),
             ("[mqtt]\nlisten = \"[::]:1\"", None, "mqtt.advertise"),
-            ("[mqtt]\nadvertise = \"hub\"", None, "mqtt.advertise"),
-            ("[mqtt]\nurl = \"mqtt://b:1883\"", None, "mqtt.url"),
-            ("[mqtt]\nurl = \"mqtts://b\"", None, "mqtt.url"),
+            ("[mqtt]\nadvertise = \"hub\"", None, "\"hub\" is not host:port"),
+            ("[mqtt]\nadvertise = \"hub:0\"", None, "advertise"),
+            ("[mqtt]\nurl = \"mqtt://b:1883\"", None, "must start with mqtts://"),
+            ("[mqtt]\nurl = \"mqtts://b\"", None, "\"b\" is not host:port"),
+            ("", Some(("TOMBOLO_HUB__MQTT__ADVERTISE", "hub")), "mqtt.advertise"),
             ("[routes]\ndomain = \"Example.com\"", None, "routes.domain"),
             ("", Some(("TOMBOLO_HUB__API__LISTNE", "x")), "listne"),
         ] {

@@ -30,8 +30,7 @@ impl Settings {
     }
 
     pub(super) fn hub(&self) -> tombolo_hub::config::Config {
-        let advertise =
-            |address| addresses::advertised(address).map(|address| address.to_string()).unwrap_or_default();
+        let advertise = |address| addresses::advertised(address).map(Into::into);
         let mut config = tombolo_hub::config::Config { state_dir: self.hub_dir(), ..Default::default() };
         config.api.listen = self.addresses.api;
         config.nodes.listen = self.addresses.nodes;
@@ -82,7 +81,7 @@ mod tests {
             [hub.api.listen, hub.nodes.listen, hub.mqtt.listen].map(|address| address.port()),
             [2, 3, 4]
         );
-        assert_eq!((hub.routes.http_port, hub.nodes.advertise.as_str()), (1, ""));
+        assert_eq!((hub.routes.http_port, hub.nodes.advertise), (1, None));
         let start = settings.agent("127.0.0.1:9".parse().unwrap(), "t".into());
         assert_eq!(
             [start.config.router.listen, start.config.admin.listen].map(|address| address.port()),
@@ -99,8 +98,8 @@ mod tests {
     fn nodes_elsewhere_are_told_an_address_that_is_one() {
         let hub = settings("0.0.0.0").hub();
         for advertised in [&hub.nodes.advertise, &hub.mqtt.advertise] {
-            let address: SocketAddr = advertised.parse().unwrap();
-            assert!(!address.ip().is_unspecified(), "{advertised}");
+            let address: SocketAddr = advertised.as_ref().unwrap().to_string().parse().unwrap();
+            assert!(!address.ip().is_unspecified(), "{address}");
         }
     }
 }
