@@ -10,6 +10,7 @@ pub mod breaker;
 pub mod bundle;
 pub mod limits;
 pub mod plan;
+pub mod rollout;
 pub mod routes;
 pub mod status;
 pub mod supervision;

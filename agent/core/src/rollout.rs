@@ -1,0 +1,3 @@
+//! Gradual rollouts.
+
+pub mod steps;
