@@ -20,7 +20,7 @@ use tombolo_agent_core::limits;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_api::report::{Report, RevisionPhase, Tier};
 use tombolo_api::{Digest, RevisionKey};
-use tombolo_router::Meter;
+use tombolo_router::{Meter, RevisionMeter};
 
 use crate::accepted::Accepted;
 use crate::clock::Clock;
@@ -50,8 +50,8 @@ struct Scaled {
     tick_ms: u64,
     decide_at: Moment,
     decided_at: Moment,
-    /// Requests finished before the last sample.
-    finished: u64,
+    /// Counts at the last sample.
+    last: Option<RevisionMeter>,
 }
 
 /// What runs of a revision.
@@ -116,8 +116,8 @@ impl Autoscale {
                 }
                 Some(_) => {}
                 None if runs.started > 0 || waits => {
-                    let finished = self.meter.revision(key).map_or(0, |meter| meter.requests());
-                    scaled.insert(key.clone(), Scaled::new(*digest, parameters(), runs, finished, now));
+                    let last = self.meter.revision(key);
+                    scaled.insert(key.clone(), Scaled::new(*digest, parameters(), runs, last, now));
                 }
                 None => {}
             }
@@ -138,16 +138,10 @@ impl Autoscale {
         let reachable = reachable(&table);
         for (key, one) in scaled {
             let meter = self.meter.revision(key);
-            let finished = meter.as_ref().map_or(one.finished, |meter| meter.requests());
             let came = meter.as_ref().and_then(|meter| meter.last_activity);
             let came = came.map(|instant| self.clock.moment(instant));
             let held = meter.as_ref().is_some_and(|meter| meter.held > 0);
-            let here = meter.map_or(0, |meter| meter.in_flight + meter.held);
-            let sample = Sample {
-                average_concurrency: here as f64,
-                requests_per_second: finished.saturating_sub(one.finished) as f64,
-            };
-            one.finished = finished;
+            let sample = one.sample(meter);
             one.scaler.record(now, sample);
             if now >= one.decide_at {
                 one.wake(held, came, now);
@@ -193,7 +187,13 @@ impl Autoscale {
 }
 
 impl Scaled {
-    fn new(object: Digest, parameters: Parameters, runs: Running, finished: u64, now: Moment) -> Self {
+    fn new(
+        object: Digest,
+        parameters: Parameters,
+        runs: Running,
+        last: Option<RevisionMeter>,
+        now: Moment,
+    ) -> Self {
         let (reaction, tick_ms) = (parameters.reaction, parameters.stable_window_ms.min(TICK_MS));
         Self {
             object,
@@ -204,8 +204,17 @@ impl Scaled {
             decide_at: now.after(tick_ms),
             // Of the requests that are here nothing is known yet.
             decided_at: Moment::default(),
-            finished,
+            last,
         }
+    }
+
+    fn sample(&mut self, meter: Option<RevisionMeter>) -> Sample {
+        let span = meter.as_ref().zip(self.last.as_ref()).map(|(meter, last)| meter.since(last));
+        self.last = meter;
+        span.map_or_else(Sample::default, |span| Sample {
+            average_concurrency: span.concurrency,
+            requests_per_second: span.rate(),
+        })
     }
 
     /// A request that came after it was decided to go to zero wakes it, though it may be over by now.
