@@ -352,7 +352,16 @@ fn denied(errors: FieldErrors) -> std::result::Result<(), Box<Status>> {
     if errors.is_empty() {
         return Ok(());
     }
-    Err(Box::new(Status::bad_request(format!("{DENIED}: validation failed: {errors}"))))
+    Err(invalid(&errors))
+}
+
+fn invalid(errors: &FieldErrors) -> Box<Status> {
+    Box::new(Status::bad_request(format!("{DENIED}: validation failed: {errors}")))
+}
+
+/// The refusal of a valid object because something else at the hub is in its way: `value` at `path` cannot be, see `why`.
+pub fn refusal(value: &str, path: &str, why: &str) -> Box<Status> {
+    invalid(&FieldErrors::invalid_because(format!("{value:?}"), path, why))
 }
 
 /// What Kubernetes says of the pod that a valid template describes.

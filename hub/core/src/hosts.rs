@@ -34,6 +34,14 @@ struct Holder {
     name: String,
 }
 
+impl Taken {
+    /// For who asked.
+    pub fn why(&self) -> String {
+        let Self { host, kind, name, .. } = self;
+        format!("{kind} {name:?} of this namespace answers under the host {host}: choose another name")
+    }
+}
+
 impl Hosts {
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
         let mut hosts: BTreeMap<Key, Holder> = BTreeMap::new();

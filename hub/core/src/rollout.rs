@@ -95,11 +95,10 @@ pub(crate) fn served(snapshot: &Snapshot, fleet: &Fleet) -> BTreeMap<Key, BTreeS
 
 /// How far the nodes are: good when every one that is connected has all traffic where it should be; bad when one went
 /// back, even if it has been away since.
-pub(crate) fn progress(route: &Route, targets: &[Target], fleet: &Fleet) -> Verdict {
+pub(crate) fn progress(route: &Route, targets: &[Target], snapshot: &Snapshot, fleet: &Fleet) -> Verdict {
     let mut verdicts = Vec::new();
     for target in targets.iter().filter(|target| moves(target, route)) {
-        let preferred = target.candidates.first().map(|revision| revision.metadata.name.as_str());
-        let wanted = |name: &str| target.assigned.as_deref() == Some(name) || preferred == Some(name);
+        let wanted = |name: &str| is_wanted(name, target, route, snapshot);
         for (node, report) in
             fleet.values().flat_map(|node| reports(node, route, target).map(move |report| (node, report)))
         {
@@ -131,6 +130,15 @@ pub(crate) fn progress(route: &Route, targets: &[Target], fleet: &Fleet) -> Verd
         }
     }
     Verdict::all(&verdicts.iter().collect::<Vec<_>>())
+}
+
+/// Whether a revision is the one that traffic should be on. While a newer one is on its way, that one is.
+fn is_wanted(name: &str, target: &Target, route: &Route, snapshot: &Snapshot) -> bool {
+    let key = Key::of(&route.metadata).sibling(&target.configuration);
+    let Some(configuration) = snapshot.configurations.get(&key) else { return false };
+    let failed = || Verdict::of(&configuration.status.conditions, "Ready").is_bad();
+    configuration.status.latest_created_revision_name == name
+        || (target.assigned.as_deref() == Some(name) && failed())
 }
 
 fn reports<'a>(

@@ -133,6 +133,9 @@ fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) 
     if let Some(report) = &node.report {
         status["info"] = json!(report.info);
         status["revisions"] = json!(report.revisions);
+        if !report.routes.is_empty() {
+            status["routes"] = json!(report.routes);
+        }
         if let Some(refused) = &report.refused {
             status["refused"] = json!(refused);
         }

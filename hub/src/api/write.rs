@@ -4,7 +4,7 @@ use serde_json::Value;
 use tombolo_api::meta::Status;
 use tombolo_api::serving::GROUP;
 use tombolo_api::serving::admission::{self, Admission};
-use tombolo_hub_core::{Key, Kind, Object};
+use tombolo_hub_core::{Key, Kind, Object, hosts};
 
 use super::USER;
 use super::patch::Edit;
@@ -95,7 +95,9 @@ pub(super) async fn edit(
             let (object, warnings) = match part {
                 Part::Whole => {
                     let request = facts.admission(&key.namespace);
-                    admit(kind, &sent, Some(&current), &manner, &decoding, &request)?
+                    let admitted = admit(kind, &sent, Some(&current), &manner, &decoding, &request)?;
+                    hosts_are_free(state, &admitted.0, Some(&current))?;
+                    admitted
                 }
                 Part::Status => {
                     manner.validation.check(&decoding, &manner.repeated, &[])?;
@@ -193,6 +195,7 @@ fn new_object(
     if state.snapshot.get(kind, &object.key()).is_some() {
         return Err(Box::new(Status::already_exists(kind.plural(), GROUP, &object.metadata().name)));
     }
+    hosts_are_free(state, &object, None)?;
     Ok((object, warnings))
 }
 
@@ -244,6 +247,14 @@ fn admit_kind(kind: Kind, sent: &Value, current: Option<&Object>, request: &Admi
         // Revisions are made by Configurations only.
         (Kind::Revision, _) => return Err(Box::new(Status::method_not_allowed())),
     })
+}
+
+/// Whether nobody else has a host that an object asks for. One that it had before is the Route's condition's to tell of.
+fn hosts_are_free(state: &State, object: &Object, current: Option<&Object>) -> Result<(), Box<Status>> {
+    match hosts::taken(object, current, &state.snapshot) {
+        None => Ok(()),
+        Some(taken) => Err(admission::refusal(&taken.value, &taken.path, &taken.why())),
+    }
 }
 
 /// Gives an applied object the name of its path, unless it has one.

@@ -361,3 +361,28 @@ async fn revisions_in_use_stay() {
     assert_eq!(code, 400, "a revision's spec never changes");
     hub.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_host_that_another_route_has_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, client) = hub(dir.path()).await;
+    let text_of = |status: &Value| status["message"].as_str().unwrap_or_default().to_owned();
+    let tagged = |name: &str, tag: &str| {
+        let mut service = service(name, IMAGE);
+        service["spec"]["traffic"] = json!([{"latestRevision": true, "percent": 100, "tag": tag}]);
+        service
+    };
+    assert_eq!(client.send(Method::POST, SERVICES, &tagged("b", "a")).await.0, 201);
+    let (code, refused) = client.send(Method::POST, SERVICES, &service("a-b", IMAGE)).await;
+    let text = text_of(&refused);
+    assert!(code == 400 && text.contains("invalid value: \"a-b\": metadata.name\n"), "{refused}");
+    assert!(text.contains("Service \"b\"") || text.contains("Route \"b\""), "{refused}");
+    assert_eq!(client.send(Method::POST, SERVICES, &service("c-b", IMAGE)).await.0, 201);
+    let merge = "application/merge-patch+json";
+    let traffic = json!({"spec": tagged("b", "c")["spec"]}).to_string();
+    let (code, refused) = client.patch(&item("b"), merge, &traffic).await;
+    assert!(code == 400 && text_of(&refused).contains("spec.traffic[0].tag\n"), "{refused}");
+    let (code, changed) = client.patch(&item("b"), merge, r#"{"metadata":{"labels":{"l":"m"}}}"#).await;
+    assert_eq!(code, 200, "{changed}");
+    hub.stop().await.unwrap();
+}

@@ -12,6 +12,9 @@ use crate::rollout;
 use crate::snapshot::Object;
 use crate::targets::{self, Target};
 
+/// Reason of a Route whose host another one has.
+pub(super) const HOST_CONFLICT: &str = "HostConflict";
+
 pub(super) fn reconcile(route: &Arc<Route>, hosts: &Hosts, inputs: &Inputs<'_>, writes: &mut Writes) {
     let status = status(route, hosts, inputs);
     if status != route.status {
@@ -45,7 +48,7 @@ fn status(route: &Route, hosts: &Hosts, inputs: &Inputs<'_>) -> RouteStatus {
         before.traffic.clone()
     };
     let ingress = if resolved.assigned.is_good() {
-        let progress = rollout::progress(route, &resolved.targets, inputs.fleet);
+        let progress = rollout::progress(route, &resolved.targets, inputs.snapshot, inputs.fleet);
         Verdict::all(&[&own_hosts(route, &resolved.targets, hosts, inputs), &progress])
     } else {
         Verdict::unknown("IngressNotConfigured", "Traffic is not assigned yet.")
@@ -79,7 +82,7 @@ fn own_hosts(route: &Route, targets: &[Target], hosts: &Hosts, inputs: &Inputs<'
         let host = inputs.settings.host(tag, name, namespace);
         let what = if tag.is_empty() { "this one another name" } else { "the tag another name" };
         let message = format!("Route {holder:?}, which is older, has the host {host}: give {what}.");
-        return Verdict::bad("HostConflict", message);
+        return Verdict::bad(HOST_CONFLICT, message);
     }
     Verdict::good()
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use tombolo_api::meta::ObjectMeta;
 use tombolo_api::serving::{
-    Configuration, ConfigurationSpec, Route, RouteSpec, Service, ServiceStatus, TrafficTarget, keys,
+    Configuration, ConfigurationSpec, Route, RouteSpec, RouteStatus, Service, ServiceStatus, TrafficTarget,
+    keys,
 };
 
+use super::route::HOST_CONFLICT;
 use super::{Inputs, Write, Writes, controlled_by, inherited, is_owned};
 use crate::conditions::{Conditions, Verdict};
 use crate::snapshot::{Key, Kind, Object};
@@ -125,6 +127,10 @@ fn status(
             Verdict::unknown("OutOfDate", message)
         }
         Some(found) => match Verdict::of(&found.status.conditions, "Ready") {
+            // It is of the Revision that the next one is about to replace.
+            verdict if verdict.is_bad() && is_undone(&found.status) && is_under_way(&configured) => {
+                Verdict::unknown("TrafficNotMigrated", "A newer revision is on its way.")
+            }
             verdict if verdict.is_good() && !is_migrated(&found.status.traffic, configuration) => {
                 Verdict::unknown("TrafficNotMigrated", "Traffic is not yet migrated to the latest revision.")
             }
@@ -149,6 +155,16 @@ fn status(
         traffic: route.map_or(Vec::new(), |found| found.status.traffic.clone()),
         url: route.map_or(String::new(), |found| found.status.url.clone()),
     }
+}
+
+/// Whether nodes went back to a former Revision, and nothing else is wrong with a Route.
+fn is_undone(status: &RouteStatus) -> bool {
+    let ingress = Verdict::of(&status.conditions, "IngressReady");
+    ingress.is_bad() && ingress.reason != HOST_CONFLICT
+}
+
+fn is_under_way(configured: &Verdict) -> bool {
+    !configured.is_good() && !configured.is_bad()
 }
 
 fn is_behind(observed: i64, metadata: &ObjectMeta) -> bool {

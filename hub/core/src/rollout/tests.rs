@@ -3,7 +3,7 @@
 use serde_json::json;
 use tombolo_api::desired::{HeaderMatch, HealthGate, RolloutSpec};
 use tombolo_api::meta::ConditionStatus::{False, True, Unknown};
-use tombolo_api::report::RevisionPhase::Ready;
+use tombolo_api::report::RevisionPhase::{Failed, Ready};
 use tombolo_api::serving::keys;
 
 use crate::fixture::{Hub, condition, message, spec, with};
@@ -169,9 +169,18 @@ fn a_node_that_went_back_keeps_what_it_went_back_to_and_the_route_says_so() {
     assert_eq!(ready(&hub), (False, "ErrorRateTooHigh".into()));
     assert_eq!(hub.candidates_on("n1", "hello"), [["hello-00002", "hello-00001"]]);
     hub.connected("n1", true);
-    // The next revision does not go by way of the one that was refused.
+    // The next revision does not go by way of the one that was refused, nor does it answer for it.
     update(&mut hub, 3);
+    for _ in 0..6 {
+        let outcome = hub.pass();
+        outcome.writes.into_iter().for_each(|write| hub.write(write));
+        let service = hub.service("hello");
+        if service.status.observed_generation == service.metadata.generation {
+            assert_ne!(condition(&service.status.conditions, "Ready").0, False);
+        }
+    }
     hub.settle();
+    assert_eq!(ready(&hub), (Unknown, "RolloutInProgress".into()));
     assert_eq!(hub.candidates_on("n1", "hello"), [["hello-00003", "hello-00001"]]);
     hub.run();
     for node in ["n1", "n2"] {
@@ -180,6 +189,24 @@ fn a_node_that_went_back_keeps_what_it_went_back_to_and_the_route_says_so() {
     hub.settle();
     assert_eq!(ready(&hub).0, True);
     assert_eq!(hub.candidates_on("n1", "hello"), [["hello-00003"]]);
+}
+
+#[test]
+fn what_was_undone_is_told_when_the_next_revision_fails_too() {
+    let mut hub = serving(&["n1"]);
+    update(&mut hub, 2);
+    hub.run();
+    hub.went_back("n1", "hello", "hello-00002", "hello-00001", "ErrorRateTooHigh");
+    update(&mut hub, 3);
+    hub.settle();
+    hub.report("n1", &[("hello-00003", Failed)]);
+    hub.settle();
+    assert_eq!(ready(&hub), (False, "ErrorRateTooHigh".into()));
+    // A revision that no node got ready in time was never assigned.
+    hub.went_back("n1", "hello", "hello-00003", "hello-00001", "NotReadyInTime");
+    hub.settle();
+    assert_eq!(ready(&hub), (False, "NotReadyInTime".into()));
+    assert_eq!(hub.candidates_on("n1", "hello"), [["hello-00003", "hello-00001"]]);
 }
 
 #[test]
