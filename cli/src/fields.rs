@@ -14,11 +14,16 @@ pub(crate) struct Condition<'a> {
     pub(crate) message: &'a str,
     /// RFC 3339.
     pub(crate) since: &'a str,
-    /// Does not feed `Ready`.
-    pub(crate) informative: bool,
+    /// Empty for what feeds `Ready`, else `Warning` or `Info`.
+    pub(crate) severity: &'a str,
 }
 
 impl Condition<'_> {
+    /// Does not feed `Ready`.
+    pub(crate) fn is_informative(&self) -> bool {
+        !self.severity.is_empty()
+    }
+
     /// `Reason: message`, what is empty left out.
     pub(crate) fn cause(&self) -> String {
         joined(&[self.reason, self.message])
@@ -56,7 +61,7 @@ pub(crate) fn conditions(object: &Value) -> Vec<Condition<'_>> {
         reason: text(condition, "/reason"),
         message: text(condition, "/message"),
         since: text(condition, "/lastTransitionTime"),
-        informative: !text(condition, "/severity").is_empty(),
+        severity: text(condition, "/severity"),
     };
     items(object, "/status/conditions").iter().map(read).collect()
 }
@@ -138,7 +143,7 @@ mod tests {
         let object = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "R", "message": "m",
             "severity": "Info"}]}, "metadata": {"labels": {"a": "b"}}});
         let ready = condition(&object, "Ready").unwrap();
-        assert!(ready.informative);
+        assert!(ready.is_informative());
         assert_eq!((ready.sentence().as_str(), ready.cause().as_str()), ("Ready: R: m", "R: m"));
         assert_eq!(condition(&object, "Other"), None);
         assert_eq!(condition(&json!(null), "Ready"), None);

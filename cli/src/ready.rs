@@ -125,7 +125,7 @@ fn is_behind(service: &Value, generation: i64) -> bool {
 
 /// What stands in the way, a line each. The summary says nothing its parts do not.
 fn complaints(service: &Value) -> String {
-    let open = |condition: &Condition<'_>| condition.status != "True" && !condition.informative;
+    let open = |condition: &Condition<'_>| condition.status != "True" && !condition.is_informative();
     let all: Vec<_> = conditions(service).into_iter().filter(open).collect();
     let parts: Vec<_> = all.iter().filter(|condition| condition.kind != "Ready").collect();
     let shown = if parts.is_empty() { all.iter().collect() } else { parts };

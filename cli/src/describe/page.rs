@@ -137,11 +137,10 @@ impl Page<'_> {
         let mut all = conditions(self.object);
         all.sort_by_key(|condition| (condition.kind != "Ready", condition.kind));
         let row = |condition: &Condition<'_>| {
-            let severity = if condition.informative { "info" } else { "" };
             vec![
                 condition.kind.to_owned(),
                 condition.status.to_owned(),
-                severity.to_owned(),
+                condition.severity.to_lowercase(),
                 age(condition.since, self.now),
                 condition.reason.to_owned(),
                 condition.message.to_owned(),
@@ -261,11 +260,11 @@ pub(super) fn revision_events(events: &Value, namespace: &str, revisions: &BTree
     items(events, "/items").iter().filter(concerns).cloned().collect()
 }
 
-/// `2 running, 1 starting (3 restarts)`
+/// `2 running, 1 primed (3 restarts)`
 fn instances(report: &Value) -> String {
     let all = items(report, "/instances");
     let mut told = Vec::new();
-    for tier in ["running", "starting", "stopping"] {
+    for tier in ["running", "frozen", "primed", "starting", "stopping"] {
         let count = all.iter().filter(|instance| text(instance, "/tier") == tier).count();
         if count > 0 {
             told.push(format!("{count} {tier}"));

@@ -12,7 +12,8 @@ fn nodes() -> Vec<Value> {
         json!({"namespace": "default", "name": name, "uid": "u", "phase": phase, "instances": instances,
             "reason": if phase == "Failed" { "ImageMissing" } else { "" }, "message": ""})
     };
-    let running = json!([{"id": "i", "tier": "running", "pid": 7, "restarts": 2}]);
+    let running = json!([{"id": "j", "tier": "primed", "pid": 0, "restarts": 2},
+        {"id": "i", "tier": "running", "pid": 7, "restarts": 2}, {"id": "k", "tier": "frozen", "pid": 8, "restarts": 2}]);
     vec![json!({
         "metadata": {"name": "press-7"},
         "status": {
@@ -49,7 +50,7 @@ fn a_service_is_told_whole() {
         "status": {"observedGeneration": 1, "url": "http://hello.default.localhost:8080",
             "traffic": [{"percent": 100, "revisionName": "hello-00001", "latestRevision": true}],
             "conditions": [{"type": "ConfigurationsReady", "status": "False", "reason": "RevisionFailed", "message": "why",
-                "lastTransitionTime": "2027-01-15T07:59:50Z"}, {"type": "Ready", "status": "False", "reason": "RevisionFailed"}]},
+                "lastTransitionTime": "2027-01-15T07:59:50Z"}, {"type": "Ready", "status": "False", "reason": "RevisionFailed"}, {"type": "Spare", "severity": "Warning", "status": "True"}]},
     });
     let around = Surroundings {
         revisions: own(),
@@ -81,11 +82,12 @@ Conditions:
   TYPE                  STATUS   SEVERITY   AGE         REASON           MESSAGE
   Ready                 False               <unknown>   RevisionFailed
   ConfigurationsReady   False               10s         RevisionFailed   why
+  Spare                 True     warning    <unknown>
 
 Nodes:
-  NODE      CONNECTED   REVISION      PHASE    INSTANCES                REASON         MESSAGE
-  press-7   True        hello-00001   Ready    1 running (2 restarts)
-  press-7   True        hello-00002   Failed   0                        ImageMissing
+  NODE      CONNECTED   REVISION      PHASE    INSTANCES                                    REASON         MESSAGE
+  press-7   True        hello-00001   Ready    1 running, 1 frozen, 1 primed (2 restarts)
+  press-7   True        hello-00002   Failed   0                                            ImageMissing
 
 Events:
   AGE   TYPE      REASON           NODE      OBJECT                         MESSAGE
@@ -102,7 +104,7 @@ fn a_node_tells_what_it_serves_and_lacks() {
         "Capacity:       4 processors, 8192 MiB of memory",
         "Serving:        epoch 1, generation 4, sha256:11",
         "Limitations:    no swap limit: served without",
-        "  default/hello-00002   Failed   0                        ImageMissing",
+        "  default/hello-00002   Failed   0                                            ImageMissing",
         "  10s   Warning   ManifestRefused",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
