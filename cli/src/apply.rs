@@ -41,7 +41,7 @@ pub(crate) async fn run(hub: &Hub, args: &args::Apply) -> anyhow::Result<()> {
     }
     each(&documents, args.namespace.as_deref(), async |target, document| {
         let (outcome, _) = upsert(hub, target.kind, &target.namespace, &target.name, |live| {
-            replacement(&document.object, live)
+            Ok(replacement(&document.object, live))
         })
         .await?;
         output::print(&format!("{}/{} {}\n", target.kind, target.name, outcome.word()))
@@ -154,17 +154,17 @@ pub(crate) async fn upsert(
     kind: Kind,
     namespace: &str,
     name: &str,
-    build: impl Fn(Option<&Value>) -> Value,
-) -> Result<(Outcome, Value), RequestError> {
+    build: impl Fn(Option<&Value>) -> anyhow::Result<Value>,
+) -> anyhow::Result<(Outcome, Value)> {
     let item = kind.item(namespace, name);
     let mut conflicts = 0;
     loop {
         let live = match hub.get(&item).await {
             Ok(live) => Some(live),
             Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
-        let wanted = build(live.as_ref());
+        let wanted = build(live.as_ref())?;
         let written = match &live {
             None => hub.post(&kind.collection(Some(namespace)), &wanted).await,
             Some(_) => hub.put(&item, &wanted).await,
@@ -183,7 +183,7 @@ pub(crate) async fn upsert(
             Err(error) if error.is_not_found() && live.is_some() && conflicts < CONFLICTS_MAX => {
                 conflicts += 1
             }
-            Err(error) => return Err(with_remedy(error)),
+            Err(error) => return Err(with_remedy(error).into()),
         }
     }
 }

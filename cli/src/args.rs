@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Describe(Describe),
     /// Delete resources
     Delete(Delete),
+    /// Show how requests are shared between a service's revisions, or change it
+    Traffic(Traffic),
     /// Print what a service's instances wrote to standard output and error
     Logs(Logs),
     /// Print the version of this command, and with --hub that of the hub
@@ -103,6 +105,25 @@ pub(crate) struct Deploy {
     /// Port the program listens on; it is told by $PORT
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
+    /// Share of the requests, as TARGET=PERCENT; the target is a revision, a tag or @latest. What serves now keeps the
+    /// rest. May be repeated
+    #[arg(long, value_name = "TARGET=PERCENT")]
+    pub(crate) traffic: Vec<String>,
+    /// Give a revision a host of its own, as TARGET=TAG; @latest is the one deployed now. May be repeated
+    #[arg(long, value_name = "TARGET=TAG")]
+    pub(crate) tag: Vec<String>,
+    /// Shift the requests to the new revision gradually over this time, such as 30s or 5m
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) rollout_duration: Option<String>,
+    /// Requests that one instance may work on at once; 0 is any number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) concurrency: Option<u32>,
+    /// Instances that run even when nobody asks
+    #[arg(long, value_name = "N")]
+    pub(crate) min_scale: Option<u32>,
+    /// Instances at most; 0 is any number
+    #[arg(long, value_name = "N")]
+    pub(crate) max_scale: Option<u32>,
     /// Return once the service answers (what happens anyway, see --no-wait)
     #[arg(long, conflicts_with = "no_wait")]
     pub(crate) wait: bool,
@@ -115,6 +136,23 @@ pub(crate) struct Deploy {
     /// Command to run in the image, instead of the one found or the image's own
     #[arg(last = true)]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Traffic {
+    /// Name of the service
+    pub(crate) name: String,
+    /// TARGET=PERCENT; the target is a revision, a tag or @latest. The only other one that gets requests gets the rest
+    #[arg(value_name = "TARGET=PERCENT")]
+    pub(crate) shares: Vec<String>,
+    /// Give a revision a host of its own, as TARGET=TAG. May be repeated
+    #[arg(long, value_name = "TARGET=TAG")]
+    pub(crate) tag: Vec<String>,
+    /// Take a tag away. May be repeated
+    #[arg(long, value_name = "TAG")]
+    pub(crate) untag: Vec<String>,
+    #[arg(long, short, default_value = "default", value_name = "NS")]
+    pub(crate) namespace: String,
 }
 
 #[derive(Debug, Args)]

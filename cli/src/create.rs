@@ -63,7 +63,7 @@ mod tests {
         assert!(!ensure_namespace(&hub, "default").await.unwrap());
         let service = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "a"},
             "spec": {"template": {"spec": {"containers": [{"image": "hub.tombolo/line-3/a:1"}]}}}});
-        let create = || crate::apply::upsert(&hub, Kind::Service, "line-3", "a", |_| service.clone());
+        let create = || crate::apply::upsert(&hub, Kind::Service, "line-3", "a", |_| Ok(service.clone()));
         let refused = create().await.unwrap_err().to_string();
         assert!(refused.contains("`tombolo create namespace line-3`"), "{refused}");
         assert!(ensure_namespace(&hub, "line-3").await.unwrap());
@@ -74,7 +74,7 @@ mod tests {
         // What the hub shows of a namespace can be applied again.
         let shown = hub.get(&Kind::Namespace.item("", "line-3")).await.unwrap();
         let (outcome, _) =
-            crate::apply::upsert(&hub, Kind::Namespace, "", "line-3", |_| shown.clone()).await.unwrap();
+            crate::apply::upsert(&hub, Kind::Namespace, "", "line-3", |_| Ok(shown.clone())).await.unwrap();
         assert_eq!(outcome, crate::apply::Outcome::Unchanged);
         running.stop().await.unwrap();
     }

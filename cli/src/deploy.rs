@@ -20,6 +20,7 @@ use crate::output;
 use crate::probe::Curl;
 use crate::ready::{self, Wanted};
 use crate::steps::Steps;
+use crate::traffic::{Split, parsed};
 use crate::{apply, create, fields};
 
 pub(crate) use change::{Change, EnvChange};
@@ -35,7 +36,17 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
     if create::ensure_namespace(hub, &args.namespace).await? {
         steps.say(&format!("namespace {} created", args.namespace));
     }
-    let mut change = Change { env, port: args.port, ..Change::default() };
+    let split = Split { shares: parsed(&args.traffic)?, tags: parsed(&args.tag)?, untag: Vec::new() };
+    let mut change = Change {
+        env,
+        port: args.port,
+        concurrency: args.concurrency,
+        min_scale: args.min_scale,
+        max_scale: args.max_scale,
+        rollout_duration: args.rollout_duration.clone(),
+        split,
+        ..Change::default()
+    };
     match source {
         Source::Image(reference) => {
             change.image = reference.to_string();

@@ -4,6 +4,7 @@
 //! Reads; what it says is put together in [`page`].
 
 mod page;
+mod rollouts;
 
 use std::collections::BTreeSet;
 
@@ -57,9 +58,13 @@ async fn surroundings(
         async { hub.get(&Kind::Node.collection(None)).await },
     )?;
     let own = own_revisions(kind, name, object, items(&revisions, "/items"));
+    let rollouts = match kind {
+        Kind::Service | Kind::Route => rollouts::of(items(&nodes, "/items"), namespace, name),
+        _ => Vec::new(),
+    };
     let on_nodes = page::on_nodes(items(&nodes, "/items"), namespace, &own);
     let events = page::revision_events(&events, namespace, &own);
-    Ok(Surroundings { revisions: own, on_nodes, events, ..Surroundings::default() })
+    Ok(Surroundings { revisions: own, on_nodes, rollouts, events, ..Surroundings::default() })
 }
 
 /// Names of the revisions that belong to an object.

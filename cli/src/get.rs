@@ -1,6 +1,7 @@
 //! `get`: lists resources, as tables for people and as they are for programs.
 
 mod columns;
+mod traffic;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -38,7 +39,14 @@ pub(crate) async fn run(hub: &Hub, args: &args::Get) -> anyhow::Result<()> {
         Output::Table | Output::Wide => {
             let with_namespace = scope.all_namespaces && kind.namespaced();
             let wide = args.output == Output::Wide;
-            columns::table(kind, objects, with_namespace, wide, OffsetDateTime::now_utc())
+            let now = OffsetDateTime::now_utc();
+            if kind == Kind::Revision {
+                let routes = hub.get(&Kind::Route.collection(namespace)).await?;
+                let objects = traffic::with_shares(objects, fields::items(&routes, "/items"));
+                columns::table(kind, &objects, with_namespace, wide, now)
+            } else {
+                columns::table(kind, objects, with_namespace, wide, now)
+            }
         }
     };
     output::print(&text)

@@ -17,6 +17,7 @@ mod output;
 mod probe;
 mod ready;
 mod steps;
+mod traffic;
 mod up;
 mod version;
 
@@ -74,6 +75,7 @@ async fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Get(args) => get::run(&hub()?, args).await,
         Command::Describe(args) => describe::run(&hub()?, args).await,
         Command::Delete(args) => delete::run(&hub()?, args).await,
+        Command::Traffic(args) => traffic::run(&hub()?, args).await,
         Command::Logs(args) => logs::run(&hub()?, args).await,
         Command::Version => version::run(arguments.hub.as_deref()).await,
         Command::Completion { shell } => completion(*shell),

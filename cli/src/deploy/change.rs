@@ -8,6 +8,11 @@ use serde_json::{Map, Value, json};
 
 use crate::exit::WrongUse;
 use crate::kinds::Kind;
+use crate::traffic::Split;
+
+const MIN_SCALE: &str = "autoscaling.knative.dev/min-scale";
+const MAX_SCALE: &str = "autoscaling.knative.dev/max-scale";
+const ROLLOUT_DURATION: &str = "serving.knative.dev/rollout-duration";
 
 /// What `deploy` sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +24,13 @@ pub(crate) struct Change {
     pub(crate) command: Vec<String>,
     pub(crate) env: Vec<EnvChange>,
     pub(crate) port: Option<u16>,
+    /// Requests at once in one instance.
+    pub(crate) concurrency: Option<u32>,
+    pub(crate) min_scale: Option<u32>,
+    pub(crate) max_scale: Option<u32>,
+    pub(crate) rollout_duration: Option<String>,
+    /// Who gets the requests; empty: as it was.
+    pub(crate) split: Split,
 }
 
 /// One environment variable set or taken away.
@@ -57,7 +69,7 @@ impl EnvChange {
 
 impl Change {
     /// The Service to send: a new one, or the live one changed.
-    pub(crate) fn onto(&self, namespace: &str, name: &str, live: Option<&Value>) -> Value {
+    pub(crate) fn onto(&self, namespace: &str, name: &str, live: Option<&Value>) -> anyhow::Result<Value> {
         let mut service = live.cloned().unwrap_or_else(|| {
             json!({
                 "apiVersion": Kind::Service.api_version(),
@@ -78,13 +90,30 @@ impl Change {
             .iter()
             .position(|container| container["ports"].as_array().is_some_and(|ports| !ports.is_empty()));
         self.onto_container(object(&mut all[serving.unwrap_or(0)]));
+        self.onto_template(template);
         // A name given to a revision by hand is for one template only; the hub finds names for those without.
-        if *template != before
-            && let Some(metadata) = template.get_mut("metadata").and_then(Value::as_object_mut)
-        {
+        let newer = *template != before;
+        if newer && let Some(metadata) = template.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("name");
         }
-        service
+        if let Some(duration) = &self.rollout_duration {
+            service["metadata"]["annotations"][ROLLOUT_DURATION] = json!(duration);
+        }
+        if !self.split.is_empty() {
+            service["spec"]["traffic"] = self.split.onto(live, newer)?;
+        }
+        Ok(service)
+    }
+
+    fn onto_template(&self, template: &mut Value) {
+        if let Some(concurrency) = self.concurrency {
+            template["spec"]["containerConcurrency"] = json!(concurrency);
+        }
+        for (key, scale) in [(MIN_SCALE, self.min_scale), (MAX_SCALE, self.max_scale)] {
+            if let Some(scale) = scale {
+                template["metadata"]["annotations"][key] = json!(scale.to_string());
+            }
+        }
     }
 
     /// Of several containers, the one that takes requests.
@@ -174,7 +203,7 @@ mod tests {
             ..change(&["A=1", "B=2", "A=3", "C-"])
         };
         assert_eq!(
-            change.onto("ns", "a", None),
+            change.onto("ns", "a", None).unwrap(),
             json!({
                 "apiVersion": "serving.knative.dev/v1", "kind": "Service",
                 "metadata": {"name": "a", "namespace": "ns"},
@@ -215,7 +244,7 @@ mod tests {
         expected.as_object_mut().unwrap().remove("status");
         expected["spec"]["template"]["metadata"].as_object_mut().unwrap().remove("name");
         expected["spec"]["template"]["spec"]["containers"][0]["image"] = json!("h/new@sha256:2");
-        assert_eq!(change(&[]).onto("ns", "a", Some(&live())), expected);
+        assert_eq!(change(&[]).onto("ns", "a", Some(&live())).unwrap(), expected);
     }
 
     #[test]
@@ -223,23 +252,23 @@ mod tests {
         let same = Change { image: "h/old@sha256:1".into(), ..change(&["A=1", "X-"]) };
         let mut expected = live();
         expected.as_object_mut().unwrap().remove("status");
-        assert_eq!(same.onto("ns", "a", Some(&live())), expected);
+        assert_eq!(same.onto("ns", "a", Some(&live())).unwrap(), expected);
     }
 
     #[test]
     fn env_is_added_replaced_and_taken_away() {
-        let changed = change(&["A-", "S=plain", "N=1"]).onto("ns", "a", Some(&live()));
+        let changed = change(&["A-", "S=plain", "N=1"]).onto("ns", "a", Some(&live())).unwrap();
         assert_eq!(
             container(&changed)["env"],
             json!([{"name": "S", "value": "plain"}, {"name": "N", "value": "1"}])
         );
-        let none = change(&["A-", "S-"]).onto("ns", "a", Some(&live()));
+        let none = change(&["A-", "S-"]).onto("ns", "a", Some(&live())).unwrap();
         assert_eq!(container(&none).get("env"), None);
     }
 
     #[test]
     fn a_port_keeps_its_protocol() {
-        let changed = Change { port: Some(9), ..change(&[]) }.onto("ns", "a", Some(&live()));
+        let changed = Change { port: Some(9), ..change(&[]) }.onto("ns", "a", Some(&live())).unwrap();
         assert_eq!(
             container(&changed)["ports"],
             json!([{"containerPort": 9, "name": "h2c", "protocol": "TCP"}])
@@ -248,9 +277,10 @@ mod tests {
 
     #[test]
     fn a_command_of_an_image_before_goes_only_with_a_new_one() {
-        let own = Change { image_has_command: true, ..change(&[]) }.onto("ns", "a", Some(&live()));
+        let own = Change { image_has_command: true, ..change(&[]) }.onto("ns", "a", Some(&live())).unwrap();
         assert_eq!((container(&own).get("command"), container(&own).get("args")), (None, None));
-        let other = Change { command: vec!["/n".into()], ..change(&[]) }.onto("ns", "a", Some(&live()));
+        let other =
+            Change { command: vec!["/n".into()], ..change(&[]) }.onto("ns", "a", Some(&live())).unwrap();
         assert_eq!((&container(&other)["command"], container(&other).get("args")), (&json!(["/n"]), None));
     }
 
@@ -259,11 +289,47 @@ mod tests {
         let mut live = live();
         let containers = live["spec"]["template"]["spec"]["containers"].as_array_mut().unwrap();
         containers.insert(0, json!({"name": "helper", "image": "h/helper"}));
-        let changed = change(&[]).onto("ns", "a", Some(&live));
+        let changed = change(&[]).onto("ns", "a", Some(&live)).unwrap();
         let images = &changed["spec"]["template"]["spec"]["containers"];
         assert_eq!(
             (&images[0]["image"], &images[1]["image"]),
             (&json!("h/helper"), &json!("h/new@sha256:2"))
         );
+    }
+
+    #[test]
+    fn a_canary_gets_its_share_and_the_rest_stays() {
+        let mut before = live();
+        before["status"]["latestReadyRevisionName"] = json!("a-first");
+        let split = Split {
+            shares: vec!["@latest=10".parse().unwrap()],
+            tags: vec!["@latest=canary".parse().unwrap()],
+            untag: vec![],
+        };
+        let wanted = Change {
+            split,
+            concurrency: Some(10),
+            min_scale: Some(0),
+            max_scale: Some(5),
+            rollout_duration: Some("30s".into()),
+            ..change(&[])
+        };
+        let changed = wanted.onto("ns", "a", Some(&before)).unwrap();
+        assert_eq!(
+            changed["spec"]["traffic"],
+            json!([{"latestRevision": false, "revisionName": "a-first", "percent": 90},
+                {"latestRevision": true, "percent": 10, "tag": "canary"}])
+        );
+        let template = &changed["spec"]["template"];
+        assert_eq!(template["spec"]["containerConcurrency"], 10);
+        let annotations =
+            json!({"autoscaling.knative.dev/min-scale": "0", "autoscaling.knative.dev/max-scale": "5"});
+        assert_eq!(template["metadata"]["annotations"], annotations);
+        assert_eq!(
+            changed["metadata"]["annotations"],
+            json!({"serving.knative.dev/rollout-duration": "30s"})
+        );
+        // Of a new service nobody else can have the rest.
+        assert!(wanted.onto("ns", "new", None).is_err());
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use super::rollouts;
 use crate::fields::{self, Condition, age, conditions, items, number, pairs, text};
 use crate::kinds::Kind;
 use crate::output;
@@ -24,6 +25,8 @@ pub(super) struct Surroundings {
     /// Names of the revisions that belong to it.
     pub(super) revisions: BTreeSet<String>,
     pub(super) on_nodes: Vec<OnNode>,
+    /// Rows of [`rollouts::HEAD`].
+    pub(super) rollouts: Vec<Vec<String>>,
     /// What runs in a namespace.
     pub(super) services: Vec<Value>,
     /// Oldest first.
@@ -57,7 +60,7 @@ impl Page<'_> {
             return text + &self.services();
         }
         text.push_str(&match self.kind {
-            Kind::Service | Kind::Route => self.traffic(),
+            Kind::Service | Kind::Route => self.traffic() + &self.rollouts(),
             Kind::Configuration | Kind::Revision | Kind::Namespace => String::new(),
             Kind::Node => self.node(),
         });
@@ -118,6 +121,14 @@ impl Page<'_> {
         };
         let rows: Vec<_> = items(self.object, "/status/traffic").iter().map(row).collect();
         section("Traffic", &["PERCENT", "REVISION", "LATEST", "TAG", "URL"], &rows, "none assigned yet")
+    }
+
+    /// Nothing where no node has one to tell of.
+    fn rollouts(&self) -> String {
+        if self.around.rollouts.is_empty() {
+            return String::new();
+        }
+        section("Rollouts", &rollouts::HEAD, &self.around.rollouts, "none")
     }
 
     fn services(&self) -> String {
@@ -260,11 +271,11 @@ pub(super) fn revision_events(events: &Value, namespace: &str, revisions: &BTree
     items(events, "/items").iter().filter(concerns).cloned().collect()
 }
 
-/// `2 running, 1 primed (3 restarts)`
+/// `2 running, 1 frozen (3 restarts)`
 fn instances(report: &Value) -> String {
     let all = items(report, "/instances");
     let mut told = Vec::new();
-    for tier in ["running", "frozen", "primed", "starting", "stopping"] {
+    for tier in ["running", "starting", "stopping", "frozen", "primed"] {
         let count = all.iter().filter(|instance| text(instance, "/tier") == tier).count();
         if count > 0 {
             told.push(format!("{count} {tier}"));

@@ -5,6 +5,7 @@
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use super::traffic;
 use crate::fields::{self, condition, conditions, items, number, text};
 use crate::kinds::Kind;
 use crate::output;
@@ -31,7 +32,7 @@ const SERVICE: &[Column] = &[
     ("READY", Always, ready),
     ("REASON", Always, reason),
     ("CONDITIONS", Wide, |o, _| summary(o)),
-    ("TRAFFIC", Wide, |o, _| traffic(o)),
+    ("TRAFFIC", Wide, |o, _| split(o)),
     ("IMAGE", Wide, |o, _| text(o, "/spec/template/spec/containers/0/image").into()),
     ("AGE", Wide, age),
 ];
@@ -52,6 +53,8 @@ const REVISION: &[Column] = &[
     ("GENERATION", Always, |o, _| {
         text(o, "/metadata/labels/serving.knative.dev~1configurationGeneration").into()
     }),
+    ("TRAFFIC", Always, |o, _| text(o, traffic::PERCENT).into()),
+    ("TAGS", Always, |o, _| text(o, traffic::TAGS).into()),
     ("READY", Always, ready),
     ("REASON", Always, reason),
     ("ACTUAL REPLICAS", Always, |o, _| count(o, "/status/actualReplicas")),
@@ -66,7 +69,7 @@ const ROUTE: &[Column] = &[
     ("URL", Always, url),
     ("READY", Always, ready),
     ("REASON", Always, reason),
-    ("TRAFFIC", Wide, |o, _| traffic(o)),
+    ("TRAFFIC", Wide, |o, _| split(o)),
     ("AGE", Wide, age),
 ];
 
@@ -150,7 +153,7 @@ fn summary(object: &Value) -> String {
 }
 
 /// `90% hello-00001,10% hello-00002#next`
-fn traffic(object: &Value) -> String {
+fn split(object: &Value) -> String {
     let share = |target: &Value| {
         let (percent, tag) = (number(target, "/percent").unwrap_or(0), text(target, "/tag"));
         let tag = if tag.is_empty() { String::new() } else { format!("#{tag}") };
@@ -238,11 +241,12 @@ mod tests {
             "metadata": {"name": "hello-00001", "labels": {"serving.knative.dev/configuration": "hello",
                 "serving.knative.dev/configurationGeneration": "1"}},
             "status": {"actualReplicas": 0, "desiredReplicas": 1, "conditions": [{"type": "Ready", "status": "True"}]},
+            "traffic": {"percent": "10%", "tags": "canary"},
         });
         assert_eq!(
             printed(Kind::Revision, &[revision], false, false),
-            "NAME          CONFIG NAME   GENERATION   READY   REASON   ACTUAL REPLICAS   DESIRED REPLICAS\n\
-             hello-00001   hello         1            True             0                 1\n"
+            "NAME          CONFIG NAME   GENERATION   TRAFFIC   TAGS     READY   REASON   ACTUAL REPLICAS   DESIRED REPLICAS\n\
+             hello-00001   hello         1            10%       canary   True             0                 1\n"
         );
     }
 
