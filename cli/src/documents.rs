@@ -13,6 +13,8 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use serde_saphyr::{Location, Spanned};
 
+mod mistakes;
+
 /// Largest file that is read, bytes. The hub's own bound for one object is far below.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -36,8 +38,12 @@ pub(crate) enum DocumentError {
     Read { file: String, cause: std::io::Error },
     #[error("{file} is longer than {} MiB", FILE_BYTES_MAX / 1024 / 1024)]
     TooLong { file: String },
-    #[error("{file}:{line}: {message}")]
-    Syntax { file: String, line: u64, message: String },
+    #[error("{file}{place}: {message}")]
+    Syntax { file: String, place: String, message: String },
+    #[error(
+        "{file}:{line}:{column}: {path}: this field stands here for the second time, the first is in line {first}: remove one"
+    )]
+    Repeated { file: String, line: u64, column: u64, path: String, first: u64 },
     #[error("{file}:{line}: this is not a resource: a mapping with apiVersion, kind and metadata is needed")]
     NotAResource { file: String, line: u64 },
     #[error("{file} holds no resource")]
@@ -67,14 +73,12 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Document>, DocumentErr
     let options = serde_saphyr::options! {
         strict_booleans: true,
         with_snippet: false,
+        // Told here, with the path and both lines.
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
         budget: serde_saphyr::budget! { max_depth: DEPTH_MAX },
     };
-    let nodes: Vec<Spanned<Node>> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| DocumentError::Syntax {
-            file: file.to_owned(),
-            line: error.location().map_or(0, |location| location.line()),
-            message: one_line(&error.to_string()),
-        })?;
+    let nodes: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| syntax(file, text, &error))?;
     let mut documents = Vec::new();
     for node in &nodes {
         collect(file, node, &mut documents)?;
@@ -82,13 +86,28 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Document>, DocumentErr
     if documents.is_empty() { Err(DocumentError::Empty { file: file.to_owned() }) } else { Ok(documents) }
 }
 
+fn syntax(file: &str, text: &str, error: &serde_saphyr::Error) -> DocumentError {
+    let message = mistakes::told(&error.to_string());
+    let place = error.location().map_or_else(String::new, |at| {
+        let field = mistakes::field_around(text, at.line());
+        let field = if field.is_empty() { field } else { format!(": {field}") };
+        format!(":{}:{}{field}", at.line(), at.column())
+    });
+    DocumentError::Syntax { file: file.to_owned(), place, message }
+}
+
 /// Adds the resources of one document: itself, or its items if it is a list.
 fn collect(file: &str, node: &Spanned<Node>, documents: &mut Vec<Document>) -> Result<(), DocumentError> {
     let line = node.referenced.line();
     let not_a_resource = || DocumentError::NotAResource { file: file.to_owned(), line };
     let Node::Map(fields) = &node.value else { return Err(not_a_resource()) };
-    let mut lines = BTreeMap::new();
-    let object = node.value.to_value("", &mut lines);
+    let mut places = Places::default();
+    let object = node.value.to_value("", &mut places);
+    let Places { mut lines, repeated } = places;
+    if let Some((path, at, first)) = repeated {
+        let (line, column) = (at.line(), at.column());
+        return Err(DocumentError::Repeated { file: file.to_owned(), line, column, path, first });
+    }
     let (Some(_), Some(kind)) = (object["apiVersion"].as_str(), object["kind"].as_str()) else {
         return Err(not_a_resource());
     };
@@ -158,15 +177,31 @@ enum Node {
     Map(Vec<(Spanned<String>, Spanned<Node>)>),
 }
 
+/// What is found out about a document while its value is made.
+#[derive(Default)]
+struct Places {
+    lines: BTreeMap<String, u64>,
+    /// The first field that stands in one mapping for the second time, where, and the line of the first time.
+    repeated: Option<(String, Location, u64)>,
+}
+
+impl Places {
+    fn note(&mut self, path: &str, location: Location) {
+        if let Some(first) = self.lines.insert(path.to_owned(), location.line()) {
+            self.repeated.get_or_insert_with(|| (path.to_owned(), location, first));
+        }
+    }
+}
+
 impl Node {
-    fn to_value(&self, path: &str, lines: &mut BTreeMap<String, u64>) -> Value {
+    fn to_value(&self, path: &str, places: &mut Places) -> Value {
         match self {
             Self::Scalar(value) => value.clone(),
             Self::Seq(items) => {
                 let value_of = |(index, item): (usize, &Spanned<Self>)| {
                     let path = format!("{path}[{index}]");
-                    note(lines, &path, item.referenced);
-                    item.value.to_value(&path, lines)
+                    places.note(&path, item.referenced);
+                    item.value.to_value(&path, places)
                 };
                 Value::Array(items.iter().enumerate().map(value_of).collect())
             }
@@ -175,17 +210,13 @@ impl Node {
                 for (key, value) in fields {
                     let path =
                         if path.is_empty() { key.value.clone() } else { format!("{path}.{}", key.value) };
-                    note(lines, &path, key.referenced);
-                    map.insert(key.value.clone(), value.value.to_value(&path, lines));
+                    places.note(&path, key.referenced);
+                    map.insert(key.value.clone(), value.value.to_value(&path, places));
                 }
                 Value::Object(map)
             }
         }
     }
-}
-
-fn note(lines: &mut BTreeMap<String, u64>, path: &str, location: Location) {
-    lines.insert(path.to_owned(), location.line());
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -250,10 +281,6 @@ impl<'de> Visitor<'de> for NodeVisitor {
         }
         Ok(Node::Map(map))
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -89,6 +89,10 @@ pub(super) fn yaml(bytes: &[u8]) -> Result<Sent, Box<Status>> {
     };
     let text = std::str::from_utf8(bytes).map_err(|error| not_yaml(error.to_string()))?;
     // YAML 1.2: only `true` and `false` are booleans, so that a service may be called `y`.
-    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
+    };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| not_yaml(error.to_string()))
 }

@@ -138,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn yaml_is_read_as_json_is() {
+        let sent = crate::api::body::yaml(b"a: {b: 1, b: 2}\nl: [{x: ~}, {x: true, x: y}]\na: e\n").unwrap();
+        assert_eq!(sent.value, json!({"a": "e", "l": [{"x": null}, {"x": "y"}]}));
+        assert_eq!(sent.repeated, ["a.b", "l[1].x", "a"]);
+    }
+
+    #[test]
     fn nothing_else_differs_from_plain_reading() {
         let value =
             json!({"a": [1, -2, 2.5, "", null, true, {}, []], "z": u64::MAX, "": {"b c": {"d.e": 1}}});
