@@ -58,15 +58,16 @@ struct Tls {
 }
 
 impl Router {
-    /// Listen, start the threads, and put the table there is in force. Must be called inside a tokio runtime.
-    pub fn bind(
-        listen: SocketAddr,
+    /// Serve on a socket that listens (see [`Router::listen`]), start the threads, and put the table there is in force. Must be
+    /// called inside a tokio runtime.
+    pub fn on(
+        listener: StdTcpListener,
         mut tables: watch::Receiver<Arc<RouteTable>>,
         demand: mpsc::Sender<RevisionKey>,
         dialer: Dialer,
         meter: Arc<Meter>,
     ) -> io::Result<Self> {
-        let listener = Self::listen(listen)?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let workers = (0..lanes()).map(|lane| Worker::start(lane, CONNECTIONS_MAX.div_ceil(lanes())));
         let workers = workers.collect::<io::Result<_>>()?;
@@ -76,7 +77,7 @@ impl Router {
         Ok(Self { listener, address, tables, demand, dialer, meter, routes, workers, tls: None })
     }
 
-    /// A listener as the router needs it. Must be called inside a tokio runtime.
+    /// A listener as the router needs it, which a socket of the past that still closes does not prevent. Must be called inside a tokio runtime.
     pub fn listen(address: SocketAddr) -> io::Result<StdTcpListener> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
@@ -96,6 +97,17 @@ impl Router {
         listener.set_nonblocking(true)?;
         self.tls = Some(Tls { listener, configs });
         Ok(self)
+    }
+
+    /// Both: listen and serve.
+    pub fn bind(
+        listen: SocketAddr,
+        tables: watch::Receiver<Arc<RouteTable>>,
+        demand: mpsc::Sender<RevisionKey>,
+        dialer: Dialer,
+        meter: Arc<Meter>,
+    ) -> io::Result<Self> {
+        Self::on(Self::listen(listen)?, tables, demand, dialer, meter)
     }
 
     pub fn address(&self) -> SocketAddr {
