@@ -29,8 +29,25 @@ pub struct Load {
 }
 
 impl Load {
-    /// `clients` clients, each asking `http://host{path}` of the router every `pause`.
+    /// `clients` clients, each asking `http://host{path}` of the router every `pause`, on connections that are used again.
     pub fn start(router: SocketAddr, host: &str, path: &str, clients: usize, pause: Duration) -> Self {
+        Self::of(client, router, host, path, clients, pause)
+    }
+
+    /// The same, on a new connection for each request: it has nothing to do with an agent that is gone.
+    pub fn start_anew(router: SocketAddr, host: &str, path: &str, clients: usize, pause: Duration) -> Self {
+        let client = || builder().pool_max_idle_per_host(0).build().expect("a client can be made");
+        Self::of(client, router, host, path, clients, pause)
+    }
+
+    fn of(
+        client: fn() -> reqwest::Client,
+        router: SocketAddr,
+        host: &str,
+        path: &str,
+        clients: usize,
+        pause: Duration,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let worker = |_| {
             let (stop, url, host) = (Arc::clone(&stop), format!("http://{router}{path}"), host.to_owned());
@@ -61,6 +78,10 @@ impl Load {
 
 /// A client that speaks no TLS, and so needs no CA certificates on the machine.
 pub(crate) fn client() -> reqwest::Client {
+    builder().build().expect("a client without TLS can be made")
+}
+
+fn builder() -> reqwest::ClientBuilder {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions =
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -69,7 +90,7 @@ pub(crate) fn client() -> reqwest::Client {
         versions.expect("ring speaks TLS").with_root_certificates(roots).with_no_client_auth();
     let limit = crate::within(Duration::from_secs(30));
     let builder = reqwest::Client::builder().tls_backend_preconfigured(trusts_nobody);
-    builder.no_proxy().timeout(limit).build().expect("a client without TLS can be made")
+    builder.no_proxy().timeout(limit)
 }
 
 pub(crate) async fn ask(http: &reqwest::Client, url: &str, host: &str) -> Outcome {

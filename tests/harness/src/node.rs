@@ -224,6 +224,12 @@ impl Node {
         Load::start(self.router(), &host(service), path, clients, std::time::Duration::from_millis(pause_ms))
     }
 
+    /// The same on a new connection for each request.
+    pub fn load_anew(&self, service: &str, path: &str, clients: usize, pause_ms: u64) -> Load {
+        let pause = std::time::Duration::from_millis(pause_ms);
+        Load::start_anew(self.router(), &host(service), path, clients, pause)
+    }
+
     /// What the agent says of itself.
     pub async fn status(&self) -> Result<Value, String> {
         let answer = self.http.get(format!("http://{}:7081/status", self.lan)).send().await;
