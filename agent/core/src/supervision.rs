@@ -4,6 +4,9 @@
 //! [`Call`] with one [`Message::Reply`] of the same `seq` and sends [`Message::Event`]s in between. Calls about different
 //! instances run at the same time (a fork each); calls about one instance run in order. Everything an agent must know
 //! after its own restart comes back from [`Request::List`].
+//!
+//! Listening sockets travel beside the messages ([`Request::Keep`], [`Answer::Taken`]), one descriptor at most with each
+//! (`SCM_RIGHTS`). As long as the supervisor keeps one, who connects waits for the next agent instead of being refused.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +21,9 @@ pub const MESSAGE_MAX: usize = 192 * 1024;
 
 /// Most instances one supervisor holds.
 pub const INSTANCES_MAX: usize = 500;
+
+/// Most sockets one supervisor keeps. An agent has one for each address that it listens on.
+pub const SOCKETS_MAX: usize = 8;
 
 /// Name of an instance: a DNS label, unique on its node for ever (it contains randomness).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,6 +86,19 @@ pub enum Request {
     /// The connection stays; [`Answer::Hello`] comes from the new program.
     Upgrade {
         binary: PathBuf,
+    },
+    /// Keep the listening socket that comes along, in place of an older one of this name, so that whoever connects while
+    /// there is no agent waits. Answered with [`Answer::Done`]. Outlives the agent and an upgrade, not the supervisor.
+    Keep {
+        name: String,
+    },
+    /// The socket of this name: another descriptor of it comes along with [`Answer::Taken`]. It stays kept.
+    Take {
+        name: String,
+    },
+    /// Keep the socket of this name no more. [`Answer::Done`] also when there is none.
+    Release {
+        name: String,
     },
 }
 
@@ -145,6 +164,10 @@ pub enum Answer {
     },
     Done,
     Instances(Vec<InstanceRecord>),
+    /// Whether there is such a socket, which then comes along.
+    Taken {
+        found: bool,
+    },
 }
 
 /// Why a request was not carried out. Nothing is left of a refused `Create`.
@@ -170,6 +193,8 @@ pub enum Refusal {
     /// No answer from the runtime in time; what there was of it has been killed.
     #[error("the container runtime did not finish within {0} s")]
     Timeout(u64),
+    #[error("the supervisor keeps {SOCKETS_MAX} sockets, its limit: release one first")]
+    TooManySockets,
 }
 
 /// An instance the supervisor holds.

@@ -56,6 +56,9 @@ fn calls() {
         Request::List,
         Request::Shutdown,
         Request::Upgrade { binary: "/usr/bin/x".into() },
+        Request::Keep { name: "router".into() },
+        Request::Take { name: "router".into() },
+        Request::Release { name: "router".into() },
     ];
     let calls: Vec<_> = (1..).zip(requests).map(|(seq, request)| Call { seq, request }).collect();
     check(include_str!("golden/calls.jsonl"), &calls);
@@ -92,6 +95,8 @@ fn messages() {
         Err(Refusal::Malformed("no specification".into())),
         Err(Refusal::Runtime("no such executable".into())),
         Err(Refusal::Timeout(20)),
+        Ok(Answer::Taken { found: true }),
+        Err(Refusal::TooManySockets),
     ];
     let mut messages: Vec<_> =
         (1..).zip(results).map(|(seq, result)| Message::Reply { seq, result }).collect();

@@ -2,16 +2,16 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{PeerCredentials, SndBuf};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, recv, send,
-    setsockopt, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    bind, getsockopt, listen, recvmsg, sendmsg, setsockopt, socket,
 };
 use serde::Deserialize;
 use tombolo_agent_core::supervision::{Call, MESSAGE_MAX, Message};
@@ -47,7 +47,8 @@ pub(crate) fn remove_socket(run_dir: &Path) -> io::Result<()> {
 /// What came from a connection.
 #[derive(Debug)]
 pub(crate) enum Received {
-    Call(Call),
+    /// With the descriptor that came along.
+    Call(Call, Option<OwnedFd>),
     /// Not a call; the number it wants its answer to have, 0 if it has none.
     Malformed {
         seq: u64,
@@ -61,7 +62,8 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
-    waiting: VecDeque<Vec<u8>>,
+    /// Messages, with the descriptors that go along.
+    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     /// It has said hello in the right version.
     pub(crate) is_greeted: bool,
 }
@@ -93,31 +95,40 @@ impl Connection {
     }
 
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> Received {
+        let mut control = nix::cmsg_space!(RawFd);
+        let mut parts = [IoSliceMut::new(buffer)];
         // MSG_TRUNC: the length is the message's, also when the buffer is shorter.
-        match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC) {
-            Ok(0) => Received::Closed,
-            Ok(length) => match buffer.get(..length) {
-                Some(message) => parse(message),
-                None => {
-                    Received::Malformed { seq: 0, reason: format!("it is longer than {MESSAGE_MAX} bytes") }
-                }
-            },
-            Err(Errno::EAGAIN | Errno::EINTR) => Received::Nothing,
-            Err(_) => Received::Closed,
+        let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags);
+        let (length, descriptor) = match received {
+            // What does not fit beside one descriptor is closed by the kernel.
+            Ok(message) => (message.bytes, message.cmsgs().ok().and_then(|mut all| all.find_map(descriptor))),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Received::Nothing,
+            Err(_) => return Received::Closed,
+        };
+        if length == 0 {
+            return Received::Closed;
+        }
+        match buffer.get(..length) {
+            Some(message) => parse(message, descriptor),
+            None => Received::Malformed { seq: 0, reason: format!("it is longer than {MESSAGE_MAX} bytes") },
         }
     }
 
-    /// Sends now, or when the agent reads again.
-    pub(crate) fn send(&mut self, message: &Message) -> Result<(), Broken> {
+    /// Sends now, or when the agent reads again; `descriptor` goes along.
+    pub(crate) fn send(&mut self, message: &Message, descriptor: Option<OwnedFd>) -> Result<(), Broken> {
         let Ok(bytes) = serde_json::to_vec(message) else { return Err(Broken) };
-        self.waiting.push_back(bytes);
+        self.waiting.push_back((bytes, descriptor));
         self.flush()?;
         if self.waiting.len() > QUEUE_MAX { Err(Broken) } else { Ok(()) }
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Broken> {
-        while let Some(message) = self.waiting.front() {
-            match send(self.socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL) {
+        while let Some((message, descriptor)) = self.waiting.front() {
+            let descriptor = descriptor.as_ref().map(|fd| [fd.as_raw_fd()]);
+            let along = descriptor.as_ref().map(|fds| ControlMessage::ScmRights(fds));
+            let (parts, flags) = ([IoSlice::new(message)], MsgFlags::MSG_NOSIGNAL);
+            match sendmsg::<()>(self.socket.as_raw_fd(), &parts, along.as_slice(), flags, None) {
                 Ok(_) => drop(self.waiting.pop_front()),
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(Errno::EINTR) => {}
@@ -132,13 +143,19 @@ impl Connection {
     }
 }
 
-fn parse(message: &[u8]) -> Received {
+fn descriptor(control: ControlMessageOwned) -> Option<OwnedFd> {
+    // All are owned, and so closed, whatever becomes of them.
+    let ControlMessageOwned::ScmRights(fds) = control else { return None };
+    fds.into_iter().map(sys::received_fd).collect::<Vec<_>>().pop()
+}
+
+fn parse(message: &[u8], descriptor: Option<OwnedFd>) -> Received {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,
     }
     match serde_json::from_slice(message) {
-        Ok(call) => Received::Call(call),
+        Ok(call) => Received::Call(call, descriptor),
         Err(error) => {
             let seq = serde_json::from_slice(message).map_or(0, |Numbered { seq }| seq);
             Received::Malformed { seq, reason: error.to_string() }

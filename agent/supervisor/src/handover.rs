@@ -66,6 +66,7 @@ pub(crate) struct Handover {
     /// The agent's connection, and the number of its call to upgrade.
     pub(crate) agent: Option<(OwnedFd, u64)>,
     pub(crate) open_files: Option<(u64, u64)>,
+    pub(crate) sockets: BTreeMap<String, OwnedFd>,
     pub(crate) instances: BTreeMap<InstanceId, Descriptors>,
 }
 
@@ -83,6 +84,7 @@ pub(crate) struct Passed<'a> {
     pub(crate) lock: BorrowedFd<'a>,
     pub(crate) agent: Option<(BorrowedFd<'a>, u64)>,
     pub(crate) open_files: (u64, u64),
+    pub(crate) sockets: &'a BTreeMap<String, OwnedFd>,
     pub(crate) instances: Vec<(InstanceId, [Option<BorrowedFd<'a>>; 3])>,
 }
 
@@ -100,6 +102,8 @@ struct Numbers {
     lock: RawFd,
     agent: Option<(RawFd, u64)>,
     open_files: (u64, u64),
+    #[serde(default)]
+    sockets: BTreeMap<String, RawFd>,
     instances: BTreeMap<InstanceId, [Option<RawFd>; 3]>,
 }
 
@@ -120,11 +124,13 @@ pub(crate) fn take() -> Option<Handover> {
         };
         (id, descriptors)
     });
+    let sockets = numbers.sockets.into_iter().filter_map(|(name, fd)| Some((name, own(fd)?)));
     Some(Handover {
         listener: own(numbers.listener),
         lock: own(numbers.lock).map(RunLock),
         agent: numbers.agent.and_then(|(fd, seq)| Some((own(fd)?, seq))),
         open_files: Some(numbers.open_files),
+        sockets: sockets.collect(),
         instances: instances.collect(),
     })
 }
@@ -146,7 +152,8 @@ pub(crate) fn execute(binary: &Path, passed: &Passed<'_>) -> io::Error {
     let descriptors = || {
         let agent = passed.agent.map(|(fd, _)| fd);
         let instances = passed.instances.iter().flat_map(|(_, fds)| fds.iter().flatten().copied());
-        [passed.listener, passed.lock].into_iter().chain(agent).chain(instances)
+        let sockets = passed.sockets.values().map(AsFd::as_fd);
+        [passed.listener, passed.lock].into_iter().chain(agent).chain(sockets).chain(instances)
     };
     let outcome = (|| -> io::Result<()> {
         for fd in descriptors() {
@@ -179,6 +186,7 @@ fn write_numbers(passed: &Passed<'_>) -> io::Result<File> {
         lock: passed.lock.as_raw_fd(),
         agent: passed.agent.map(|(fd, seq)| (fd.as_raw_fd(), seq)),
         open_files: passed.open_files,
+        sockets: passed.sockets.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect(),
         instances: passed
             .instances
             .iter()

@@ -1,7 +1,7 @@
 //! The supervisor: all its state, and the one loop that waits for whatever happens next.
 //!
 //! ```text
-//! socket ─▶ call ─┬─▶ answered at once (start, signal, thaw, list)
+//! socket ─▶ call ─┬─▶ answered at once (start, signal, thaw, list, sockets)
 //!                 └─▶ worker (create, freeze, delete) ─▶ its message or its deadline ─▶ answer, the instance's next call
 //! SIGCHLD, pidfd ─▶ exit ─▶ record, event          FIFO ─▶ log
 //! ```
@@ -12,6 +12,7 @@ mod adopt;
 mod exits;
 mod jobs;
 mod requests;
+mod sockets;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -68,6 +69,8 @@ pub(crate) struct Supervisor {
     /// Instances that wait for a worker to be free.
     planned: VecDeque<Planned>,
     reaped: Reaped,
+    /// What agents listen on, kept open for the next agent.
+    sockets: BTreeMap<String, OwnedFd>,
     ending: Option<Ending>,
     buffer: Vec<u8>,
 }
@@ -185,6 +188,7 @@ impl Supervisor {
             last_job: 0,
             planned: VecDeque::new(),
             reaped: Reaped::default(),
+            sockets: std::mem::take(&mut handover.sockets),
             ending: None,
             buffer: vec![0; MESSAGE_MAX],
         };
@@ -308,18 +312,20 @@ impl Supervisor {
             Received::Malformed { seq, reason } => {
                 self.reply(Caller { connection: number, seq }, Err(Refusal::Malformed(reason)));
             }
-            Received::Call(call) => self.call(Caller { connection: number, seq: call.seq }, call.request),
+            Received::Call(call, descriptor) => {
+                self.call(Caller { connection: number, seq: call.seq }, call.request, descriptor);
+            }
         }
     }
 
     fn reply(&mut self, caller: Caller, result: Result<Answer, Refusal>) {
-        self.send(caller.connection, &Message::Reply { seq: caller.seq, result });
+        self.send(caller.connection, &Message::Reply { seq: caller.seq, result }, None);
     }
 
-    /// Sends to a connection, unless it is gone.
-    fn send(&mut self, number: u32, message: &Message) {
+    /// Sends to a connection, unless it is gone; `descriptor` goes along.
+    fn send(&mut self, number: u32, message: &Message, descriptor: Option<OwnedFd>) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
-        if connection.send(message).is_err() {
+        if connection.send(message, descriptor).is_err() {
             self.disconnect(number);
         } else {
             self.update_interest(number);
@@ -446,6 +452,7 @@ impl Supervisor {
             lock: self.lock.as_fd(),
             agent,
             open_files: self.abilities.open_files,
+            sockets: &self.sockets,
             instances: instances.collect(),
         };
         handover::execute(binary, &passed)

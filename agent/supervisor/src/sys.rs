@@ -79,6 +79,12 @@ pub(crate) fn inherited_fd(fd: RawFd) -> Option<OwnedFd> {
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Takes ownership of a descriptor that has just come with a message.
+pub(crate) fn received_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made this descriptor for us when it delivered the message, nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// Accepts a connection, non-blocking and closed on exec.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

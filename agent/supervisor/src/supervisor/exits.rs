@@ -100,7 +100,7 @@ impl Supervisor {
         instance.enter(InstancePhase::Ended);
         self.instances.insert(id.clone(), instance);
         if let Some(agent) = self.agent {
-            self.send(agent, &Message::Exited { id: id.clone(), exit });
+            self.send(agent, &Message::Exited { id: id.clone(), exit }, None);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ const CONFIG_MAX: u64 = 1 << 20;
 const LIST_SPARE: usize = 160;
 
 impl Supervisor {
-    pub(super) fn call(&mut self, caller: Caller, request: Request) {
+    pub(super) fn call(&mut self, caller: Caller, request: Request, descriptor: Option<OwnedFd>) {
         let is_greeted =
             self.connections.get(&caller.connection).is_some_and(|connection| connection.is_greeted);
         match request {
@@ -48,6 +48,15 @@ impl Supervisor {
             Request::List => {
                 let list = self.instances.values().map(|instance| instance.record.public()).collect();
                 self.reply(caller, Ok(Answer::Instances(list)));
+            }
+            Request::Keep { name } => {
+                let result = self.keep_socket(name, descriptor);
+                self.reply(caller, result);
+            }
+            Request::Take { name } => self.give_socket(caller, &name),
+            Request::Release { name } => {
+                drop(self.sockets.remove(&name));
+                self.reply(caller, Ok(Answer::Done));
             }
             Request::Shutdown => self.shut_down(Some(caller)),
             Request::Upgrade { binary } => self.upgrade(caller, binary),
@@ -72,6 +81,8 @@ impl Supervisor {
 
     /// Kills and removes everything, then ends.
     pub(super) fn shut_down(&mut self, caller: Option<Caller>) {
+        // No agent will come: from now on who connects is refused.
+        self.sockets.clear();
         let waiting: Vec<_> =
             self.instances.values_mut().flat_map(|instance| instance.waiting.drain(..)).collect();
         let interrupted = match self.ending.replace(Ending::Shutdown { caller, failures: Vec::new() }) {
@@ -139,7 +150,13 @@ impl Supervisor {
             },
             Request::Delete { id } => return self.delete(Some(caller), &id),
             // These are not about an instance.
-            Request::Hello { .. } | Request::List | Request::Shutdown | Request::Upgrade { .. } => return,
+            Request::Hello { .. }
+            | Request::List
+            | Request::Shutdown
+            | Request::Upgrade { .. }
+            | Request::Keep { .. }
+            | Request::Take { .. }
+            | Request::Release { .. } => return,
         };
         self.reply(caller, result);
     }
@@ -284,12 +301,18 @@ fn instance_of(request: &Request) -> Option<&InstanceId> {
         | Request::Freeze { id }
         | Request::Thaw { id }
         | Request::Delete { id } => Some(id),
-        Request::Hello { .. } | Request::List | Request::Shutdown | Request::Upgrade { .. } => None,
+        Request::Hello { .. }
+        | Request::List
+        | Request::Shutdown
+        | Request::Upgrade { .. }
+        | Request::Keep { .. }
+        | Request::Take { .. }
+        | Request::Release { .. } => None,
     }
 }
 
 /// The id names a directory, a cgroup and a host.
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len())
         && text.bytes().all(is_allowed)

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
+    recv, recvmsg, send, sendmsg, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use serde_json::Value;
@@ -308,6 +309,38 @@ impl Client {
         self.seq
     }
 
+    /// Asks with a descriptor beside the message.
+    pub(crate) fn call_with(
+        &mut self,
+        request: Request,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<Answer, Refusal> {
+        self.seq += 1;
+        let bytes = serde_json::to_vec(&Call { seq: self.seq, request }).unwrap();
+        let descriptors = [descriptor.as_raw_fd()];
+        let (parts, along) = ([IoSlice::new(&bytes)], [ControlMessage::ScmRights(&descriptors)]);
+        sendmsg::<()>(self.socket.as_raw_fd(), &parts, &along, MsgFlags::MSG_NOSIGNAL, None).unwrap();
+        self.answer(self.seq)
+    }
+
+    /// Takes a kept socket. Nothing else may be on its way to this client.
+    pub(crate) fn take(&mut self, name: &str) -> Option<TcpListener> {
+        let seq = self.send(Request::Take { name: name.into() });
+        let (mut buffer, mut control) = (vec![0; MESSAGE_MAX], nix::cmsg_space!(RawFd));
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags).unwrap();
+        let mut descriptors = message.cmsgs().unwrap().filter_map(received);
+        let (listener, length) = (descriptors.next(), message.bytes);
+        match serde_json::from_slice(&buffer[..length]).unwrap() {
+            Message::Reply { seq: answered, result: Ok(Answer::Taken { found }) } => {
+                assert_eq!((answered, found), (seq, listener.is_some()));
+            }
+            other => panic!("{other:?}"),
+        }
+        listener
+    }
+
     pub(crate) fn send_bytes(&self, bytes: &[u8]) {
         match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
             // Reading will tell.
@@ -382,6 +415,14 @@ impl Client {
     pub(crate) fn phase(&mut self, id: &InstanceId) -> Option<InstancePhase> {
         self.list().into_iter().find(|record| record.id == *id).map(|record| record.phase)
     }
+}
+
+#[allow(unsafe_code)]
+fn received(control: ControlMessageOwned) -> Option<TcpListener> {
+    let ControlMessageOwned::ScmRights(descriptors) = control else { return None };
+    let [descriptor] = descriptors[..] else { panic!("one descriptor comes along, not {descriptors:?}") };
+    // SAFETY: the kernel has just made it for this process, nobody else owns it.
+    Some(TcpListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }
 
 /// Asks the program that listens on `port` inside the network namespace of `pid`.

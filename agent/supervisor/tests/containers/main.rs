@@ -7,4 +7,5 @@ mod limits;
 mod machine;
 mod output;
 mod protocol;
+mod sockets;
 mod succession;
