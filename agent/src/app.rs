@@ -1,7 +1,8 @@
 //! Wires the agent's edges together and decides nothing. Knows every edge; no edge knows this file.
 
 use std::fs::DirBuilder;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,9 @@ use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
 use crate::sync::Sync;
 use crate::tail;
 use crate::tls::TimeFloor;
+
+/// What the supervisor knows the router's listening socket as.
+const ROUTER_SOCKET: &str = "router";
 
 /// Messages from the hub that wait for sync: the blobs asked for at a time, several times over.
 const RECEIVED: usize = 128;
@@ -78,6 +82,7 @@ pub struct Agent {
     router_address: SocketAddr,
     admin_address: SocketAddr,
     executor: Executor,
+    supervisor: Supervisor,
     outbox: Outbox,
     stop: CancellationToken,
     /// Tasks that end when `stop` is cancelled.
@@ -176,7 +181,10 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     };
     let stop = CancellationToken::new();
     let mut tasks = Tasks { stop: stop.clone(), ending: JoinSet::new(), lasting: JoinSet::new() };
-    let served = serve(&shared, images, supervised?, &mut tasks)?;
+    let (supervisor, supervisor_events) = supervised?;
+    let listener = router_socket(&supervisor, shared.config.router.listen).await?;
+    let kept = OwnedFd::from(listener.try_clone().context("router.listen")?);
+    let served = serve(&shared, images, (supervisor.clone(), supervisor_events), listener, &mut tasks)?;
     let (router_address, executor) = (served.address, served.executor.clone());
     let admin_listen = shared.config.admin.listen;
     let shown = connect(shared, dir, served, &mut tasks);
@@ -184,9 +192,36 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let admin = admin.with_context(|| format!("admin.listen: cannot listen on {admin_listen}"))?;
     let admin_address = admin.address().context("admin.listen")?;
     tasks.ending("admin API", admin.run(stop));
+    // Only now: a start that fails leaves no socket behind on which nobody answers.
+    if let Err(error) = supervisor.keep_socket(ROUTER_SOCKET, kept).await {
+        tracing::warn!(%error, "requests will be refused while the agent is down");
+    }
     tracing::info!(router = %router_address, admin = %admin_address, "the agent serves");
     let Tasks { stop, ending, lasting } = tasks;
-    Ok(Agent { router_address, admin_address, executor, outbox, stop, ending, lasting })
+    Ok(Agent { router_address, admin_address, executor, supervisor, outbox, stop, ending, lasting })
+}
+
+/// The socket that requests come in on: the one that a former agent left with the supervisor, where it is as configured,
+/// with whoever has waited since; else a new one.
+async fn router_socket(supervisor: &Supervisor, listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    let left = supervisor.take_socket(ROUTER_SOCKET).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no listening socket from a former agent");
+        None
+    });
+    if let Some(listener) = left.map(TcpListener::from) {
+        let is_configured =
+            |address: SocketAddr| address == listen || listen.port() == 0 && address.ip() == listen.ip();
+        if listener.local_addr().is_ok_and(is_configured) {
+            return Ok(listener);
+        }
+        drop(listener);
+        // It may stand in the way of the new one.
+        supervisor
+            .release_socket(ROUTER_SOCKET)
+            .await
+            .context("router.listen: leaving the former address")?;
+    }
+    Router::listen(listen).with_context(|| format!("router.listen: cannot listen on {listen}"))
 }
 
 /// Starts what serves: executor, reconciler, router. None of them needs the hub.
@@ -194,6 +229,7 @@ fn serve(
     shared: &Shared,
     images: tombolo_oci::Store,
     (supervisor, supervisor_events): (Supervisor, mpsc::Receiver<SupervisorEvent>),
+    listener: TcpListener,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Served> {
     let Shared { config, keep, outbox, floor, identity, accepted, .. } = shared;
@@ -222,11 +258,10 @@ fn serve(
     let outputs = Outputs { table, report, outbox: outbox.clone(), poke: poke.clone(), ready };
     let mut reconciler =
         Reconciler::new(executor.clone(), outputs, meter.clone(), settings, ready_record.clone(), clock);
-    // Before the router listens, so that no host is unknown to it at first.
+    // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
-    let listen = config.router.listen;
-    let router = Router::bind(listen, tables.clone(), demand_sender, dialer, meter.clone())
-        .with_context(|| format!("router.listen: cannot listen on {listen}"))?;
+    let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())
+        .context("router.listen: cannot serve")?;
     let address = router.address();
     reconciler.describe(node_info::read(config, address));
     let autoscale = Autoscale {
@@ -283,7 +318,15 @@ impl Agent {
     }
 
     /// Lets open requests end, says goodbye to the hub, and ends or keeps the instances.
+    ///
+    /// With the instances the supervisor keeps the router's socket: requests wait for the next agent. Without them nobody
+    /// listens afterwards.
     pub async fn stop(mut self, instances: Instances) -> anyhow::Result<()> {
+        if instances == Instances::Remove
+            && let Err(error) = self.supervisor.release_socket(ROUTER_SOCKET).await
+        {
+            tracing::warn!(%error, "the supervisor still listens");
+        }
         self.stop.cancel();
         let ending = async { while self.ending.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_DEADLINE, ending).await.is_err() {
