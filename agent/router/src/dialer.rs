@@ -73,6 +73,18 @@ impl Dialer {
 
     /// Connect to `port` on the loopback address of the instance's network namespace.
     pub async fn dial(&self, id: &InstanceId, port: u16) -> io::Result<TcpStream> {
+        let socket = TcpSocket::from_std_stream(StdTcpStream::from(self.socket(id).await?));
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let stream =
+            tokio::time::timeout(CONNECT_DEADLINE, socket.connect(target)).await.map_err(|_| {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_DEADLINE:?}"))
+            })??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// A TCP socket in the instance's network namespace: not connected, not blocking.
+    pub async fn socket(&self, id: &InstanceId) -> io::Result<OwnedFd> {
         let netns = self.inner.spaces.read().expect("no panic under this lock").get(id).cloned();
         let netns = netns.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("instance {id} has no known network namespace"))
@@ -82,15 +94,7 @@ impl Dialer {
             TrySendError::Full(_) => io::Error::other("too many connections being opened"),
             TrySendError::Disconnected(_) => io::Error::other("the dialling thread has ended"),
         })?;
-        let socket = made.await.map_err(|_| io::Error::other("the dialling thread has ended"))??;
-        let socket = TcpSocket::from_std_stream(StdTcpStream::from(socket));
-        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let stream =
-            tokio::time::timeout(CONNECT_DEADLINE, socket.connect(target)).await.map_err(|_| {
-                io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_DEADLINE:?}"))
-            })??;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        made.await.map_err(|_| io::Error::other("the dialling thread has ended"))?
     }
 }
 
