@@ -13,20 +13,20 @@ use tombolo_agent_core::supervision::{
     Answer, ExitRecord, InstanceId, InstancePhase, InstanceRecord, Refusal, Request,
 };
 use tombolo_api::desired::{Desired, RevisionObject};
-use tombolo_api::serving::Probe;
+use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_oci::{Platform, Store, StoreError};
 use tombolo_router::Dialer;
 
 use crate::identity::Identity;
 use crate::log_files;
+use crate::probe::{self, Finding, ProbeEvent, Probes, Reach, Unsupported};
 use crate::supervisor::{CallError, Supervisor};
 use crate::tls::TimeFloor;
 
 mod collect;
 mod image;
 mod launch;
-mod probe;
 mod users;
 
 use collect::Wanted;
@@ -84,9 +84,7 @@ pub(crate) enum Outcome {
         instance: InstanceId,
         result: Result<(), CallError>,
     },
-    ProbePassed {
-        instance: InstanceId,
-    },
+    Probed(ProbeEvent),
     ExitExplained {
         instance: InstanceId,
         exit: ExitRecord,
@@ -99,6 +97,12 @@ pub(crate) enum Outcome {
         instance: InstanceId,
         exit: ExitRecord,
     },
+}
+
+impl From<ProbeEvent> for Outcome {
+    fn from(event: ProbeEvent) -> Self {
+        Self::Probed(event)
+    }
 }
 
 /// What an instance that is asked to end is doing.
@@ -145,7 +149,7 @@ struct Inner {
     /// Images that are complete, by revision object.
     prepared: Mutex<BTreeMap<Digest, Arc<Prepared>>>,
     in_use: Mutex<BTreeMap<InstanceId, InUse>>,
-    probes: Mutex<BTreeMap<InstanceId, AbortHandle>>,
+    probes: Mutex<BTreeMap<InstanceId, probe::Guard>>,
     /// Everything under way.
     tasks: Mutex<JoinSet<()>>,
     pulls: Semaphore,
@@ -216,11 +220,12 @@ impl Executor {
     }
 
     /// Starts a primed instance, and probes it.
-    pub(crate) fn start(&self, instance: InstanceId, pid: i32, port: u16, probe: Option<Probe>) {
+    pub(crate) fn start(&self, instance: InstanceId, pid: i32, port: u16, container: Option<&Container>) {
         let inner = self.inner.clone();
+        let probes = Probes::of(container, port, &inner.reach(&instance));
         self.inner.spawn(async move {
             let result = launch::start(&inner, &instance).await.map(|()| pid);
-            inner.launched(instance, result, port, probe).await;
+            inner.launched(instance, result, probes).await;
         });
     }
 
@@ -232,17 +237,22 @@ impl Executor {
             let permit = inner.launches.acquire().await;
             let result = launch::launch(&inner, &instance, digest, &object).await;
             drop(permit);
-            let probe =
-                object.spec.serving_container().and_then(|container| container.readiness_probe.clone());
-            inner.launched(instance, result, object.spec.port(), probe).await;
+            let reach = inner.reach(&instance);
+            let probes = Probes::of(object.spec.serving_container(), object.spec.port(), &reach);
+            inner.launched(instance, result, probes).await;
         });
     }
 
     /// Stops an instance's processes where they are.
     pub(crate) fn freeze(&self, instance: InstanceId) {
         let inner = self.inner.clone();
+        // It cannot answer from now on.
+        self.inner.probing(&instance, probe::Guard::pause);
         self.inner.spawn(async move {
             let result = inner.tools.supervisor.call(Request::Freeze { id: instance.clone() }).await;
+            if result.is_err() {
+                inner.probing(&instance, probe::Guard::resume);
+            }
             inner.tell(Outcome::Frozen { instance, result: result.map(drop) }).await;
         });
     }
@@ -252,6 +262,7 @@ impl Executor {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
             let result = inner.tools.supervisor.call(Request::Thaw { id: instance.clone() }).await;
+            inner.probing(&instance, probe::Guard::resume);
             inner.tell(Outcome::Thawed { instance, result: result.map(drop) }).await;
         });
     }
@@ -265,9 +276,19 @@ impl Executor {
         self.inner.enter(&record.id, record.pid)
     }
 
-    /// Probes an instance until it answers.
-    pub(crate) fn probe(&self, instance: InstanceId, port: u16, probe: Option<Probe>) {
-        self.inner.probe(instance, port, probe.as_ref());
+    /// Probes an instance that was found, from now on or, if it is frozen, from its thaw on.
+    pub(crate) fn probe(
+        &self,
+        instance: InstanceId,
+        port: u16,
+        container: Option<&Container>,
+        is_frozen: bool,
+    ) {
+        let probes = Probes::of(container, port, &self.inner.reach(&instance));
+        let inner = self.inner.clone();
+        if let Some(unsupported) = inner.probe(&instance, probes, is_frozen) {
+            self.inner.spawn(async move { inner.tell(unsupported.into()).await });
+        }
     }
 
     /// Asks an instance's program to end.
@@ -345,6 +366,7 @@ impl Executor {
     pub(crate) async fn abandon(&self) {
         let mut tasks = std::mem::take(&mut *lock(&self.inner.tasks));
         tasks.shutdown().await;
+        lock(&self.inner.probes).clear();
         self.inner.tools.supervisor.close();
     }
 
@@ -387,13 +409,14 @@ impl Inner {
         self: &Arc<Self>,
         instance: InstanceId,
         result: Result<i32, Trouble>,
-        port: u16,
-        probe: Option<Probe>,
+        probes: Result<Probes, Unsupported>,
     ) {
         match result {
             Ok(_) => {
                 self.tell(Outcome::Launched { instance: instance.clone(), result }).await;
-                self.probe(instance, port, probe.as_ref());
+                if let Some(unsupported) = self.probe(&instance, probes, false) {
+                    self.tell(unsupported.into()).await;
+                }
             }
             Err(_) => {
                 self.forget(&instance);
@@ -402,17 +425,43 @@ impl Inner {
         }
     }
 
-    fn probe(self: &Arc<Self>, instance: InstanceId, port: u16, probe: Option<&Probe>) {
-        let plan = probe::ProbePlan::of(probe, port);
-        let (inner, id) = (self.clone(), instance.clone());
-        let task = self.spawn(async move {
-            let dialer = inner.tools.dialer.clone();
-            probe::until_ready(&plan, || dialer.dial(&instance, plan.port())).await;
-            lock(&inner.probes).remove(&instance);
-            inner.tell(Outcome::ProbePassed { instance }).await;
-        });
-        if let Some(before) = lock(&self.probes).insert(id, task) {
-            before.abort();
+    /// Probes the instance until its guard is dropped; gives what to tell if that cannot be done.
+    fn probe(
+        &self,
+        instance: &InstanceId,
+        probes: Result<Probes, Unsupported>,
+        is_paused: bool,
+    ) -> Option<ProbeEvent> {
+        match probes {
+            Ok(probes) => {
+                let reach = self.reach(instance);
+                let guard = probe::watch(instance.clone(), probes, reach, self.outcomes.clone());
+                if is_paused {
+                    guard.pause();
+                }
+                lock(&self.probes).insert(instance.clone(), guard);
+                None
+            }
+            Err(error) => {
+                let finding = Finding::Failed { reason: "ProbeUnsupported", message: error.to_string() };
+                Some(ProbeEvent { instance: instance.clone(), finding })
+            }
+        }
+    }
+
+    /// How probes get to an instance.
+    fn reach(&self, instance: &InstanceId) -> Reach {
+        let (dialer, instance) = (self.tools.dialer.clone(), instance.clone());
+        let socket = move || {
+            let (dialer, instance) = (dialer.clone(), instance.clone());
+            Box::pin(async move { dialer.socket(&instance).await }) as _
+        };
+        Reach { socket: Arc::new(socket), exec: None }
+    }
+
+    fn probing(&self, instance: &InstanceId, order: fn(&probe::Guard)) {
+        if let Some(guard) = lock(&self.probes).get(instance) {
+            order(guard);
         }
     }
 
@@ -438,9 +487,7 @@ impl Inner {
     }
 
     fn stop_probing(&self, instance: &InstanceId) {
-        if let Some(probe) = lock(&self.probes).remove(instance) {
-            probe.abort();
-        }
+        lock(&self.probes).remove(instance);
     }
 
     fn forget(&self, instance: &InstanceId) {

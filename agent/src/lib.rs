@@ -19,6 +19,7 @@ mod log_files;
 pub mod memory;
 mod node_info;
 mod outbox;
+mod probe;
 mod ready;
 mod reconcile;
 mod restore;

@@ -280,7 +280,7 @@ impl Reconciler {
     fn start(&mut self, instance: InstanceId, now: Moment) {
         let Some(known) = self.actual.instances.get(&instance) else { return };
         let revision = known.revision.clone();
-        self.executor.start(instance.clone(), known.pid, known.port, self.readiness_probe(&revision));
+        self.executor.start(instance.clone(), known.pid, known.port, self.container(&revision));
         self.note_start(&revision, now);
         self.set_phase(&instance, Phase::Launching, now);
         self.actual.last_start = now;

@@ -7,11 +7,12 @@ use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
 use tombolo_api::report::EventKind;
-use tombolo_api::serving::Probe;
+use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
 
 use super::Reconciler;
 use crate::execute::{Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble};
+use crate::probe::{Finding, ProbeEvent};
 use crate::supervisor::{CallError, SupervisorEvent};
 
 /// After an instance could not be made to wait, or ended while it did, before the next is made: what is wrong with the node
@@ -69,7 +70,7 @@ impl Reconciler {
             }
             Outcome::Frozen { instance, result } => self.frozen(instance, result, now),
             Outcome::Thawed { instance, result } => self.thawed(instance, result, now),
-            Outcome::ProbePassed { instance } => self.probe_passed(instance, now),
+            Outcome::Probed(event) => self.probed(event, now),
             Outcome::ExitExplained { instance, exit, last_words } => {
                 self.ended(instance, exit, last_words, now)
             }
@@ -156,9 +157,32 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn readiness_probe(&self, revision: &RevisionKey) -> Option<Probe> {
+    pub(super) fn container(&self, revision: &RevisionKey) -> Option<&Container> {
         let (_, object) = self.accepted.as_ref()?.desired.revisions.get(revision)?;
-        object.spec.serving_container()?.readiness_probe.clone()
+        object.spec.serving_container()
+    }
+
+    fn probed(&mut self, event: ProbeEvent, now: Moment) {
+        let ProbeEvent { instance, finding } = event;
+        match finding {
+            Finding::Ready => self.probe_passed(instance, now),
+            Finding::NotReady { message } => {
+                tracing::warn!(%instance, message, "an instance is not ready");
+                if self.is_in(&instance, &Phase::Ready) {
+                    self.set_phase(&instance, Phase::Probing, now);
+                }
+            }
+            Finding::Failed { reason, message } => {
+                let Some(known) = self.actual.instances.get(&instance).cloned() else { return };
+                let was_ready = known.phase == Phase::Ready;
+                if was_ready || known.phase == Phase::Probing {
+                    self.set_phase(&instance, Phase::Stopping { killed: false }, now);
+                    let doing = if was_ready { Doing::Serving } else { Doing::Beginning };
+                    self.executor.terminate(instance, doing);
+                    self.crashed(&known, was_ready, Trouble::new(reason, message), now);
+                }
+            }
+        }
     }
 
     fn probe_passed(&mut self, instance: InstanceId, now: Moment) {
@@ -310,7 +334,9 @@ impl Reconciler {
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {
-            Phase::Probing => self.executor.probe(id, port, self.readiness_probe(&revision)),
+            Phase::Probing | Phase::Frozen => {
+                self.executor.probe(id, port, self.container(&revision), phase == Phase::Frozen);
+            }
             Phase::Stopping { .. } => {
                 self.set_phase(&id, Phase::Deleting, now);
                 self.executor.delete(id);
