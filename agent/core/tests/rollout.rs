@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tombolo_agent_core::rollout::steps::{Pace, Share, Shift};
+use tombolo_agent_core::rollout::{Rollouts, StoredError};
 
 /// Where the recordings' clocks start, nanoseconds since 1970.
 const START_NS: i64 = 946_684_800_000_000_000;
@@ -145,4 +146,28 @@ fn step(line: &Value) -> BTreeMap<(String, String), Shift> {
         next.insert(key, shift);
     }
     next
+}
+
+/// What every release must read: a settled target, one that is moved with its counts, one that was undone.
+#[test]
+fn stored_rollouts_keep_their_encoding() {
+    let golden = include_str!("golden/rollouts-1.json").trim_end();
+    let rollouts = Rollouts::decode(golden.as_bytes()).unwrap();
+    assert_eq!(String::from_utf8(rollouts.encode()).unwrap(), golden);
+    assert_eq!(golden.matches("\"track\"").count(), 3);
+}
+
+#[test]
+fn stored_rollouts_that_cannot_be_read_are_said_to_be_so() {
+    let newer = Rollouts::decode(br#"{"version":2,"anything":[]}"#);
+    assert!(matches!(newer, Err(StoredError::Version(2))));
+    assert!(matches!(Rollouts::decode(b"{}"), Err(StoredError::Malformed(_))));
+    let golden = include_str!("golden/rollouts-1.json");
+    let bent = Rollouts::decode(golden.replace("\"percent\":26}", "\"percent\":27}").as_bytes()).unwrap();
+    let kept = String::from_utf8(bent.encode()).unwrap();
+    assert_eq!(
+        kept.matches("\"track\"").count(),
+        2,
+        "a target whose shares do not add up is left out: {kept}"
+    );
 }

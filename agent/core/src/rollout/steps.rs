@@ -138,7 +138,7 @@ impl Shift {
     }
 
     /// Makes the shares sum to `percent`: the goal gets what is added, the oldest lose what is taken.
-    fn resize(&mut self, percent: u8) {
+    pub fn resize(&mut self, percent: u8) {
         let mut lost = self.percent.saturating_sub(percent);
         let won = percent.saturating_sub(self.percent);
         self.percent = percent;
@@ -151,6 +151,33 @@ impl Shift {
         if let Some(goal) = self.shares.last_mut() {
             goal.percent += won;
         }
+    }
+
+    /// Takes all from those that must not be kept; the newest that stays gets it. Without its goal nothing moves any more.
+    pub fn keep(&mut self, keep: impl Fn(&str) -> bool) {
+        if self.shares.iter().all(|share| keep(&share.revision)) {
+            return;
+        }
+        if self.goal().is_some_and(|goal| !keep(goal)) {
+            self.pace = Pace::Settled;
+        }
+        self.shares.retain(|share| keep(&share.revision));
+        let kept: u8 = self.shares.iter().map(|share| share.percent).sum();
+        match self.shares.last_mut() {
+            Some(newest) => newest.percent += self.percent - kept,
+            None => *self = Self::default(),
+        }
+    }
+
+    /// Takes all from the goal and gives it to the others as they share now; returns the goal's name. Nothing moves any more.
+    pub fn withdraw(&mut self) -> Option<String> {
+        if self.is_done() {
+            return None;
+        }
+        let goal = self.shares.pop()?;
+        self.shares = apportion(&self.shares, self.percent);
+        self.pace = Pace::Settled;
+        Some(goal.revision)
     }
 
     /// Takes the first percent for `goal` from the newest.
@@ -186,4 +213,26 @@ impl Shift {
             Pace::Stepping { started_ns, next_ns: now_ns.saturating_add(period_ns), period_ns, size_percent }
         };
     }
+}
+
+/// `shares` scaled to sum to `percent`, in whole percent by the largest remainders, older ones first; those left with 0 are not
+/// in it.
+pub fn apportion(shares: &[Share], percent: u8) -> Vec<Share> {
+    let sum: u32 = shares.iter().map(|share| u32::from(share.percent)).sum();
+    if sum == 0 {
+        return Vec::new();
+    }
+    let scaled = |share: &Share| u32::from(share.percent) * u32::from(percent);
+    let mut parts: Vec<u32> = shares.iter().map(|share| scaled(share) / sum).collect();
+    let mut order: Vec<usize> = (0..shares.len()).collect();
+    order.sort_by_key(|&at| std::cmp::Reverse(scaled(&shares[at]) % sum));
+    let missing = u32::from(percent) - parts.iter().sum::<u32>();
+    for &at in order.iter().take(missing as usize) {
+        parts[at] += 1;
+    }
+    let parts = shares.iter().zip(parts).map(|(share, part)| Share {
+        revision: share.revision.clone(),
+        percent: u8::try_from(part).expect("a part is at most the whole"),
+    });
+    parts.filter(|share| share.percent > 0).collect()
 }
