@@ -20,13 +20,14 @@ use tombolo_router::Dialer;
 
 use crate::identity::Identity;
 use crate::log_files;
-use crate::probe::{self, Finding, ProbeEvent, Probes, Reach, Unsupported};
+use crate::probe::{self, ProbeEvent, Probes, Unsupported};
 use crate::supervisor::{CallError, Supervisor};
 use crate::tls::TimeFloor;
 
 mod collect;
 mod image;
 mod launch;
+mod probing;
 mod users;
 
 use collect::Wanted;
@@ -425,46 +426,6 @@ impl Inner {
         }
     }
 
-    /// Probes the instance until its guard is dropped; gives what to tell if that cannot be done.
-    fn probe(
-        &self,
-        instance: &InstanceId,
-        probes: Result<Probes, Unsupported>,
-        is_paused: bool,
-    ) -> Option<ProbeEvent> {
-        match probes {
-            Ok(probes) => {
-                let reach = self.reach(instance);
-                let guard = probe::watch(instance.clone(), probes, reach, self.outcomes.clone());
-                if is_paused {
-                    guard.pause();
-                }
-                lock(&self.probes).insert(instance.clone(), guard);
-                None
-            }
-            Err(error) => {
-                let finding = Finding::Failed { reason: "ProbeUnsupported", message: error.to_string() };
-                Some(ProbeEvent { instance: instance.clone(), finding })
-            }
-        }
-    }
-
-    /// How probes get to an instance.
-    fn reach(&self, instance: &InstanceId) -> Reach {
-        let (dialer, instance) = (self.tools.dialer.clone(), instance.clone());
-        let socket = move || {
-            let (dialer, instance) = (dialer.clone(), instance.clone());
-            Box::pin(async move { dialer.socket(&instance).await }) as _
-        };
-        Reach { socket: Arc::new(socket), exec: None }
-    }
-
-    fn probing(&self, instance: &InstanceId, order: fn(&probe::Guard)) {
-        if let Some(guard) = lock(&self.probes).get(instance) {
-            order(guard);
-        }
-    }
-
     async fn tell(&self, outcome: Outcome) {
         // Without a reconciler the agent is stopping, and nobody wants to know.
         let _ = self.outcomes.send(outcome).await;
@@ -486,14 +447,10 @@ impl Inner {
         Ok(())
     }
 
-    fn stop_probing(&self, instance: &InstanceId) {
-        lock(&self.probes).remove(instance);
-    }
-
     fn forget(&self, instance: &InstanceId) {
+        lock(&self.in_use).remove(instance);
         self.stop_probing(instance);
         self.tools.dialer.remove(instance);
-        lock(&self.in_use).remove(instance);
         // Collected later if it cannot be removed now.
         let _ = std::fs::remove_dir_all(launch::bundle_dir(&self.tools.run_dir, instance));
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tombolo_api::serving::ExecAction;
 
-use super::exec::Running;
+use super::exec::{Exit, Running};
 use super::*;
 
 /// Reaches this process's own ports; counts the sockets made.
@@ -55,8 +55,8 @@ impl Script {
         let result = results.chars().nth(number).or(results.chars().last()).unwrap();
         Box::pin(async move {
             match result {
-                '+' => Ok(0),
-                '-' => Ok(1),
+                '+' => Ok(Exit { status: 0, output: String::new() }),
+                '-' => Ok(Exit { status: 1, output: String::new() }),
                 _ => std::future::pending().await,
             }
         })
