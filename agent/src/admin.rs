@@ -1,6 +1,7 @@
 //! The agent's own API, for people and probes on the node: `/healthz`, `/readyz`, `/status` (JSON), `/metrics` (Prometheus
 //! text). Reads what others publish; changes nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_api::NodeId;
-use tombolo_api::report::Report;
+use tombolo_api::report::{Report, RevisionReport, Tier};
 use tombolo_router::Meter;
 
 use crate::accepted::Accepted;
@@ -154,16 +155,86 @@ fn metrics(shown: &Shown) -> String {
             let _ = writeln!(text, "tombolo_agent_hub_{name}_total{{direction=\"{direction}\"}} {value}");
         }
     }
-    text.push_str("# TYPE tombolo_agent_requests_total counter\n");
-    for (revision, meter) in shown.meter.snapshot() {
-        let (namespace, name) = (&revision.namespace, &revision.name);
-        for (digit, count) in meter.answers.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let class = digit + 1;
-            let _ = writeln!(
-                text,
-                "tombolo_agent_requests_total{{namespace=\"{namespace}\",revision=\"{name}\",class=\"{class}xx\"}} {count}"
-            );
+    instances(&shown.report.borrow(), &mut text);
+    text.push_str(&tombolo_router::render_metrics(&shown.meter.snapshot()));
+    text
+}
+
+/// How many instances the node and each revision have in each tier, and how many should run.
+fn instances(report: &Report, text: &mut String) {
+    let mut node = BTreeMap::<_, u32>::new();
+    let mut lines = String::new();
+    for revision in &report.revisions {
+        let mut tiers = BTreeMap::<_, u32>::new();
+        for instance in &revision.instances {
+            *tiers.entry(instance.tier).or_default() += 1;
+            *node.entry(instance.tier).or_default() += 1;
+        }
+        for (tier, count) in tiers {
+            let (tier, labels) = (tier_word(tier), labels(revision));
+            // Writing to a String cannot fail.
+            let _ = writeln!(lines, "tombolo_revision_instances{{{labels},tier=\"{tier}\"}} {count}");
         }
     }
-    text
+    head(text, "tombolo_instances", "Instances on this node, by tier");
+    for (tier, count) in node {
+        let _ = writeln!(text, "tombolo_instances{{tier=\"{}\"}} {count}", tier_word(tier));
+    }
+    head(text, "tombolo_revision_instances", "Instances of a revision, by tier");
+    text.push_str(&lines);
+    head(text, "tombolo_desired_instances", "Instances of a revision that should run");
+    for revision in &report.revisions {
+        let _ = writeln!(text, "tombolo_desired_instances{{{}}} {}", labels(revision), revision.desired);
+    }
+}
+
+fn head(text: &mut String, name: &str, help: &str) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+}
+
+fn labels(revision: &RevisionReport) -> String {
+    format!("namespace=\"{}\",revision=\"{}\"", revision.namespace, revision.name)
+}
+
+fn tier_word(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Starting => "starting",
+        Tier::Running => "running",
+        Tier::Stopping => "stopping",
+        Tier::Primed => "primed",
+        Tier::Frozen => "frozen",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tombolo_api::report::{InstanceReport, RevisionPhase};
+
+    use super::*;
+
+    #[test]
+    fn instances_are_counted_by_tier() {
+        let instance = |tier| InstanceReport { id: "i".into(), tier, pid: 1, restarts: 0 };
+        let revision = RevisionReport {
+            namespace: "default".into(),
+            name: "s-00001".into(),
+            uid: String::new(),
+            phase: RevisionPhase::Ready,
+            reason: String::new(),
+            message: String::new(),
+            instances: vec![instance(Tier::Running), instance(Tier::Primed), instance(Tier::Running)],
+            desired: 2,
+        };
+        let mut text = String::new();
+        instances(&Report { revisions: vec![revision], ..Report::default() }, &mut text);
+        let labels = "namespace=\"default\",revision=\"s-00001\"";
+        for line in [
+            "tombolo_instances{tier=\"running\"} 2".to_owned(),
+            format!("tombolo_revision_instances{{{labels},tier=\"running\"}} 2"),
+            format!("tombolo_revision_instances{{{labels},tier=\"primed\"}} 1"),
+            format!("tombolo_desired_instances{{{labels}}} 2"),
+        ] {
+            assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
+        }
+    }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +21,10 @@ use tombolo_router::{Dialer, Meter, Router};
 use crate::accepted::Accepted;
 use crate::admin::{Admin, Shown};
 use crate::autoscale::Autoscale;
+use crate::certificate::Files;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, TlsConfig};
+use crate::descriptors;
 use crate::enrol::Enrol;
 use crate::execute::{Executor, Tools};
 use crate::identity::{Identity, IdentityDir};
@@ -131,21 +132,11 @@ struct Tasks {
     lasting: JoinSet<&'static str>,
 }
 
-/// As many descriptors as this process may have: the usual soft limit of 1,024 is some 500 proxied connections.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
-    });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
 /// Starts an agent. When this returns, router and admin API listen and the routes of the store are in force.
 pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let Start { config, supervisor_command } = start;
     let me: NodeId = config.node.parse().context("node")?;
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     for dir in [&config.state_dir, &config.run_dir] {
         DirBuilder::new()
             .recursive(true)
@@ -262,6 +253,7 @@ fn serve(
     reconciler.prime(accepted.borrow().clone());
     let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())
         .context("router.listen: cannot serve")?;
+    let router = with_tls(router, &config.router.tls, tasks)?;
     let address = router.address();
     reconciler.describe(node_info::read(config, address));
     let autoscale = Autoscale {
@@ -291,6 +283,18 @@ fn serve(
     tasks.lasting("outbox", outbox.clone().write(keep.clone()));
     tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
     Ok(Served { address, executor, tables, meter, report: reports, ready: readiness })
+}
+
+/// Has the router serve HTTPS too, if the configuration says so.
+fn with_tls(router: Router, config: &TlsConfig, tasks: &mut Tasks) -> anyhow::Result<Router> {
+    let Some(listen) = config.listen else { return Ok(router) };
+    let files = Files { certificate: config.certificate.clone(), key: config.key.clone() };
+    let configs = watch::Sender::new(files.load().context("router.tls")?);
+    let listener =
+        Router::listen(listen).with_context(|| format!("router.tls.listen: cannot listen on {listen}"))?;
+    let router = router.with_tls(listener, configs.subscribe()).context("router.tls.listen")?;
+    tasks.lasting("router's certificate", files.follow(configs));
+    Ok(router)
 }
 
 impl Agent {

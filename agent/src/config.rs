@@ -48,6 +48,18 @@ pub struct HubConfig {
 pub struct RouterConfig {
     /// Where requests to functions come in.
     pub listen: SocketAddr,
+    pub tls: TlsConfig,
+}
+
+/// HTTPS for requests to functions, beside plain HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Where requests come in over TLS. Absent: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// PEM files: the certificate with its chain, and its key. Read again when they change.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -107,7 +119,7 @@ impl Default for Config {
 
 impl Default for RouterConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)), tls: TlsConfig::default() }
     }
 }
 
@@ -182,6 +194,14 @@ impl Config {
         if self.serving.idle_timeout_s == 0 {
             return Err("serving.idle_timeout_s: must be at least 1".into());
         }
+        if self.router.tls.listen.is_some() {
+            for (name, file) in [("certificate", &self.router.tls.certificate), ("key", &self.router.tls.key)]
+            {
+                if file.as_os_str().is_empty() {
+                    return Err(format!("router.tls.{name}: needed with router.tls.listen, a PEM file"));
+                }
+            }
+        }
         for (name, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
             if !dir.is_absolute() {
                 return Err(format!("{name}: {} must be an absolute path", dir.display()));
@@ -245,6 +265,7 @@ mod tests {
             ("state_dir = \"relative\"", None, "state_dir"),
             ("[hub]\nurl = \"http://h\"", None, "hub.url"),
             ("", Some(("TOMBOLO_AGENT__ROUTER__LISTNE", "x")), "listne"),
+            ("[router.tls]\nlisten = \"127.0.0.1:1\"", None, "router.tls.certificate"),
         ] {
             let error = load(text, env.as_slice()).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");
