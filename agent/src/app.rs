@@ -35,6 +35,7 @@ use crate::outbox::Outbox;
 use crate::ready::ReadyRecord;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::restore;
+use crate::rollout;
 use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
 use crate::sync::Sync;
 use crate::tail;
@@ -246,9 +247,11 @@ fn serve(
     let (targets, poke, clock) = (watch::Sender::default(), Arc::<Notify>::default(), Clock::start());
     let target_changes = targets.subscribe();
     let settings = Settings { memory_bytes: node_info::memory_for_instances() };
-    let outputs = Outputs { table, report, outbox: outbox.clone(), poke: poke.clone(), ready };
-    let mut reconciler =
-        Reconciler::new(executor.clone(), outputs, meter.clone(), settings, ready_record.clone(), clock);
+    let rollouts = watch::Sender::default();
+    tasks.lasting("rollout record", rollout::write(keep.clone(), rollouts.subscribe()));
+    let outputs = Outputs { table, report, outbox: outbox.clone(), rollouts, poke: poke.clone(), ready };
+    let records = (ready_record.clone(), rollout::load(keep));
+    let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), settings, records, clock);
     // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
     let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())

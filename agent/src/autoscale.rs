@@ -6,7 +6,7 @@
 //!
 //! A revision at rest has no scaler and costs nothing; while all are at rest this task sleeps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ impl Autoscale {
         let now = self.clock.now();
         let running = running(&self.report.borrow());
         let table = self.table.borrow().clone();
-        let reachable = reachable(&table);
+        let reachable = table.routed();
         for (key, one) in scaled {
             let meter = self.meter.revision(key);
             let came = meter.as_ref().and_then(|meter| meter.last_activity);
@@ -238,13 +238,6 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
-}
-
-/// The revisions that some host leads to.
-fn reachable(table: &RouteTable) -> BTreeSet<&RevisionKey> {
-    let hosts = table.hosts.values();
-    let splits = hosts.flat_map(|host| host.splits.iter().chain(host.tags.values().flatten()));
-    splits.map(|split| &split.revision).collect()
 }
 
 fn running(report: &Report) -> BTreeMap<RevisionKey, Running> {

@@ -5,6 +5,7 @@
 //! | `manifest` | the accepted manifest, as signed |
 //! | `object/{hex}` | an object that manifest names |
 //! | `ready/{namespace}/{name}` | digest of the revision object an instance of which has been ready |
+//! | `rollouts` | how far the traffic of routes has moved |
 //! | `refused` | the last refusal, and how many there were |
 //! | `outbox`, `event/{seq}` | the outbox's name and next number, and its events |
 //!
@@ -22,6 +23,7 @@ use tombolo_store::{Batch, CommitError, OpenError, Recovery, Store};
 use crate::accepted::unverified;
 
 const MANIFEST: &str = "manifest";
+const ROLLOUTS: &str = "rollouts";
 const REFUSED: &str = "refused";
 const OUTBOX: &str = "outbox";
 const OBJECT: &str = "object/";
@@ -159,6 +161,17 @@ impl Keep {
                 None => batch.delete(name),
             };
         }
+        self.store.commit_async(batch).await.map_err(KeepError::from)
+    }
+
+    /// How far rollouts are, as last put.
+    pub(crate) fn rollouts(&self) -> Option<Vec<u8>> {
+        self.read(ROLLOUTS)
+    }
+
+    pub(crate) async fn put_rollouts(&self, bytes: Vec<u8>) -> Result<(), KeepError> {
+        let mut batch = Batch::new();
+        batch.put(ROLLOUTS, bytes);
         self.store.commit_async(batch).await.map_err(KeepError::from)
     }
 

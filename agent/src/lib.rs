@@ -25,6 +25,7 @@ mod probe;
 mod ready;
 mod reconcile;
 mod restore;
+mod rollout;
 mod supervisor;
 mod sync;
 mod tail;

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tombolo_agent_core::actual::{
-    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets, Traffic,
+    Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets,
 };
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
+use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::routes::RouteTable;
+use tombolo_agent_core::status;
 use tombolo_agent_core::supervision::InstanceId;
-use tombolo_agent_core::{status, table};
-use tombolo_api::desired::RevisionObject;
+use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::report::{EventKind, NodeInfo, Report, RolledBack};
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
@@ -31,6 +32,7 @@ use crate::ready::ReadyRecord;
 use crate::supervisor::SupervisorEvent;
 
 mod outcomes;
+mod traffic;
 
 /// While an instance drains, how often its requests are counted.
 const DRAIN_POLL: Duration = Duration::from_millis(25);
@@ -54,6 +56,8 @@ pub(crate) struct Outputs {
     pub(crate) table: watch::Sender<Arc<RouteTable>>,
     pub(crate) report: watch::Sender<Report>,
     pub(crate) outbox: Outbox,
+    /// How far rollouts are, to be written.
+    pub(crate) rollouts: watch::Sender<Vec<u8>>,
     /// Tells the autoscaler that a request is held.
     pub(crate) poke: Arc<Notify>,
     /// Becomes true once desired state (if there is any) and instances are known, and stays so.
@@ -71,6 +75,12 @@ pub(crate) struct Reconciler {
     accepted: Option<Arc<Accepted>>,
     actual: Actual,
     targets: Arc<Targets>,
+    rollouts: Rollouts,
+    /// Desired state or who serves is other than when rollouts were last stepped.
+    routes_changed: bool,
+    rollout_wake: Option<Moment>,
+    /// The desired state with only those rollouts that can be, if that is another.
+    rollable: Option<Desired>,
     /// How many instances of each revision the last plan wanted, and why some get less.
     wanted: BTreeMap<RevisionKey, u32>,
     cuts: BTreeMap<RevisionKey, String>,
@@ -87,7 +97,7 @@ impl Reconciler {
         outputs: Outputs,
         meter: Arc<Meter>,
         settings: Settings,
-        ready_record: ReadyRecord,
+        (ready_record, rollouts): (ReadyRecord, Rollouts),
         clock: Clock,
     ) -> Self {
         let actual = Actual { incarnation: incarnation(), ..Actual::default() };
@@ -101,6 +111,10 @@ impl Reconciler {
             accepted: None,
             actual,
             targets: Arc::default(),
+            rollouts,
+            routes_changed: true,
+            rollout_wake: None,
+            rollable: None,
             wanted: BTreeMap::new(),
             cuts: BTreeMap::new(),
             changed: true,
@@ -172,10 +186,12 @@ impl Reconciler {
         };
         let traffic = self.traffic();
         self.forget_old_crashes(now);
+        let table = self.outputs.table.borrow().clone();
         let situation = Situation {
             desired: &accepted.desired,
             actual: &self.actual,
             traffic: &traffic,
+            table: &table,
             targets: &self.targets,
             settings: &self.settings,
         };
@@ -193,8 +209,9 @@ impl Reconciler {
             tokio::task::yield_now().await;
             self.publish();
         }
+        let wakes = wake.map(|(at, _)| at).into_iter().chain(self.rollout_wake);
         let until_wake =
-            wake.map_or(IDLE_POLL, |(at, _)| Duration::from_millis(at.since(now) + 1)).min(IDLE_POLL);
+            wakes.map(|at| Duration::from_millis(at.since(now) + 1)).fold(IDLE_POLL, Duration::min);
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
         match (again, draining) {
             // What follows from a changed route has no other event to wait for.
@@ -289,6 +306,7 @@ impl Reconciler {
     fn take_over(&mut self, revision: &RevisionKey) {
         if let Some(known) = self.actual.revisions.get_mut(revision) {
             known.takeover = Takeover::Begun { started: None };
+            self.routes_changed = true;
             let message = "requests wait for it; the revision before it ends first".to_owned();
             self.event(EventKind::Normal, "TakingOver", revision, message);
         }
@@ -303,6 +321,7 @@ impl Reconciler {
                 why.message.clone(),
             );
             known.takeover = Takeover::Undone(why);
+            self.routes_changed = true;
         }
     }
 
@@ -352,6 +371,8 @@ impl Reconciler {
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);
+        self.rollable = traffic::rollable(desired);
+        self.routes_changed = true;
         self.accepted = Some(accepted);
         self.collect();
     }
@@ -371,6 +392,8 @@ impl Reconciler {
         self.publish_table(self.now());
         let mut report = Report { info: self.info.clone(), ..Report::default() };
         if let Some(accepted) = &self.accepted {
+            report.routes = status::routes(&accepted.desired, &self.actual, &self.rollouts);
+            self.tell_undone(&self.outputs.report.borrow().routes, &report.routes);
             report.revisions = status::revisions(&accepted.desired, &self.actual, &self.wanted, &self.cuts);
         }
         self.outputs.report.send_if_modified(|current| {
@@ -385,30 +408,6 @@ impl Reconciler {
             .ready
             .send_if_modified(|current| !std::mem::replace(current, *current || ready) && ready);
         self.changed = false;
-    }
-
-    fn publish_table(&self, now: Moment) {
-        let Some(accepted) = &self.accepted else { return };
-        let table = table::build(&accepted.desired, &self.actual, now);
-        self.outputs.table.send_if_modified(|current| {
-            let changed = **current != table;
-            if changed {
-                *current = Arc::new(table);
-            }
-            changed
-        });
-    }
-
-    fn traffic(&self) -> Traffic {
-        let mut traffic = self.meter.traffic(|instant| self.clock.moment(instant));
-        let in_force = self.meter.is_in_force(&self.outputs.table.borrow());
-        for (id, instance) in &self.actual.instances {
-            // Until the router has let go of it, a draining instance may get one request more.
-            if instance.phase == Phase::Draining && !(in_force && self.meter.is_released(id)) {
-                traffic.instances.entry(id.clone()).or_insert(1);
-            }
-        }
-        traffic
     }
 
     fn forget_old_crashes(&mut self, now: Moment) {

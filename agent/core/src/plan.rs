@@ -15,6 +15,7 @@ use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, ByRevision, InstanceActual, Moment, Phase, RevisionActual, Targets, Traffic};
 use crate::annotations::Scale;
+use crate::routes::RouteTable;
 use crate::supervision::InstanceId;
 
 mod life;
@@ -71,6 +72,8 @@ pub struct Situation<'a> {
     pub desired: &'a Desired,
     pub actual: &'a Actual,
     pub traffic: &'a Traffic,
+    /// The route table in force, for where requests may come to.
+    pub table: &'a RouteTable,
     pub targets: &'a Targets,
     pub settings: &'a Settings,
 }
@@ -190,7 +193,7 @@ struct Pass<'a> {
     index: &'a ByRevision<'a>,
     takeovers: Takeovers,
     /// Found out when it is first asked for: not on the way of a request.
-    routed: OnceCell<BTreeSet<RevisionKey>>,
+    routed: OnceCell<BTreeSet<&'a RevisionKey>>,
     now: Moment,
 }
 
@@ -260,8 +263,7 @@ impl<'a> Pass<'a> {
 
     /// Whether a route leads to the revision now.
     fn is_routed(&self, key: &RevisionKey) -> bool {
-        let Situation { desired, actual, .. } = self.situation;
-        self.routed.get_or_init(|| crate::table::routed(desired, actual)).contains(key)
+        self.routed.get_or_init(|| self.situation.table.routed()).contains(key)
     }
 
     /// Instances of this very object that serve or are on the way to.

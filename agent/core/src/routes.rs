@@ -2,7 +2,7 @@
 //!
 //! Made by the reconciler at every change that concerns it, read by the router at every request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tombolo_api::RevisionKey;
@@ -16,6 +16,15 @@ pub struct RouteTable {
     /// Host names, lower case, without port.
     pub hosts: BTreeMap<String, Arc<HostRoutes>>,
     pub revisions: BTreeMap<RevisionKey, Arc<Backend>>,
+}
+
+impl RouteTable {
+    /// The revisions that some host leads to.
+    pub fn routed(&self) -> BTreeSet<&RevisionKey> {
+        let hosts = self.hosts.values();
+        let splits = hosts.flat_map(|host| host.splits.iter().chain(host.tags.values().flatten()));
+        splits.map(|split| &split.revision).collect()
+    }
 }
 
 /// Where a host's requests go.

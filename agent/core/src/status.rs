@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use tombolo_api::RevisionKey;
-use tombolo_api::desired::Desired;
-use tombolo_api::report::{InstanceReport, Report, RevisionPhase, RevisionReport, Tier};
+use tombolo_api::desired::{Desired, RouteObject};
+use tombolo_api::report::{
+    InstanceReport, Report, RevisionPhase, RevisionReport, RouteReport, ShareReport, TargetReport, Tier,
+};
 
 use crate::actual::{Actual, ImageState, InstanceActual, Phase, RevisionActual, Takeover};
+use crate::rollout::Rollouts;
 use crate::supervision::InstanceId;
+use crate::table;
 
 /// One entry per desired revision, and per revision that still has instances here.
 /// With what the last [plan](crate::plan::Plan) wanted, and why some revisions get less.
@@ -40,6 +44,44 @@ pub fn revisions(
         });
     }
     reports
+}
+
+/// The routes whose traffic moves from one revision to the next, and those where that was undone.
+pub fn routes(desired: &Desired, actual: &Actual, rollouts: &Rollouts) -> Vec<RouteReport> {
+    let mut reports = rollouts.report(desired);
+    for route in desired.routes.values() {
+        for target in route.targets.iter().filter(|target| !target.configuration.is_empty()) {
+            let undone = target.candidates.iter().find_map(|name| {
+                let known = actual.revisions.get(&RevisionKey::new(&route.namespace, name))?;
+                let Takeover::Undone(why) = &known.takeover else { return None };
+                Some((name, why))
+            });
+            if let Some((goal, why)) = undone {
+                let served = table::choose(&route.namespace, target, desired, actual);
+                let report = TargetReport {
+                    configuration: target.configuration.clone(),
+                    tag: target.tag.clone(),
+                    goal: goal.clone(),
+                    shares: vec![ShareReport { revision: served.name, percent: 100 }],
+                    rolled_back: Some(why.clone()),
+                };
+                add_target(&mut reports, route, report);
+            }
+        }
+    }
+    reports
+}
+
+fn add_target(reports: &mut Vec<RouteReport>, route: &RouteObject, target: TargetReport) {
+    let (namespace, name) = (route.namespace.clone(), route.name.clone());
+    let is_it = |report: &RouteReport| report.namespace == namespace && report.name == name;
+    let index = reports.iter().position(is_it).unwrap_or_else(|| {
+        reports.push(RouteReport { namespace: namespace.clone(), name: name.clone(), targets: Vec::new() });
+        reports.len() - 1
+    });
+    let targets = &mut reports[index].targets;
+    targets.retain(|other| (&other.configuration, &other.tag) != (&target.configuration, &target.tag));
+    targets.push(target);
 }
 
 /// Longest message of a revision in a report that does not fit whole, bytes.

@@ -9,16 +9,18 @@ use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
 use crate::limits::request_timeouts;
+use crate::rollout::Rollouts;
+use crate::rollout::steps::Share;
 use crate::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split, Unavailable};
 use crate::supervision::InstanceId;
 
-/// Builds the table. `now` decides whether a failed revision is still waiting before it is tried again.
-pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
+/// Builds the table. `rollouts`: [stepped](Rollouts::step) to now. `now` decides whether a failed revision is still waiting before it is tried again.
+pub fn build(desired: &Desired, actual: &Actual, rollouts: &Rollouts, now: Moment) -> RouteTable {
     let index = actual.by_revision();
     let mut table = RouteTable::default();
     let mut named = BTreeSet::new();
     for route in desired.routes.values() {
-        add_route(route, desired, actual, &mut table, &mut named);
+        add_route(route, desired, actual, rollouts, &mut table, &mut named);
     }
     // Those that no route leads to any more have requests that wait for them.
     for (key, (digest, object)) in &desired.revisions {
@@ -31,37 +33,49 @@ pub fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
     table
 }
 
-/// The revisions that routes lead to now.
-pub fn routed(desired: &Desired, actual: &Actual) -> BTreeSet<RevisionKey> {
-    let targets = |route: &'_ RouteObject| -> Vec<RevisionKey> {
-        route.targets.iter().map(|target| choose(&route.namespace, target, desired, actual)).collect()
-    };
-    desired.routes.values().flat_map(targets).collect()
+/// Whether requests may wait for a revision: it has been ready here, or is taking over.
+pub fn serves(desired: &Desired, actual: &Actual, key: &RevisionKey) -> bool {
+    let digest = desired.revisions.get(key).map(|(digest, _)| digest);
+    let known = actual.revisions.get(key).filter(|known| Some(&known.object) == digest);
+    known.is_some_and(|known| known.ready_once || matches!(known.takeover, Takeover::Begun { .. }))
 }
 
 fn add_route(
     route: &RouteObject,
     desired: &Desired,
     actual: &Actual,
+    rollouts: &Rollouts,
     table: &mut RouteTable,
     named: &mut BTreeSet<RevisionKey>,
 ) {
     let mut splits: BTreeMap<RevisionKey, u8> = BTreeMap::new();
     let mut tags = BTreeMap::new();
     for target in &route.targets {
-        let revision = choose(&route.namespace, target, desired, actual);
-        named.insert(revision.clone());
-        let all = vec![Split { percent: 100, revision: revision.clone() }];
+        let chosen =
+            |percent| vec![Split { percent, revision: choose(&route.namespace, target, desired, actual) }];
+        let split = |share: Share| Split {
+            percent: share.percent,
+            revision: RevisionKey::new(&route.namespace, &share.revision),
+        };
+        let of = |shares: Option<Vec<Share>>, percent| match shares {
+            Some(shares) if !shares.is_empty() => shares.into_iter().map(split).collect(),
+            _ => chosen(percent),
+        };
+        let own: Vec<Split> = of(rollouts.shares(route, target), 100);
+        named.extend(own.iter().map(|split| split.revision.clone()));
         if !target.tag.is_empty() {
-            tags.insert(target.tag.clone(), all.clone());
+            tags.insert(target.tag.clone(), own.clone());
         }
-        let all = Arc::new(HostRoutes { splits: all, ..HostRoutes::default() });
-        for host in &target.hosts {
-            table.hosts.insert(host.clone(), all.clone());
+        if !target.hosts.is_empty() {
+            let own = Arc::new(HostRoutes { splits: own, ..HostRoutes::default() });
+            table.hosts.extend(target.hosts.iter().map(|host| (host.clone(), own.clone())));
         }
         if target.percent > 0 {
-            let share = splits.entry(revision).or_default();
-            *share = share.saturating_add(target.percent);
+            for Split { percent, revision } in of(rollouts.points(route, target), target.percent) {
+                named.insert(revision.clone());
+                let share = splits.entry(revision).or_default();
+                *share = share.saturating_add(percent);
+            }
         }
     }
     let splits = splits.into_iter().map(|(revision, percent)| Split { percent, revision }).collect();

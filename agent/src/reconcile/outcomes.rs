@@ -207,6 +207,7 @@ impl Reconciler {
             if !revision.ready_once && proves {
                 revision.ready_once = true;
                 revision.takeover = Takeover::None;
+                self.routes_changed = true;
                 revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
                 self.ready_record.insert(&key, &object);
                 self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));

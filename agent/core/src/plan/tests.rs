@@ -73,7 +73,23 @@ fn planned(desired: &Desired, actual: &Actual, traffic: &Traffic, now: Moment) -
 }
 
 fn targeted(desired: &Desired, actual: &Actual, traffic: &Traffic, targets: &Targets, now: Moment) -> Plan {
-    plan(&Situation { desired, actual, traffic, targets, settings: &SETTINGS }, now)
+    fitting(desired, actual, traffic, targets, &SETTINGS, now)
+}
+
+fn fitting(
+    desired: &Desired,
+    actual: &Actual,
+    traffic: &Traffic,
+    targets: &Targets,
+    settings: &Settings,
+    now: Moment,
+) -> Plan {
+    let table = &routes(desired, actual, now);
+    plan(&Situation { desired, actual, traffic, table, targets, settings }, now)
+}
+
+fn routes(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
+    crate::table::build(desired, actual, &crate::rollout::Rollouts::default(), now)
 }
 
 /// The autoscaler asks for `want` instances of every revision.
@@ -253,18 +269,7 @@ fn no_more_run_than_there_is_memory_for() {
     let traffic = with_demand("t-00001", 0, 1, NOW);
     let settings = Settings { memory_bytes: 1200 << 20 };
     let targets = asking(&desired, 9, NOW);
-    let planned = |actual: &Actual| {
-        plan(
-            &Situation {
-                desired: &desired,
-                actual,
-                traffic: &traffic,
-                targets: &targets,
-                settings: &settings,
-            },
-            NOW,
-        )
-    };
+    let planned = |actual: &Actual| fitting(&desired, actual, &traffic, &targets, &settings, NOW);
     let first = planned(&actual);
     assert_eq!(first.wanted, [(key("s-00001"), 2), (key("t-00001"), 1)].into());
     assert!(first.cuts[&key("s-00001")].starts_with("InsufficientMemory: 2 of 9"), "{:?}", first.cuts);

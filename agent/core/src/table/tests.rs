@@ -6,6 +6,10 @@ use super::*;
 use crate::actual::{Crashes, InstanceActual};
 use crate::supervision::InstanceId;
 
+fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
+    super::build(desired, actual, &Rollouts::default(), now)
+}
+
 const NOW: Moment = Moment(1_000);
 
 fn add_revision(desired: &mut Desired, actual: &mut Actual, name: &str, ready_once: bool) -> Digest {
@@ -48,7 +52,7 @@ fn target(percent: u8, candidates: &[&str], hosts: &[&str]) -> RouteTarget {
     }
 }
 
-fn serves(table: &RouteTable, host: &str) -> Vec<(String, u8)> {
+fn split(table: &RouteTable, host: &str) -> Vec<(String, u8)> {
     table.hosts[host].splits.iter().map(|split| (split.revision.name.clone(), split.percent)).collect()
 }
 
@@ -58,9 +62,9 @@ fn the_newest_candidate_serves_once_it_has_been_ready_here() {
     let mut actual = Actual::default();
     add_revision(&mut desired, &mut actual, "s-00001", true);
     add_revision(&mut desired, &mut actual, "s-00002", false);
-    assert_eq!(serves(&build(&desired, &actual, NOW), "s.default.localhost"), [("s-00001".into(), 100)]);
+    assert_eq!(split(&build(&desired, &actual, NOW), "s.default.localhost"), [("s-00001".into(), 100)]);
     actual.revisions.get_mut(&RevisionKey::new("default", "s-00002")).unwrap().ready_once = true;
-    assert_eq!(serves(&build(&desired, &actual, NOW), "s.default.localhost"), [("s-00002".into(), 100)]);
+    assert_eq!(split(&build(&desired, &actual, NOW), "s.default.localhost"), [("s-00002".into(), 100)]);
 }
 
 #[test]
@@ -71,8 +75,8 @@ fn splits_and_tags_have_their_own_hosts() {
     add_revision(&mut desired, &mut actual, "s-00001", true);
     add_revision(&mut desired, &mut actual, "s-00002", true);
     let table = build(&desired, &actual, NOW);
-    assert_eq!(serves(&table, "s.default.localhost"), [("s-00001".into(), 90), ("s-00002".into(), 10)]);
-    assert_eq!(serves(&table, "next-s.default.localhost"), [("s-00002".into(), 100)]);
+    assert_eq!(split(&table, "s.default.localhost"), [("s-00001".into(), 90), ("s-00002".into(), 10)]);
+    assert_eq!(split(&table, "next-s.default.localhost"), [("s-00002".into(), 100)]);
 }
 
 #[test]
@@ -116,4 +120,36 @@ fn a_route_to_an_absent_revision_says_so() {
     let table = build(&desired, &Actual::default(), NOW);
     let backend = &table.revisions[&RevisionKey::new("default", "s-00009")];
     assert_eq!(backend.unavailable.as_ref().unwrap().reason, "RevisionMissing");
+}
+
+#[test]
+fn a_rollout_shares_the_hosts_the_tags_and_the_percentages() {
+    let both = |percent, tag: &str, hosts: &[&str]| RouteTarget {
+        tag: tag.into(),
+        configuration: "s".into(),
+        ..target(percent, &["s-00002", "s-00001"], hosts)
+    };
+    let mut desired = route(vec![both(100, "", &[]), both(0, "next", &["next-s.default.localhost"])]);
+    let spec = tombolo_api::desired::RolloutSpec { duration_s: 100, gate: None };
+    desired.routes.values_mut().next().unwrap().rollout = Some(spec);
+    let mut actual = Actual::default();
+    add_revision(&mut desired, &mut actual, "s-00001", true);
+    add_revision(&mut desired, &mut actual, "s-00002", false);
+    let mut rollouts = Rollouts::default();
+    let table = |rollouts: &mut Rollouts, actual: &Actual, now| {
+        rollouts.step(&desired, |key| serves(&desired, actual, key), &BTreeMap::new(), now);
+        super::build(&desired, actual, rollouts, now)
+    };
+    assert_eq!(serves_at(&table(&mut rollouts, &actual, NOW)), [("s-00001".into(), 100)]);
+    actual.revisions.get_mut(&RevisionKey::new("default", "s-00002")).unwrap().ready_once = true;
+    let begun = table(&mut rollouts, &actual, NOW);
+    let shares = [("s-00001".to_owned(), 99), ("s-00002".to_owned(), 1)];
+    assert_eq!(serves_at(&begun), shares);
+    assert_eq!(split(&begun, "next-s.default.localhost"), shares);
+    assert_eq!(begun.hosts["s.default.localhost"].tags["next"].len(), 2);
+    assert_eq!(begun.routed().len(), 2);
+}
+
+fn serves_at(table: &RouteTable) -> Vec<(String, u8)> {
+    split(table, "s.default.localhost")
 }

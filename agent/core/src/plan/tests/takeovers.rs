@@ -51,7 +51,7 @@ fn name(action: &Action) -> String {
 }
 
 fn routed(desired: &Desired, actual: &Actual) -> String {
-    let table = crate::table::build(desired, actual, NOW);
+    let table = routes(desired, actual, NOW);
     table.hosts["s.default.localhost"].splits[0].revision.name.clone()
 }
 
@@ -104,14 +104,10 @@ fn auto_stops_first_where_one_more_does_not_fit() {
     let (desired, actual) = update("auto");
     let settings = Settings { memory_bytes: 48 << 20 };
     let (traffic, targets) = (Traffic::default(), Targets::new());
-    let situation = Situation {
-        desired: &desired,
-        actual: &actual,
-        traffic: &traffic,
-        targets: &targets,
-        settings: &settings,
-    };
-    assert_eq!(plan(&situation, NOW).actions, [Action::TakeOver { revision: key(NEW) }]);
+    assert_eq!(
+        fitting(&desired, &actual, &traffic, &targets, &settings, NOW).actions,
+        [Action::TakeOver { revision: key(NEW) }]
+    );
 }
 
 #[test]
