@@ -25,6 +25,12 @@ pub const INSTANCES_MAX: usize = 500;
 /// Most sockets one supervisor keeps. An agent has one for each address that it listens on.
 pub const SOCKETS_MAX: usize = 8;
 
+/// Most of a command's output that comes back, bytes: its beginning. Enough for the words of a failed probe.
+pub const EXEC_OUTPUT_MAX: usize = 4096;
+
+/// Longest time of a command, milliseconds: below the agent's wait for any answer.
+pub const EXEC_TIMEOUT_MS_MAX: u64 = 50_000;
+
 /// Name of an instance: a DNS label, unique on its node for ever (it contains randomness).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -100,6 +106,14 @@ pub enum Request {
     Release {
         name: String,
     },
+    /// Run a command inside a running instance as its program runs: same namespaces, limits, root, user, environment, and
+    /// no more privileges. When it ends or its time is up, whatever it has forked and still runs is killed. Runs beside
+    /// other calls about the instance. Answered with [`Answer::Executed`].
+    Exec {
+        id: InstanceId,
+        args: Vec<String>,
+        timeout_ms: u64,
+    },
 }
 
 /// How to make an instance.
@@ -167,6 +181,16 @@ pub enum Answer {
     /// Whether there is such a socket, which then comes along.
     Taken {
         found: bool,
+    },
+    /// How a command ended. One that cannot be executed has code 127 and says why in its output, as in a shell.
+    #[serde(rename_all = "camelCase")]
+    Executed {
+        code: Option<i32>,
+        signal: Option<i32>,
+        /// It was killed because its time was up.
+        timed_out: bool,
+        /// The beginning of what it printed to standard output and standard error; what is no UTF-8 is replaced.
+        output: String,
     },
 }
 

@@ -59,6 +59,7 @@ fn calls() {
         Request::Keep { name: "router".into() },
         Request::Take { name: "router".into() },
         Request::Release { name: "router".into() },
+        Request::Exec { id: id(), args: vec!["/bin/check".into(), "-q".into()], timeout_ms: 1000 },
     ];
     let calls: Vec<_> = (1..).zip(requests).map(|(seq, request)| Call { seq, request }).collect();
     check(include_str!("golden/calls.jsonl"), &calls);
@@ -97,6 +98,7 @@ fn messages() {
         Err(Refusal::Timeout(20)),
         Ok(Answer::Taken { found: true }),
         Err(Refusal::TooManySockets),
+        Ok(Answer::Executed { code: Some(1), signal: None, timed_out: false, output: "no\n".into() }),
     ];
     let mut messages: Vec<_> =
         (1..).zip(results).map(|(seq, result)| Message::Reply { seq, result }).collect();

@@ -52,6 +52,11 @@ impl TryFrom<PathBuf> for CgroupPath {
 }
 
 impl CgroupPath {
+    /// A cgroup below this one. `name` is one component.
+    pub(crate) fn child(&self, name: &str) -> Self {
+        Self(self.0.join(name))
+    }
+
     /// Whether both are directly below the same cgroup.
     pub(crate) fn is_sibling(&self, other: &Self) -> bool {
         self.0.parent() == other.0.parent()
@@ -156,6 +161,21 @@ impl Hierarchies {
     fn freezer(&self, path: &CgroupPath) -> io::Result<PathBuf> {
         let none = || io::Error::new(io::ErrorKind::Unsupported, "this machine has no cgroup freezer");
         self.directory("freezer", path).ok_or_else(none)
+    }
+
+    /// Makes a cgroup below an instance's for what is to be killed apart from the instance. Whoever writes `0` to each of the
+    /// files is in it, under the instance's limits. On v1 only the freezer's hierarchy is divided.
+    pub(crate) fn divide(&self, path: &CgroupPath, name: &str) -> io::Result<Vec<fs::File>> {
+        let freezer = self.freezer(path)?;
+        let join = |(root, _): &(PathBuf, Vec<String>)| {
+            let mut directory = root.join(&path.0);
+            if directory == freezer {
+                directory.push(name);
+                fs::create_dir(&directory)?;
+            }
+            fs::File::options().write(true).open(directory.join("cgroup.procs"))
+        };
+        self.roots.iter().map(join).collect()
     }
 
     /// How many processes of the cgroup the kernel has killed for memory.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! socket ─▶ call ─┬─▶ answered at once (start, signal, thaw, list, sockets)
-//!                 └─▶ worker (create, freeze, delete) ─▶ its message or its deadline ─▶ answer, the instance's next call
+//!                 └─▶ worker (create, freeze, delete, exec) ─▶ its message or its deadline ─▶ answer, the instance's next call
 //! SIGCHLD, pidfd ─▶ exit ─▶ record, event          FIFO ─▶ log
 //! ```
 //!

@@ -4,6 +4,7 @@
 //! out-of-memory killer) outlives it, and one that hangs is killed.
 
 pub(crate) mod create;
+pub(crate) mod exec;
 
 use std::fs;
 use std::io;
@@ -24,10 +25,13 @@ use crate::diagnostics;
 use crate::record::{Process, Stat};
 use crate::sys::{self, Fork};
 use crate::worker::create::CreateTask;
+use crate::worker::exec::ExecTask;
 
 /// Longest time of each task. An agent waits 60 s for its answer, which may take a removal after a failed creation.
 const CREATE_DEADLINE: Duration = Duration::from_secs(20);
 const FREEZE_DEADLINE: Duration = Duration::from_secs(3);
+/// Beyond the command's own: to start it, and to kill what it leaves.
+const EXEC_SPARE: Duration = Duration::from_secs(5);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What a worker keeps open besides standard input, output and error: its end of the result socket.
@@ -39,13 +43,14 @@ const WORKER: &str = "worker.json";
 /// How the container runtime names the processes it forks.
 const RUNTIME_PROCESS: &str = "youki:[";
 
-/// Longest message about a result, bytes.
-const RESULT_MAX: usize = 16 * 1024;
+/// Longest message about a result, bytes. A byte of a command's output may take six.
+const RESULT_MAX: usize = 32 * 1024;
 
 /// What a worker is to do.
 #[derive(Debug)]
 pub(crate) enum Task {
     Create(Box<CreateTask>),
+    Exec(Box<ExecTask>),
     Freeze(CgroupPath),
     /// Kill what is left and remove the cgroup.
     Remove(CgroupPath),
@@ -55,6 +60,7 @@ impl Task {
     pub(crate) fn deadline(&self) -> Duration {
         match self {
             Self::Create(_) => CREATE_DEADLINE,
+            Self::Exec(task) => task.timeout + EXEC_SPARE,
             Self::Freeze(_) => FREEZE_DEADLINE,
             Self::Remove(_) => REMOVE_DEADLINE,
         }
@@ -68,6 +74,12 @@ pub(crate) enum Outcome {
         pid: i32,
         /// Something that this machine cannot do and that was gone without.
         limitation: Option<String>,
+    },
+    Executed {
+        code: Option<i32>,
+        signal: Option<i32>,
+        timed_out: bool,
+        output: String,
     },
     Done,
     Failed(String),
@@ -192,6 +204,9 @@ fn run(task: Task, hierarchies: &Hierarchies, deadline: Instant) -> Outcome {
                 .unwrap_or_else(|error| Outcome::Failed(with_causes(&error))),
             Err(error) => Outcome::Failed(error.to_string()),
         },
+        Task::Exec(task) => {
+            exec::exec(&task, hierarchies).unwrap_or_else(|error| Outcome::Failed(with_causes(&error)))
+        }
         Task::Freeze(cgroup) => done(hierarchies.freeze(&cgroup, deadline)),
         Task::Remove(cgroup) => done(hierarchies.remove(&cgroup, deadline)),
     });

@@ -16,6 +16,10 @@ use crate::worker::{Outcome, Report, Task, Worker};
 /// Workers at the same time. Each costs about a megabyte and some processor time for 5 ms; more would only be slower.
 const WORKERS_MAX: usize = 8;
 
+/// Commands inside instances at the same time, beside the other workers: most of their time is their own programs', and a
+/// probe that hangs must not keep an instance from being made.
+const COMMANDS_MAX: usize = 16;
+
 /// A worker under way, and for what.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -49,12 +53,22 @@ pub(super) enum Purpose {
     Delete {
         caller: Option<Caller>,
     },
+    /// A command inside it, beside whatever else happens to it.
+    Exec {
+        caller: Caller,
+    },
+}
+
+impl Purpose {
+    fn is_command(&self) -> bool {
+        matches!(self, Self::Exec { .. })
+    }
 }
 
 impl Supervisor {
     /// Gives the instance a worker as soon as one is free.
     pub(super) fn plan(&mut self, id: &InstanceId, task: Task, purpose: Purpose) {
-        if let Some(instance) = self.instances.get_mut(id) {
+        if let Some(instance) = self.instances.get_mut(id).filter(|_| !purpose.is_command()) {
             instance.is_busy = true;
             instance.is_going |= matches!(purpose, Purpose::Delete { .. } | Purpose::CleanUp { .. });
         }
@@ -64,8 +78,8 @@ impl Supervisor {
 
     /// Starts what waits, as far as workers are free.
     pub(super) fn settle(&mut self) {
-        while self.jobs.len() < WORKERS_MAX
-            && let Some(Planned { id, task, purpose }) = self.planned.pop_front()
+        while let Some(next) = self.next_planned()
+            && let Some(Planned { id, task, purpose }) = self.planned.remove(next)
         {
             match Worker::start(task, &self.hierarchies) {
                 Ok(worker) => {
@@ -86,6 +100,15 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// The first for which a worker is free.
+    fn next_planned(&self) -> Option<usize> {
+        let commands = self.jobs.values().filter(|job| job.purpose.is_command()).count();
+        let others = self.jobs.len() - commands;
+        self.planned.iter().position(|planned| {
+            if planned.purpose.is_command() { commands < COMMANDS_MAX } else { others < WORKERS_MAX }
+        })
     }
 
     /// Whether nothing is under way and nothing waits.
@@ -144,6 +167,9 @@ impl Supervisor {
     }
 
     fn finish(&mut self, id: &InstanceId, purpose: Purpose, result: Result<Outcome, Refusal>) {
+        if let Purpose::Exec { caller } = purpose {
+            return self.executed(caller, result);
+        }
         if let Some(instance) = self.instances.get_mut(id) {
             instance.is_busy = false;
         }
@@ -172,6 +198,7 @@ impl Supervisor {
                 self.reply(caller, result);
             }
             (Purpose::Delete { caller }, result) => self.deleted(id, caller, result),
+            (Purpose::Exec { .. }, _) => {}
         }
         self.go_on(id);
     }
@@ -208,6 +235,17 @@ impl Supervisor {
         tracing::warn!(instance = %id, reason = %refusal, "cannot be created");
         let task = Task::Remove(instance.record.cgroup.clone());
         self.plan(id, task, Purpose::CleanUp { caller, refusal });
+    }
+
+    fn executed(&mut self, caller: Caller, result: Result<Outcome, Refusal>) {
+        let result = match result {
+            Ok(Outcome::Executed { code, signal, timed_out, output }) => {
+                Ok(Answer::Executed { code, signal, timed_out, output })
+            }
+            Ok(_) => Err(Refusal::Runtime("the worker ran no command".into())),
+            Err(refusal) => Err(refusal),
+        };
+        self.reply(caller, result);
     }
 
     fn frozen(&mut self, id: &InstanceId, result: Result<Outcome, Refusal>) -> Result<Answer, Refusal> {

@@ -6,12 +6,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde::Deserialize;
 use tombolo_agent_core::supervision::{
-    Answer, CreateSpec, INSTANCES_MAX, InstanceId, InstancePhase, MESSAGE_MAX, Refusal, Request, VERSION,
+    Answer, CreateSpec, EXEC_TIMEOUT_MS_MAX, INSTANCES_MAX, InstanceId, InstancePhase, MESSAGE_MAX, Refusal,
+    Request, VERSION,
 };
 
 use super::jobs::Purpose;
@@ -23,6 +25,7 @@ use crate::record::Record;
 use crate::user_namespace::UserRange;
 use crate::worker::Task;
 use crate::worker::create::{CreateTask, RUNTIME_DIRECTORY};
+use crate::worker::exec::ExecTask;
 
 /// Calls that wait for one instance. An agent has one or two under way.
 const WAITING_MAX: usize = 32;
@@ -49,6 +52,7 @@ impl Supervisor {
                 let list = self.instances.values().map(|instance| instance.record.public()).collect();
                 self.reply(caller, Ok(Answer::Instances(list)));
             }
+            Request::Exec { id, args, timeout_ms } => self.exec(caller, id, args, timeout_ms),
             Request::Keep { name } => {
                 let result = self.keep_socket(name, descriptor);
                 self.reply(caller, result);
@@ -149,16 +153,49 @@ impl Supervisor {
                 phase => Err(Refusal::WrongPhase { id, phase }),
             },
             Request::Delete { id } => return self.delete(Some(caller), &id),
-            // These are not about an instance.
+            // These are not about an instance, or wait for nothing.
             Request::Hello { .. }
             | Request::List
             | Request::Shutdown
             | Request::Upgrade { .. }
             | Request::Keep { .. }
             | Request::Take { .. }
-            | Request::Release { .. } => return,
+            | Request::Release { .. }
+            | Request::Exec { .. } => return,
         };
         self.reply(caller, result);
+    }
+
+    /// Runs a command beside whatever else happens to the instance.
+    fn exec(&mut self, caller: Caller, id: InstanceId, args: Vec<String>, timeout_ms: u64) {
+        let task = match self.command(&id, args, timeout_ms) {
+            Ok(task) => task,
+            Err(refusal) => return self.reply(caller, Err(refusal)),
+        };
+        self.plan(&id, Task::Exec(Box::new(task)), Purpose::Exec { caller });
+    }
+
+    fn command(&self, id: &InstanceId, args: Vec<String>, timeout_ms: u64) -> Result<ExecTask, Refusal> {
+        let instance = self.instances.get(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        let wrong_phase = || Refusal::WrongPhase { id: id.clone(), phase: instance.phase() };
+        let init = instance.record.process.as_ref().filter(|_| instance.pidfd.is_some());
+        let init = init.filter(|_| instance.phase() == InstancePhase::Running).ok_or_else(wrong_phase)?.id();
+        if args.is_empty() || args[0].is_empty() {
+            return Err(Refusal::Malformed("there is no command".into()));
+        }
+        if !(1..=EXEC_TIMEOUT_MS_MAX).contains(&timeout_ms) {
+            return Err(Refusal::Malformed(format!(
+                "the timeout is not within 1 and {EXEC_TIMEOUT_MS_MAX} ms"
+            )));
+        }
+        Ok(ExecTask {
+            init,
+            cgroup: instance.record.cgroup.clone(),
+            directory: instance.directory.clone(),
+            open_files: self.abilities.open_files,
+            args,
+            timeout: Duration::from_millis(timeout_ms),
+        })
     }
 
     fn create(&mut self, caller: Caller, id: InstanceId, spec: CreateSpec) {
@@ -307,7 +344,8 @@ fn instance_of(request: &Request) -> Option<&InstanceId> {
         | Request::Upgrade { .. }
         | Request::Keep { .. }
         | Request::Take { .. }
-        | Request::Release { .. } => None,
+        | Request::Release { .. }
+        | Request::Exec { .. } => None,
     }
 }
 

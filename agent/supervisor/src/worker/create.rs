@@ -21,6 +21,7 @@ use crate::rootfs::{self, HostSource, Users};
 use crate::seccomp::Filters;
 use crate::user_namespace::{self, UserRange};
 use crate::worker::Outcome;
+use crate::worker::exec::PROCESS;
 use crate::{bpf, sys};
 
 /// Where the container runtime keeps its state of an instance, below the instance's directory.
@@ -52,6 +53,8 @@ pub(crate) enum CreateError {
     Hooks,
     #[error("cannot build the specification")]
     Complete(#[from] oci_spec::OciSpecError),
+    #[error("cannot keep the specification of its process")]
+    Keep(#[source] io::Error),
     #[error("cannot make a user namespace")]
     Users(#[source] io::Error),
     #[error("cannot make the cgroup")]
@@ -82,6 +85,7 @@ pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Out
     let mut limitation = None;
     let users = users(task, &mut limitation)?;
     complete_process(&mut spec, &mut limitation)?;
+    keep_process(&spec, &task.directory)?;
     hierarchies.prepare(&task.cgroup).map_err(CreateError::Cgroup)?;
     complete_linux(&mut spec, users.as_ref(), hierarchies, &task.cgroup)?;
     let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
@@ -134,6 +138,12 @@ fn complete_process(spec: &mut Spec, limitation: &mut Option<String>) -> Result<
         *limitation = Some(format!("oom_score_adj cannot be set to {score}: {error}"));
     }
     Ok(())
+}
+
+/// For commands that are to run as the program does.
+fn keep_process(spec: &Spec, directory: &Path) -> Result<(), CreateError> {
+    let text = serde_json::to_vec(spec.process()).map_err(io::Error::from).map_err(CreateError::Keep)?;
+    fs::write(directory.join(PROCESS), text).map_err(CreateError::Keep)
 }
 
 fn no_capabilities() -> LinuxCapabilities {

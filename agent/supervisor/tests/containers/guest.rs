@@ -55,6 +55,14 @@ fn perform(act: &str, value: &str) {
         "self" => println!("loopback: {}", loopback()),
         "term" => term(number(value)),
         "try" => attempts(),
+        "environment" => environment(),
+        "status" => status(),
+        // Runs on when this program has ended.
+        "child" => {
+            let mut command = std::process::Command::new("/proc/self/exe");
+            command.arg("sleep").stdout(std::process::Stdio::null());
+            command.spawn().expect("a program can start itself");
+        }
         "raise" => {
             let pid = std::process::id();
             // SAFETY: kill takes no pointer.
@@ -91,6 +99,24 @@ fn owner(path: &str) {
     let owner =
         fs::metadata(path).map_or_else(show, |metadata| format!("{}:{}", metadata.uid(), metadata.gid()));
     println!("owner {path}: {owner}");
+}
+
+fn environment() {
+    let mut all: Vec<String> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    all.sort();
+    println!("{} in {:?}", all.join(","), std::env::current_dir());
+}
+
+/// What of this process the kernel's checks depend on.
+fn status() {
+    const LINES: [&str; 10] =
+        ["Uid:", "Gid:", "Groups:", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp:"];
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for line in text.lines().filter(|line| LINES.iter().any(|name| line.starts_with(name))) {
+        println!("{line}");
+    }
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    println!("{}", limits.lines().filter(|line| line.contains("open files")).collect::<String>());
 }
 
 fn burn(time: Duration) {
