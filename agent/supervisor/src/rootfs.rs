@@ -48,8 +48,8 @@ const BYTES_PER_INODE: u64 = 4096;
 /// Inodes that even the smallest writable layer has.
 const INODES_MIN: u64 = 256;
 
-/// Most layers: overlayfs takes no more, and each costs 13 bytes of the page that mount options must fit into.
-const LAYERS_MAX: usize = 250;
+/// Most layers: overlayfs takes no more.
+const LAYERS_MAX: usize = 500;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootfsError {
@@ -57,7 +57,7 @@ pub(crate) enum RootfsError {
     Namespace(#[source] io::Error),
     #[error("cannot {act} {path}")]
     Prepare { act: &'static str, path: PathBuf, source: io::Error },
-    #[error("the image has {0} layers, more than {LAYERS_MAX}")]
+    #[error("the image has {0} layers, and overlayfs takes {LAYERS_MAX} at most: build it with fewer")]
     TooManyLayers(usize),
     #[error("the image has no layers")]
     NoLayers,
@@ -158,11 +158,13 @@ pub(crate) fn mount_overlay(layers: usize, bytes: u64, users: Option<&Users>) ->
         prepare("own", &path, chown(&path, Some(owner), Some(owner)))?;
         prepare("open", &path, fs::set_permissions(&path, fs::Permissions::from_mode(mode)))?;
     }
-    // Relative paths: mount(2) takes one page of options.
-    let lower: Vec<String> = (0..layers).map(|index| format!("layers/{index}")).collect();
-    let options = format!("lowerdir={},upperdir=writable/upper,workdir=writable/work", lower.join(":"));
+    // mount(2) takes one page of options: relative to the layers, each takes four bytes of it.
+    let lower: Vec<String> = (0..layers).map(|index| index.to_string()).collect();
+    let options = format!("lowerdir={},upperdir=../writable/upper,workdir=../writable/work", lower.join(":"));
+    prepare("enter", LAYERS, std::env::set_current_dir(LAYERS))?;
     mount(Some("overlay"), ROOTFS, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(|error| RootfsError::Overlay(layers, error.into()))
+        .map_err(|error| RootfsError::Overlay(layers, error.into()))?;
+    prepare("enter", SCAFFOLD, std::env::set_current_dir(SCAFFOLD))
 }
 
 /// Makes the directory `path` of the overlay where the image lacks it, as every container runtime does for the working

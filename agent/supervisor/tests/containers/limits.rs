@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::json;
-use tombolo_agent_core::supervision::Request;
+use tombolo_agent_core::supervision::{Refusal, Request};
 
 use crate::machine::{Machine, is_root, until};
 
@@ -152,17 +152,25 @@ fn layers_cover_one_another_topmost_first() {
     let top = machine.path("top");
     fs::create_dir_all(top.join("etc")).unwrap();
     fs::write(top.join("etc/marker"), "of the top\n").unwrap();
-    // Many of them, and with paths that mount(2) could not take.
+    // As many as overlayfs takes, and with paths that mount(2) could not take.
     let mut layers = vec![top];
-    for number in 0..60 {
+    for number in 0..498 {
         let long = machine.path(&format!("{}:{number}, x", "long".repeat(20)));
         fs::create_dir_all(&long).unwrap();
         fs::write(long.join(format!("file-{number}")), "").unwrap();
         layers.push(long);
     }
     layers.push(machine.path("layer"));
-    let mut spec = machine.guest("layers", &["cat:/etc/marker", "cat:/file-0", "cat:/file-59"]);
+    let mut spec = machine.guest("layers", &["cat:/etc/marker", "cat:/file-0", "cat:/file-497"]);
     spec.layers = layers;
+    let mut more = spec.clone();
     let (_, lines) = machine.run_spec(&mut client, "layers", spec);
-    assert_eq!(lines, ["/etc/marker=of the top", "/file-0=", "/file-59="]);
+    assert_eq!(lines, ["/etc/marker=of the top", "/file-0=", "/file-497="]);
+    client.delete(&machine.id("layers"));
+    more.layers.push(machine.path("layer"));
+    let refused = client.call(Request::Create { id: machine.id("layers"), spec: Box::new(more) });
+    assert!(
+        matches!(&refused, Err(Refusal::Runtime(reason)) if reason.contains("501 layers")),
+        "{refused:?}"
+    );
 }
