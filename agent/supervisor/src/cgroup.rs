@@ -24,6 +24,9 @@ const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 const POLL_MIN: Duration = Duration::from_micros(100);
 const POLL_MAX: Duration = Duration::from_millis(10);
 
+/// Bytes taken back between two looks at the clock.
+const RECLAIM_STEP: u64 = 8 << 20;
+
 /// The cgroup hierarchies of this machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Hierarchies {
@@ -151,6 +154,25 @@ impl Hierarchies {
             }
         }
         Ok(())
+    }
+
+    /// Takes back what memory of a frozen cgroup the kernel can write elsewhere or read again, until there is no more or
+    /// the deadline. Best effort: v1 has nothing like it that spares what is in use elsewhere.
+    pub(crate) fn reclaim(&self, path: &CgroupPath, deadline: Instant) {
+        let Some(directory) = self.directory("memory", path).filter(|_| self.unified) else { return };
+        let current = || -> Option<u64> {
+            fs::read_to_string(directory.join("memory.current")).ok()?.trim().parse().ok()
+        };
+        while let Some(bytes) = current().filter(|bytes| *bytes > 0)
+            && Instant::now() < deadline
+            && fs::write(directory.join("memory.reclaim"), bytes.min(RECLAIM_STEP).to_string()).is_ok()
+        {
+        }
+    }
+
+    /// Whether memory of frozen instances can be taken back.
+    pub(crate) fn reclaims(&self) -> bool {
+        self.unified && self.has("memory")
     }
 
     pub(crate) fn thaw(&self, path: &CgroupPath) -> io::Result<()> {

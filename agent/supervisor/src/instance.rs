@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tombolo_agent_core::supervision::{InstancePhase, Request};
 
 use crate::output::{Log, Progress, Source, Stream};
@@ -30,6 +32,10 @@ pub(crate) struct Instance {
     pub(crate) output: Option<Source>,
     pub(crate) error: Option<Source>,
     pub(crate) log: Log,
+    /// Its record says less than what has happened.
+    pub(crate) is_behind: bool,
+    /// The worker that froze it and takes its memory back; stopped before it thaws.
+    pub(crate) reclaimer: Option<Pid>,
     /// A worker is at it, or is to be.
     pub(crate) is_busy: bool,
     /// It is being removed: its record is not written any more.
@@ -47,6 +53,8 @@ impl Instance {
             output: None,
             error: None,
             log,
+            is_behind: false,
+            reclaimer: None,
             is_busy: false,
             is_going: false,
             waiting: VecDeque::new(),
@@ -106,6 +114,14 @@ impl Instance {
         }
     }
 
+    /// Its memory is needed again, or the instance goes.
+    pub(crate) fn stop_reclaiming(&mut self) {
+        if let Some(worker) = self.reclaimer.take() {
+            // Not reaped yet, so it is no other process.
+            let _ = kill(worker, Signal::SIGKILL);
+        }
+    }
+
     pub(crate) fn phase(&self) -> InstancePhase {
         self.record.phase
     }
@@ -116,7 +132,15 @@ impl Instance {
         self.keep();
     }
 
-    pub(crate) fn keep(&self) {
+    /// Goes to another phase; whoever waits for that is told before it is kept. A successor that reads the older phase only
+    /// starts or thaws once more.
+    pub(crate) fn enter_at_once(&mut self, phase: InstancePhase) {
+        self.record.phase = phase;
+        self.is_behind = true;
+    }
+
+    pub(crate) fn keep(&mut self) {
+        self.is_behind = false;
         if self.is_going {
             return;
         }

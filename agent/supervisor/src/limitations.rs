@@ -29,6 +29,11 @@ pub(crate) fn probe(hierarchies: &Hierarchies, open_files: Option<(u64, u64)>) -
             "{controller} limits are not enforced: this machine has no cgroup controller for it"
         ));
     }
+    if !hierarchies.reclaims() {
+        limitations.push(
+            "memory of frozen instances is not taken back: this machine has no cgroup v2 for memory".into(),
+        );
+    }
     if !can_lower_oom_score() {
         limitations.push("oom_score_adj cannot be lowered: CAP_SYS_RESOURCE is missing".into());
     }

@@ -443,6 +443,8 @@ impl Supervisor {
     fn become_program(&mut self, caller: Caller, binary: &std::path::Path) -> io::Error {
         for instance in self.instances.values_mut() {
             instance.drain();
+            // The next program would not know whose child it is.
+            instance.stop_reclaiming();
         }
         let agent =
             self.connections.get(&caller.connection).map(|connection| (connection.as_fd(), caller.seq));

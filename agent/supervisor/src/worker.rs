@@ -34,6 +34,9 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(3);
 const EXEC_SPARE: Duration = Duration::from_secs(5);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How long the memory of a frozen instance is taken back, after the answer that it is frozen.
+const RECLAIM_TIME: Duration = Duration::from_secs(5);
+
 /// What a worker keeps open besides standard input, output and error: its end of the result socket.
 const RESULT_FD: i32 = 3;
 
@@ -116,11 +119,18 @@ impl Worker {
         match sys::fork()? {
             Fork::Parent(pid) => Ok(Self { pid, result, deadline, allowed }),
             Fork::Child => {
+                let frozen = match &task {
+                    Task::Freeze(cgroup) => Some(cgroup.clone()),
+                    _ => None,
+                };
                 let outcome = match become_worker(&theirs, parent) {
                     Ok(()) => run(task, hierarchies, deadline),
                     Err(error) => Outcome::Failed(format!("cannot start: {error}")),
                 };
                 report(&outcome);
+                if let (Some(cgroup), Outcome::Done) = (frozen, outcome) {
+                    hierarchies.reclaim(&cgroup, Instant::now() + RECLAIM_TIME);
+                }
                 sys::exit_now(0);
             }
         }

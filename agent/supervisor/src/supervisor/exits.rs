@@ -44,7 +44,11 @@ impl Supervisor {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
-            if self.worker_ended(pid) {
+            let is_worker = self.worker_ended(pid);
+            // From now on its id may be another's.
+            let reclaimer = self.instances.values_mut().find(|other| other.reclaimer == Some(pid));
+            let is_reclaimer = reclaimer.map(|instance| instance.reclaimer = None).is_some();
+            if is_worker || is_reclaimer {
                 continue;
             }
             match self.instance_of_process(pid) {

@@ -163,6 +163,11 @@ impl Supervisor {
             Ok(Outcome::Failed(reason)) => Err(Refusal::Runtime(reason)),
             other => other,
         };
+        if let (Purpose::Freeze { .. }, Ok(_)) = (&job.purpose, &result)
+            && let Some(instance) = self.instances.get_mut(&job.id)
+        {
+            instance.reclaimer = Some(job.worker.pid);
+        }
         self.finish(&job.id, job.purpose, result);
     }
 

@@ -139,6 +139,7 @@ impl Supervisor {
 
     /// The instance exists and nothing is under way about it.
     pub(super) fn perform(&mut self, caller: Caller, request: Request) {
+        let id = instance_of(&request).cloned();
         let result = match request {
             Request::Create { id, .. } => Err(Refusal::Exists(id)),
             Request::Start { id } => self.start_program(&id),
@@ -164,6 +165,10 @@ impl Supervisor {
             | Request::Exec { .. } => return,
         };
         self.reply(caller, result);
+        let instance = id.and_then(|id| self.instances.get_mut(&id));
+        if let Some(instance) = instance.filter(|instance| instance.is_behind) {
+            instance.keep();
+        }
     }
 
     /// Runs a command beside whatever else happens to the instance.
@@ -277,7 +282,7 @@ impl Supervisor {
                 return Err(Refusal::Runtime(format!("cannot reach the container's init: {error}")));
             }
         }
-        instance.enter(InstancePhase::Running);
+        instance.enter_at_once(InstancePhase::Running);
         Ok(Answer::Done)
     }
 
@@ -301,9 +306,10 @@ impl Supervisor {
         match instance.phase() {
             InstancePhase::Running => Ok(Answer::Done),
             InstancePhase::Frozen => {
+                instance.stop_reclaiming();
                 let thawed = self.hierarchies.thaw(&instance.record.cgroup);
                 thawed.map_err(|error| Refusal::Runtime(format!("cannot thaw: {error}")))?;
-                instance.enter(InstancePhase::Running);
+                instance.enter_at_once(InstancePhase::Running);
                 Ok(Answer::Done)
             }
             phase => Err(Refusal::WrongPhase { id: id.clone(), phase }),
@@ -311,7 +317,8 @@ impl Supervisor {
     }
 
     pub(super) fn delete(&mut self, caller: Option<Caller>, id: &InstanceId) {
-        let Some(instance) = self.instances.get(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        instance.stop_reclaiming();
         // What the worker does too; the sooner it dies, the sooner the cgroup is empty.
         let _ = instance.signal(libc::SIGKILL);
         let task = Task::Remove(instance.record.cgroup.clone());

@@ -180,6 +180,35 @@ fn a_frozen_instance_uses_no_processor_and_can_still_be_killed() {
 }
 
 #[test]
+fn memory_of_a_frozen_instance_is_taken_back() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let id = machine.id("idle");
+    client.create(&id, machine.guest("idle", &["eat:20", "sleep"]));
+    client.start(&id);
+    until("it to have eaten", || (!machine.printed("idle", "stdout").is_empty()).then_some(()));
+    if !fs::exists(format!("/sys/fs/cgroup/{}/{id}/memory.reclaim", machine.parent_cgroup)).unwrap() {
+        eprintln!("SKIPPED: memory is taken back with cgroup v2 only, since Linux 5.19");
+        return;
+    }
+    let scanned = || -> u64 {
+        let stat = machine.cgroup_file("idle", ("none", "none"), "memory.stat").unwrap();
+        stat.lines().find_map(|line| line.strip_prefix("pgscan ")?.parse().ok()).unwrap()
+    };
+    assert_eq!(scanned(), 0, "nobody is short of memory");
+    assert_eq!(client.call(Request::Freeze { id: id.clone() }), Ok(Answer::Done));
+    until("the kernel to look for memory to take", || (scanned() > 0).then_some(()));
+    assert_eq!(client.call(Request::Thaw { id: id.clone() }), Ok(Answer::Done));
+    client.signal(&id, libc::SIGKILL);
+    assert_eq!(client.exit(&id).signal, Some(libc::SIGKILL));
+    client.delete(&id);
+    assert!(machine.cgroups().is_empty());
+}
+
+#[test]
 fn calls_about_one_instance_keep_their_order() {
     if !is_root() {
         return;
