@@ -31,7 +31,7 @@ fn exec(machine: &Machine, client: &mut Client, name: &str, command: &[&str], ti
 }
 
 fn guest(machine: &Machine, client: &mut Client, name: &str, acts: &[&str]) -> End {
-    let timeout_ms = u64::try_from(patience().as_millis()).unwrap();
+    let timeout_ms = u64::try_from(patience().as_millis()).unwrap().min(EXEC_TIMEOUT_MS_MAX);
     exec(machine, client, name, &[&["/guest"], acts].concat(), timeout_ms)
 }
 

@@ -40,6 +40,7 @@ fn perform(act: &str, value: &str) {
         "eat" => eat(number(value)),
         "fork" => threads(number(value)),
         "cat" => println!("{value}={}", read(value)),
+        "size" => println!("{value} has {}", fs::read(value).map_or(0, |bytes| bytes.len())),
         "link" => {
             println!("{value}={}", fs::read_link(value).map_or_else(show, |path| path.display().to_string()))
         }
