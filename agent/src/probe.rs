@@ -32,7 +32,7 @@ mod watch;
 
 use check::Check;
 pub(crate) use check::Unsupported;
-pub(crate) use exec::Exec;
+pub(crate) use exec::{Exec, Exit};
 use schedule::Timing;
 
 /// How an instance is reached.

@@ -1,11 +1,13 @@
-//! Which instances are probed, and how probes get to them. It must not know what probes are or find.
+//! Which instances are probed, and how probes get to them. It must not know what is probed or what is found.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tombolo_agent_core::supervision::InstanceId;
+use tombolo_agent_core::supervision::{Answer, EXEC_TIMEOUT_MS_MAX, InstanceId, Request};
 
 use super::{Inner, lock};
-use crate::probe::{self, Finding, ProbeEvent, Probes, Reach, Unsupported};
+use crate::probe::{self, Exit, Finding, ProbeEvent, Probes, Reach, Unsupported};
+use crate::supervisor::{CallError, Supervisor};
 
 impl Inner {
     /// Probes the instance until its guard is dropped; gives what to tell if that cannot be done.
@@ -38,12 +40,14 @@ impl Inner {
 
     /// How probes get to an instance.
     pub(super) fn reach(&self, instance: &InstanceId) -> Reach {
+        let (supervisor, id) = (self.tools.supervisor.clone(), instance.clone());
         let (dialer, instance) = (self.tools.dialer.clone(), instance.clone());
         let socket = move || {
             let (dialer, instance) = (dialer.clone(), instance.clone());
             Box::pin(async move { dialer.socket(&instance).await }) as _
         };
-        Reach { socket: Arc::new(socket), exec: None }
+        let exec = move |args, timeout| Box::pin(run(supervisor.clone(), id.clone(), args, timeout)) as _;
+        Reach { socket: Arc::new(socket), exec: Some(Arc::new(exec)) }
     }
 
     pub(super) fn probing(&self, instance: &InstanceId, order: fn(&probe::Guard)) {
@@ -54,5 +58,22 @@ impl Inner {
 
     pub(super) fn stop_probing(&self, instance: &InstanceId) {
         lock(&self.probes).remove(instance);
+    }
+}
+
+/// Runs a command in an instance, for as long as it may take.
+async fn run(
+    supervisor: Supervisor,
+    id: InstanceId,
+    args: Vec<String>,
+    timeout: Duration,
+) -> Result<Exit, String> {
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).min(EXEC_TIMEOUT_MS_MAX);
+    match supervisor.call(Request::Exec { id, args, timeout_ms }).await {
+        Ok(Answer::Executed { timed_out: true, .. }) => Err(format!("did not end within {timeout:?}")),
+        Ok(Answer::Executed { code: Some(status), output, .. }) => Ok(Exit { status, output }),
+        Ok(Answer::Executed { signal, .. }) => Err(format!("was ended by signal {}", signal.unwrap_or(0))),
+        Ok(_) => Err(CallError::Unexpected.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }
