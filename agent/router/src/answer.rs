@@ -6,7 +6,11 @@ use http::{Response, StatusCode};
 use tombolo_agent_core::activation::{
     HELD_BYTES_PER_NODE_MAX, HELD_BYTES_PER_REVISION_MAX, HELD_PER_NODE_MAX, Refusal,
 };
+use tombolo_agent_core::routes::Backend;
 use tombolo_api::RevisionKey;
+
+use crate::grpc;
+use crate::headers::{PROBE_HASH, Probe};
 
 /// Carries the reason word of an answer the router made itself.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-tombolo-reason");
@@ -21,11 +25,13 @@ pub(crate) struct Answer {
     reason: String,
     text: String,
     retry: bool,
+    /// Goes back to a probe that brought it.
+    hash: Option<HeaderValue>,
 }
 
 impl Answer {
     fn new(status: StatusCode, reason: &str, text: String) -> Self {
-        Self { status, reason: reason.to_owned(), text, retry: false }
+        Self { status, reason: reason.to_owned(), text, retry: false, hash: None }
     }
 
     pub(crate) fn bad_request(text: &str) -> Self {
@@ -35,6 +41,29 @@ impl Answer {
     pub(crate) fn no_tunnel() -> Self {
         let text = "CONNECT is not served here: this is no forward proxy";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", text.to_owned())
+    }
+
+    /// To a probe of a revision.
+    pub(crate) fn to_probe(probe: Probe, revision: &RevisionKey, backend: &Backend) -> Self {
+        let ok = |text: &str| Self::new(StatusCode::OK, "", text.to_owned());
+        match probe {
+            Probe::Instance if backend.ready.is_empty() => {
+                let text = format!("no instance of revision {revision} is ready");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", text)
+            }
+            Probe::Instance => ok("queue"),
+            Probe::Router => match &backend.unavailable {
+                Some(why) if backend.ready.is_empty() => {
+                    Self::refused(revision, Refusal::Unavailable(why.clone()))
+                }
+                _ => ok("activator"),
+            },
+            Probe::Route(Some(hash)) => Self { hash: Some(hash), ..ok("probe") },
+            Probe::Route(None) => Self::bad_request("a probe must have the header K-Network-Hash"),
+            Probe::Unknown => {
+                Self::bad_request("the header K-Network-Probe must be one of queue, activator, probe")
+            }
+        }
     }
 
     pub(crate) fn unknown_host(host: &str) -> Self {
@@ -108,6 +137,24 @@ impl Answer {
         Self::new(StatusCode::BAD_GATEWAY, "InstanceReset", text)
     }
 
+    pub(crate) fn malformed(revision: &RevisionKey, error: &dyn std::fmt::Display) -> Self {
+        let text =
+            format!("an instance of revision {revision} answered with something that is not HTTP: {error}");
+        Self::new(StatusCode::BAD_GATEWAY, "InstanceMalformed", text)
+    }
+
+    /// The client did not send its body in time.
+    pub(crate) fn slow_body(limit_ms: u64) -> Self {
+        let text = format!("the request's body did not come within {limit_ms} ms");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "RequestBodyTimeout", text)
+    }
+
+    /// The client did not say in time what it wants.
+    pub(crate) fn slow_head() -> Self {
+        let text = "the request's head was not complete in time".to_owned();
+        Self::new(StatusCode::REQUEST_TIMEOUT, "RequestHeadTimeout", text)
+    }
+
     pub(crate) fn too_many_connections(limit: usize) -> Self {
         let text = format!("this node's router has {limit} connections already");
         Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "TooManyConnections", text) }
@@ -129,6 +176,24 @@ impl Answer {
         head
     }
 
+    /// The answer to a gRPC call: an outcome without a message.
+    pub(crate) fn into_grpc(self) -> Response<Bytes> {
+        let status = match self.status {
+            StatusCode::OK => 0,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => grpc::DEADLINE_EXCEEDED,
+            StatusCode::NOT_FOUND => grpc::UNIMPLEMENTED,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => grpc::UNAVAILABLE,
+            _ => grpc::INTERNAL,
+        };
+        let message = grpc::message(&self.text);
+        let mut response = self.into_response().map(|_| Bytes::new());
+        *response.status_mut() = StatusCode::OK;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, grpc::CONTENT_TYPE);
+        headers.extend(grpc::outcome(status, message));
+        response
+    }
+
     /// The response, with its text as body.
     pub(crate) fn into_response(self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from(self.text + "\n"));
@@ -136,8 +201,11 @@ impl Answer {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         // A reason out of a status is a word; anything else is not worth a broken answer.
-        if let Ok(reason) = HeaderValue::try_from(self.reason) {
+        if let (false, Ok(reason)) = (self.reason.is_empty(), HeaderValue::try_from(self.reason)) {
             headers.insert(REASON_HEADER, reason);
+        }
+        if let Some(hash) = self.hash {
+            headers.insert(PROBE_HASH, hash);
         }
         if self.retry {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);

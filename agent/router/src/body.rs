@@ -39,11 +39,14 @@ pub(crate) struct Progress {
     start: Instant,
     moved_ms: AtomicU64,
     broken: AtomicBool,
+    /// The instance wants more than the client has sent.
+    starved: AtomicBool,
 }
 
 impl Progress {
     fn new(start: Instant) -> Arc<Self> {
-        Arc::new(Self { start, moved_ms: AtomicU64::new(0), broken: AtomicBool::new(false) })
+        let (broken, starved) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { start, moved_ms: AtomicU64::new(0), broken, starved })
     }
 
     /// When a byte of the body last passed.
@@ -54,6 +57,11 @@ impl Progress {
     /// Whether the client did not send what it said it would.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is the client's turn.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        self.starved.load(Ordering::Relaxed)
     }
 
     fn touch(&self) {
@@ -147,7 +155,11 @@ impl Body for RequestBody {
         let frame = match ahead.pop_front() {
             Some(frame) => Some(Ok(frame)),
             None if *ended => None,
-            None => ready!(Pin::new(&mut *incoming).poll_frame(cx)),
+            None => {
+                let polled = Pin::new(&mut *incoming).poll_frame(cx);
+                progress.starved.store(polled.is_pending(), Ordering::Relaxed);
+                ready!(polled)
+            }
         };
         progress.touch();
         *ended = *ended || frame.is_none() || incoming.is_end_stream();

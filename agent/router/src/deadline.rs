@@ -26,10 +26,15 @@ pub(crate) enum Limit {
 }
 
 impl Limits {
-    pub(crate) fn new(start: Instant, backend: &Backend) -> Self {
+    /// `own_ms`: what the request itself allows.
+    pub(crate) fn new(start: Instant, backend: &Backend, own_ms: Option<u64>) -> Self {
+        let total_ms = match (backend.timeout_ms, own_ms) {
+            (0, own_ms) => own_ms.unwrap_or(0),
+            (total_ms, own_ms) => own_ms.map_or(total_ms, |own_ms| own_ms.min(total_ms)),
+        };
         Self {
             start,
-            total_ms: backend.timeout_ms,
+            total_ms,
             first_byte_ms: backend.response_start_timeout_ms,
             idle_ms: backend.idle_timeout_ms,
         }

@@ -20,7 +20,8 @@ use hyper::upgrade::OnUpgrade;
 use crate::answer::Answer;
 use crate::body::{Gate, Progress, READ_AHEAD_MAX, RequestBody};
 use crate::deadline::{Limit, Limits};
-use crate::headers;
+use crate::grpc;
+use crate::headers::{self, Found, Hop};
 use crate::instance::{Connection, Instance};
 use crate::reply::Reply;
 use crate::revision::{Admission, Slot, Waiter};
@@ -70,8 +71,9 @@ pub(crate) fn serve(
     routed: Result<Routed, Answer>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
+    let is_call = open.is_call;
     match routed.and_then(|routed| Exchange::prepare(open, routed, request)) {
-        Err(answer) => Either::Left(ready(Ok(own(answer)))),
+        Err(answer) => Either::Left(ready(Ok(own(answer, is_call)))),
         Ok(mut exchange) => Either::Right(async move {
             Ok(match exchange.run().await {
                 Ok(answered) => exchange.answer(answered),
@@ -85,11 +87,18 @@ impl Exchange {
     /// Turn what the client sent into what the instance gets.
     fn prepare(mut open: Open, routed: Routed, mut request: Request<Incoming>) -> Result<Self, Answer> {
         let start = Instant::now();
-        let to_http2 = routed.target.backend.h2c;
-        let (version, client) = (request.version(), &open.session.client);
+        let backend = &routed.target.backend;
+        let found = Found::in_headers(request.headers());
+        if let Some(probe) = found.probe(request.headers()) {
+            return Err(Answer::to_probe(probe, &routed.revision.key, backend));
+        }
+        let own_ms = if open.is_call { grpc::timeout_ms(request.headers()) } else { None };
+        let limits = Limits::new(start, backend, own_ms);
+        let to_http2 = backend.h2c;
+        let version = request.version();
         let (authority, forwarded) = (&routed.authority, &routed.forwarded);
-        let wish =
-            headers::prepare_request(request.headers_mut(), version, to_http2, client, authority, forwarded);
+        let hop = Hop { client: &open.session.client, authority, forwarded };
+        let wish = headers::prepare_request(request.headers_mut(), found, version, to_http2, hop);
         if let Some(default_route) = routed.default_route {
             headers::set_default_route(request.headers_mut(), default_route);
         }
@@ -109,7 +118,6 @@ impl Exchange {
                 }
             });
         }
-        let limits = Limits::new(start, &routed.target.backend);
         open.visit(&routed.revision, start);
         Ok(Self { routed, open, start, limits, request: Some(request), upgrade, gate, upload })
     }
@@ -169,7 +177,7 @@ impl Exchange {
 
     /// Give the router's own answer.
     fn refuse(mut self, answer: Answer) -> Response<Reply> {
-        let response = own(answer);
+        let response = own(answer, self.open.is_call);
         self.open.answered(response.status(), self.start, Instant::now());
         response
     }
@@ -208,6 +216,9 @@ impl Exchange {
     }
 
     fn late(&self, limit: Limit) -> Answer {
+        // A gRPC client may say for as long as it likes that there is more to come.
+        let waits_for_client =
+            !self.open.is_call && self.upload.as_ref().is_some_and(|upload| upload.waits_for_client());
         let (reason, what, limit_ms) = match limit {
             Limit::Total => ("RequestTimeout", "did not answer", self.limits.total_ms),
             Limit::FirstByte => {
@@ -215,6 +226,9 @@ impl Exchange {
             }
             Limit::Idle => ("IdleTimeout", "had nothing to receive or send", self.limits.idle_ms),
         };
+        if waits_for_client {
+            return Answer::slow_body(limit_ms);
+        }
         Answer::late(&self.routed.revision.key, reason, what, limit_ms)
     }
 }
@@ -254,6 +268,9 @@ fn held_bytes(request: &Request<RequestBody>) -> usize {
     fields.sum::<usize>() + target + body as usize
 }
 
-fn own(answer: Answer) -> Response<Reply> {
+fn own(answer: Answer, is_call: bool) -> Response<Reply> {
+    if is_call {
+        return answer.into_grpc().map(|_| Reply::Whole(None));
+    }
     answer.into_response().map(|text| Reply::Whole(Some(text)))
 }

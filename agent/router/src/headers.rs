@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    TE, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::uri::Authority;
 use http::{Uri, Version};
@@ -17,6 +17,21 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 
 /// Whether a request came by its host's default shares.
 const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
+
+/// A platform's question to itself.
+const PROBE: HeaderName = HeaderName::from_static("k-network-probe");
+
+/// Comes with some of these questions, and goes back with their answers.
+pub(crate) const PROBE_HASH: HeaderName = HeaderName::from_static("k-network-hash");
+
+/// How the user agents of Kubernetes' and Knative's probes begin.
+const PROBE_AGENTS: [&str; 5] = [
+    "kube-probe/",
+    "Knative-Activator-Probe",
+    "Knative-Queue-Proxy-Probe",
+    "Knative-Ingress-Probe",
+    "Knative-Autoscaling-Probe",
+];
 
 /// Never removed because a `Connection` header names them: they are end to end, or added here.
 const NOT_PER_HOP: [HeaderName; 6] =
@@ -87,6 +102,15 @@ impl Client {
     }
 }
 
+/// Where a request comes from and where it wants to.
+#[derive(Clone, Copy)]
+pub(crate) struct Hop<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) authority: &'a HeaderValue,
+    /// This hop's element of `Forwarded`.
+    pub(crate) forwarded: &'a HeaderValue,
+}
+
 /// What a request asks of the hop as such.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wish {
@@ -97,15 +121,15 @@ pub(crate) struct Wish {
 }
 
 /// Make a request's headers fit for the instance.
+///
+/// `found`: what [`Found::in_headers`] says of them.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
+    found: Found,
     version: Version,
     to_http2: bool,
-    client: &Client,
-    authority: &HeaderValue,
-    forwarded: &HeaderValue,
+    Hop { client, authority, forwarded }: Hop<'_>,
 ) -> Wish {
-    let found = Found::in_headers(headers);
     let mut wish = if found.hop { take_hop_headers(headers, true, to_http2) } else { Wish::default() };
     if version != Version::HTTP_11 || to_http2 {
         wish = Wish::default();
@@ -159,22 +183,53 @@ fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
 }
 
-/// What one pass over the headers finds; most requests have neither.
-#[derive(Default)]
-struct Found {
+/// What one pass over the headers finds; most requests have none of it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Found {
     hop: bool,
     internal: bool,
+    /// Its user agent may be a probe's.
+    suspect_agent: bool,
 }
 
 impl Found {
-    fn in_headers(headers: &HeaderMap) -> Self {
+    pub(crate) fn in_headers(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
-        for name in headers.keys() {
+        for (name, value) in headers {
             found.hop |= is_hop(name);
             found.internal |= is_internal(name);
+            found.suspect_agent |= name == USER_AGENT && matches!(value.as_bytes(), [b'k' | b'K', ..]);
         }
         found
     }
+
+    /// Whether the request only asks whether it would be served.
+    pub(crate) fn probe(self, headers: &HeaderMap) -> Option<Probe> {
+        if self.internal
+            && let Some(what) = headers.get(PROBE)
+        {
+            return Some(match what.as_bytes() {
+                b"queue" => Probe::Instance,
+                b"activator" => Probe::Router,
+                b"probe" => Probe::Route(headers.get(PROBE_HASH).cloned()),
+                _ => Probe::Unknown,
+            });
+        }
+        let agent = self.suspect_agent.then(|| headers.get(USER_AGENT))??.as_bytes();
+        PROBE_AGENTS.iter().any(|probe| agent.starts_with(probe.as_bytes())).then_some(Probe::Router)
+    }
+}
+
+/// What a probe asks for. Probes reach no instance, wake none, and count nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// `queue`: is an instance ready?
+    Instance,
+    /// `activator`, and a prober's user agent: would a request be served, after a while?
+    Router,
+    /// `probe`: does the host lead anywhere? With the word to give back.
+    Route(Option<HeaderValue>),
+    Unknown,
 }
 
 fn is_hop(name: &HeaderName) -> bool {
@@ -300,7 +355,9 @@ mod tests {
         let authority = HeaderValue::from_static("a.default.localhost:8080");
         let mut map = headers(lines);
         let forwarded = client.forwarded(&authority);
-        let wish = prepare_request(&mut map, version, to_http2, &client, &authority, &forwarded);
+        let found = Found::in_headers(&map);
+        let hop = Hop { client: &client, authority: &authority, forwarded: &forwarded };
+        let wish = prepare_request(&mut map, found, version, to_http2, hop);
         (map, wish)
     }
 
@@ -314,6 +371,31 @@ mod tests {
             ("[::1]", "[::1]"),
         ] {
             assert_eq!(host_name(authority), host, "{authority}");
+        }
+    }
+
+    #[test]
+    fn probes_are_recognised() {
+        let probe = |lines| {
+            let map = headers(lines);
+            Found::in_headers(&map).probe(&map)
+        };
+        for (lines, expected) in [
+            (&[("k-network-probe", "queue")][..], Some(Probe::Instance)),
+            (&[("K-Network-Probe", "activator")], Some(Probe::Router)),
+            (&[("k-network-probe", "probe")], Some(Probe::Route(None))),
+            (
+                &[("k-network-probe", "probe"), ("k-network-hash", "1")],
+                Some(Probe::Route(Some(HeaderValue::from_static("1")))),
+            ),
+            (&[("k-network-probe", "x")], Some(Probe::Unknown)),
+            (&[("user-agent", "kube-probe/1.31")], Some(Probe::Router)),
+            (&[("user-agent", "Knative-Ingress-Probe")], Some(Probe::Router)),
+            (&[("user-agent", "kurl")], None),
+            (&[("user-agent", "curl"), ("k-network-hash", "1")], None),
+            (&[], None),
+        ] {
+            assert_eq!(probe(lines), expected, "{lines:?}");
         }
     }
 

@@ -15,6 +15,7 @@ mod body;
 mod deadline;
 mod dialer;
 mod exchange;
+mod grpc;
 mod headers;
 mod instance;
 mod meter;
@@ -35,7 +36,7 @@ mod worker;
 
 pub use answer::REASON_HEADER;
 pub use dialer::Dialer;
-pub use meter::Meter;
+pub use meter::{Meter, TUNNEL_GRACE};
 pub use metrics::render as render_metrics;
 pub use sample::{Histogram, Refused, RevisionMeter, RevisionSpan, Sampler};
 pub use server::Router;

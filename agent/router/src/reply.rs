@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::body::{BoxError, Progress};
 use crate::deadline::Limits;
+use crate::grpc;
 use crate::instance::Connection;
 use crate::revision::Slot;
 use crate::session::Open;
@@ -43,6 +44,8 @@ pub(crate) struct Streaming {
     limits: Limits,
     moved: Instant,
     upload: Option<Arc<Progress>>,
+    /// The client was told that no more comes.
+    told: bool,
 }
 
 pub(crate) enum Piece {
@@ -71,7 +74,7 @@ impl Reply {
         let multiplexed = held.1.is_multiplexed();
         let ended = incoming.is_end_stream();
         let held = Some(held);
-        let mut streaming = Streaming { incoming, connection, held, limits, moved: now, upload };
+        let mut streaming = Streaming { incoming, connection, held, limits, moved: now, upload, told: false };
         if ended {
             streaming.end(now);
             return Self::Whole(None);
@@ -132,6 +135,9 @@ impl Body for Reply {
 
 impl Streaming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.told {
+            return Poll::Ready(None);
+        }
         let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
         if polled.is_pending()
             && let Some(connection) = &mut self.connection
@@ -141,16 +147,25 @@ impl Streaming {
         }
         let Poll::Ready(frame) = polled else {
             ready!(self.poll_late(cx));
-            self.abandon();
-            return Poll::Ready(Some(Err(Broken::Late.into())));
+            return Poll::Ready(Some(self.break_off(grpc::DEADLINE_EXCEEDED, Broken::Late.into())));
         };
         match &frame {
             Some(Ok(_)) if !self.incoming.is_end_stream() => self.touch(),
-            Some(Err(_)) => self.abandon(),
+            Some(Err(_)) => {}
             // All of it has arrived, and so the connection is free.
             Some(Ok(_)) | None => self.end(Instant::now()),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+        Poll::Ready(frame.map(|frame| frame.or_else(|error| self.break_off(grpc::UNAVAILABLE, error.into()))))
+    }
+
+    /// Close the connection: the exchange cannot be completed. A gRPC call is told so by trailers, which end it.
+    fn break_off(&mut self, status: u8, error: BoxError) -> Result<Frame<Bytes>, BoxError> {
+        self.told = self.held.as_ref().is_some_and(|(_, open)| open.is_call);
+        self.abandon();
+        if !self.told {
+            return Err(error);
+        }
+        Ok(Frame::trailers(grpc::outcome(status, grpc::message(&error.to_string()))))
     }
 
     /// Ready when the answer has taken too long.

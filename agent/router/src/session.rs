@@ -25,10 +25,11 @@ use crate::answer::Answer;
 use crate::deadline::Watchdog;
 use crate::dialer::Dialer;
 use crate::exchange;
+use crate::grpc;
 use crate::headers::{self, Client};
 use crate::reply::Reply;
 use crate::revision::{Revision, Target};
-use crate::stream::Stream;
+use crate::stream::{Pulse, Stream};
 use crate::table::{Host, Routes};
 use crate::tunnel::Tunnel;
 
@@ -49,6 +50,7 @@ pub(crate) struct Session {
     free_since_ms: AtomicU64,
     /// Of the open HTTP/1 request, milliseconds after `start`.
     deadline_ms: AtomicU64,
+    pulse: Arc<Pulse>,
     /// What the connection turns into when it has switched protocols.
     tunnel: Mutex<Option<Tunnel>>,
 }
@@ -60,6 +62,8 @@ pub(crate) struct Open {
     watchdog: Option<Watchdog>,
     /// Once it is known where it goes.
     visit: Option<Visit>,
+    /// It is a gRPC call, whose failures are told in gRPC's way.
+    pub(crate) is_call: bool,
 }
 
 /// A request's stay at a revision, to be counted.
@@ -90,6 +94,7 @@ impl Session {
             open: AtomicUsize::new(0),
             free_since_ms: AtomicU64::new(0),
             deadline_ms: AtomicU64::new(NO_DEADLINE),
+            pulse: Arc::default(),
             tunnel: Mutex::default(),
         })
     }
@@ -102,7 +107,7 @@ impl Session {
         builder: &auto::Builder<TokioExecutor>,
         mut stop: oneshot::Receiver<()>,
     ) {
-        let stream = match Stream::open(stream, tls).await {
+        let stream = match Stream::open(stream, tls, Arc::clone(&self.pulse)).await {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(%error, "a client's connection was not secured");
@@ -125,6 +130,10 @@ impl Session {
             ready!(watchdog.poll_passed(self.next_look(), cx));
             // A request that is late notices it when it is polled now. What is late after that does not listen.
             if self.open.load(Ordering::Relaxed) == 0 {
+                if self.pulse.has_heard() {
+                    // A head that began and does not end.
+                    self.pulse.set_last_words(Answer::slow_head().into_bytes());
+                }
                 connection.as_mut().graceful_shutdown();
             }
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -163,10 +172,12 @@ impl Session {
 }
 
 impl Open {
-    fn new(session: &Arc<Session>, version: Version) -> Self {
+    fn new(session: &Arc<Session>, request: &Request<Incoming>) -> Self {
         session.open.fetch_add(1, Ordering::Relaxed);
-        let watchdog = (version == Version::HTTP_2).then(Watchdog::default);
-        Self { session: Arc::clone(session), watchdog, visit: None }
+        let multiplexed = request.version() == Version::HTTP_2;
+        let watchdog = multiplexed.then(Watchdog::default);
+        let is_call = multiplexed && grpc::is_call(request.headers());
+        Self { session: Arc::clone(session), watchdog, visit: None, is_call }
     }
 
     /// Whether the connection has other requests at the same time.
@@ -223,6 +234,7 @@ impl Drop for Open {
             }
         }
         session.deadline_ms.store(NO_DEADLINE, Ordering::Relaxed);
+        session.pulse.forget();
         let free_since = now.saturating_duration_since(session.start);
         session.free_since_ms.store(free_since.as_millis() as u64, Ordering::Relaxed);
         session.open.fetch_sub(1, Ordering::Relaxed);
@@ -248,7 +260,7 @@ impl Entrance {
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
-        let open = Open::new(&self.session, request.version());
+        let open = Open::new(&self.session, &request);
         exchange::serve(open, self.route(&request), request)
     }
 

@@ -156,7 +156,8 @@ impl Exchange {
         if self.upload.as_ref().is_some_and(|upload| upload.is_broken()) {
             return Answer::bad_request("the request's body is malformed or was not sent to its end");
         }
-        Answer::lost(&self.routed.revision.key, error)
+        let revision = &self.routed.revision.key;
+        if error.is_parse() { Answer::malformed(revision, error) } else { Answer::lost(revision, error) }
     }
 }
 

@@ -59,6 +59,9 @@ async fn a_quiet_connection_is_closed() {
         let start = Instant::now();
         let answer = rest(client).await;
         assert_eq!(answer.contains("UnknownHost"), said.ends_with("\r\n\r\n"), "{answer}");
+        let unfinished = said.ends_with("slo");
+        assert_eq!(answer.starts_with("HTTP/1.1 408 "), unfinished, "{said:?}: {answer}");
+        assert_eq!(answer.contains("x-tombolo-reason: RequestHeadTimeout"), unfinished);
         assert!(start.elapsed() >= QUIET, "{said:?} {:?}", start.elapsed());
     }
 }

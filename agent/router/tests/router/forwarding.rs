@@ -47,7 +47,7 @@ async fn heads_say_who_asked_and_keep_to_themselves_what_is_for_one_hop() {
         .header("x-mine", "1")
         .header("keep-alive", "timeout=1")
         .header("proxy-authorization", "secret")
-        .header("k-network-probe", "queue")
+        .header("k-proxy-request", "activator")
         .header("x-forwarded-for", "9.9.9.9")
         .header("traceparent", "00-1-2-3")
         .body(Full::default());

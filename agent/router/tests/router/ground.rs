@@ -57,13 +57,18 @@ pub(crate) use ground;
 
 impl Ground {
     pub(crate) fn new() -> Option<Self> {
-        Self::with(Ok)
+        Self::with(Meter::new(), Ok)
+    }
+
+    /// One whose tunnels leave soon after their instance was told to.
+    pub(crate) fn with_tunnel_grace(grace: Duration) -> Option<Self> {
+        Self::with(Meter::with_tunnel_grace(grace), Ok)
     }
 
     /// One that also listens with a certificate, and where.
     pub(crate) fn secure(configs: watch::Receiver<Arc<ServerConfig>>) -> Option<(Self, SocketAddr)> {
         let mut secure = None;
-        let ground = Self::with(|router| {
+        let ground = Self::with(Meter::new(), |router| {
             let listener = Router::listen("127.0.0.1:0".parse().unwrap())?;
             secure = Some(listener.local_addr()?);
             router.with_tls(listener, configs)
@@ -71,7 +76,7 @@ impl Ground {
         Some((ground, secure.unwrap()))
     }
 
-    fn with(finish: impl FnOnce(Router) -> std::io::Result<Router>) -> Option<Self> {
+    fn with(meter: Meter, finish: impl FnOnce(Router) -> std::io::Result<Router>) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIPPED: network namespaces can be made by root only");
             return None;
@@ -79,7 +84,7 @@ impl Ground {
         let (tables, followed) = watch::channel(Arc::default());
         let (wanted, demand) = mpsc::channel(64);
         let dialer = Dialer::start().unwrap();
-        let meter = Arc::new(Meter::new());
+        let meter = Arc::new(meter);
         let listen = "127.0.0.1:0".parse().unwrap();
         let router = Router::bind(listen, followed, wanted, dialer.clone(), Arc::clone(&meter)).unwrap();
         let address = router.address();

@@ -4,14 +4,18 @@
 
 mod deadlines;
 mod draining;
+mod faults;
 mod forwarding;
 mod ground;
+mod grpc;
 mod holding;
 mod http2;
 mod metering;
 mod netns;
+mod probing;
 mod retrying;
 mod securing;
+mod splitting;
 mod steering;
 mod streaming;
 mod upgrading;
