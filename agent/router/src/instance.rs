@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::sync::watch;
 use tombolo_agent_core::routes::Endpoint;
 
 use crate::body::RequestBody;
@@ -34,6 +35,8 @@ const RETIRED: u32 = 1 << 31;
 pub(crate) struct Instance {
     pub(crate) endpoint: Endpoint,
     requests: AtomicU32,
+    /// Whether it left the route table, for those who stay as long as they like.
+    leaving: watch::Sender<bool>,
     /// Each thread uses connections that its own epoll set watches.
     lanes: Box<[Lane]>,
 }
@@ -66,7 +69,8 @@ pub(crate) enum ConnectError {
 
 impl Instance {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, requests: AtomicU32::new(0), lanes: (0..lanes()).map(|_| Lane::default()).collect() }
+        let lanes = (0..lanes()).map(|_| Lane::default()).collect();
+        Self { endpoint, requests: AtomicU32::new(0), leaving: watch::Sender::new(false), lanes }
     }
 
     fn lane(&self) -> &Lane {
@@ -99,7 +103,9 @@ impl Instance {
 
     /// Take no new requests and close what is idle.
     pub(crate) fn retire(&self) {
-        self.requests.fetch_or(RETIRED, Ordering::SeqCst);
+        if self.requests.fetch_or(RETIRED, Ordering::SeqCst) & RETIRED == 0 {
+            self.leaving.send_replace(true);
+        }
         for lane in &self.lanes {
             lane.idle.lock().expect("no panic under this lock").clear();
             *lane.multiplexed.lock().expect("no panic under this lock") = None;
@@ -107,7 +113,21 @@ impl Instance {
     }
 
     pub(crate) fn revive(&self) {
-        self.requests.fetch_and(!RETIRED, Ordering::SeqCst);
+        if self.requests.fetch_and(!RETIRED, Ordering::SeqCst) & RETIRED != 0 {
+            self.leaving.send_replace(false);
+        }
+    }
+
+    /// Wait until the instance has been leaving for `grace` without a break.
+    pub(crate) async fn leaving_for(&self, grace: Duration) {
+        let mut leaving = self.leaving.subscribe();
+        loop {
+            // The sender lives as long as this instance.
+            drop(leaving.wait_for(|leaving| *leaving).await);
+            if tokio::time::timeout(grace, leaving.wait_for(|leaving| !*leaving)).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Left the route table and serves nobody.

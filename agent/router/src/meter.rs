@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use tombolo_agent_core::actual::{Demand, Moment, Traffic};
@@ -15,6 +15,10 @@ use tombolo_api::RevisionKey;
 use crate::instance::Instance;
 use crate::revision::{Node, Revision};
 use crate::sample::RevisionMeter;
+
+/// How long a connection that has switched protocols may stay at an instance that leaves, as in Knative. It has no end of its
+/// own, and an instance should not wait for ever.
+pub const TUNNEL_GRACE: Duration = Duration::from_secs(60);
 
 /// Counters of a node's revisions and instances.
 pub struct Meter {
@@ -32,10 +36,16 @@ impl Default for Meter {
 
 impl Meter {
     pub fn new() -> Self {
+        Self::with_tunnel_grace(TUNNEL_GRACE)
+    }
+
+    /// With another time than Knative's 60 s for tunnels at instances that leave.
+    pub fn with_tunnel_grace(tunnel_grace: Duration) -> Self {
         let node = Node {
             start: Instant::now(),
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
+            tunnel_grace,
             settled: Notify::new(),
         };
         Self {
@@ -116,7 +126,8 @@ impl Meter {
         self.node.settled.notified()
     }
 
-    /// Wait until `table`, which lacks the instance, is in force and the instance is released.
+    /// Wait until `table`, which lacks the instance, is in force and the instance is released. Requests end by their own limits,
+    /// and tunnels after their grace, so that this comes to an end for every revision whose requests have a limit.
     pub async fn drained(&self, table: &Arc<RouteTable>, id: &InstanceId) {
         loop {
             let settled = self.settled();

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tombolo_agent_core::activation::{Decision, Held, Hold, Refusal, View, decide};
@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) start: Instant,
     pub(crate) held: AtomicUsize,
     pub(crate) held_bytes: AtomicUsize,
+    /// How long a tunnel may stay at an instance that leaves.
+    pub(crate) tunnel_grace: Duration,
     /// Told whenever the table in force changed or a leaving instance served its last request.
     pub(crate) settled: Notify,
 }
@@ -123,7 +125,13 @@ impl Revision {
         present.saturating_sub(self.held())
     }
 
-    /// A new table is in force, or the revision left it (`None`): serve or refuse those who wait.
+    /// What the revision became when a table last said exactly this of it.
+    pub(crate) fn target_of(&self, backend: &Arc<Backend>) -> Option<Arc<Target>> {
+        let queue = self.lock();
+        (queue.target.backend == *backend).then(|| Arc::clone(&queue.target))
+    }
+
+    /// A new table says something else of it, or the revision left it (`None`): serve or refuse those who wait.
     pub(crate) fn retarget(self: &Arc<Self>, target: Option<Arc<Target>>) {
         let mut queue = self.lock();
         let had_instances = !queue.target.instances.is_empty();
@@ -261,6 +269,11 @@ impl Revision {
 impl Slot {
     fn new(revision: Arc<Revision>, instance: Arc<Instance>) -> Self {
         Self { revision, instance, returned: AtomicBool::new(false) }
+    }
+
+    /// Wait until whatever stays at the instance as long as it likes has to go.
+    pub(crate) async fn overstayed(&self) {
+        self.instance.leaving_for(self.revision.node.tunnel_grace).await;
     }
 
     /// Give back without handing on, for a caller that holds the queue and hands on itself.

@@ -67,9 +67,15 @@ impl Routes {
     pub(crate) fn apply(&self, table: Arc<RouteTable>, meter: &Meter, demand: &mpsc::Sender<RevisionKey>) {
         let mut targets = Targets::new();
         for (key, backend) in &table.revisions {
-            let instances = backend.ready.iter().map(|endpoint| meter.find_instance(endpoint)).collect();
-            let target = Arc::new(Target { backend: Arc::clone(backend), instances });
-            targets.insert(key, (meter.find_revision(key, demand), target));
+            let revision = meter.find_revision(key, demand);
+            let target = revision.target_of(backend).unwrap_or_else(|| {
+                let instances = backend.ready.iter().map(|endpoint| meter.find_instance(endpoint)).collect();
+                let target = Arc::new(Target { backend: Arc::clone(backend), instances });
+                // At once: who waits for an instance is not to wait for the rest of the table.
+                revision.retarget(Some(Arc::clone(&target)));
+                target
+            });
+            targets.insert(key, (revision, target));
         }
         let before = Arc::clone(&self.hosts.read().expect("no panic under this lock"));
         let hosts = table.hosts.iter().map(|(name, routes)| {
@@ -86,7 +92,9 @@ impl Routes {
             }
         }
         for revision in meter.revisions() {
-            revision.retarget(targets.get(&revision.key).map(|(_, target)| Arc::clone(target)));
+            if !targets.contains_key(&revision.key) {
+                revision.retarget(None);
+            }
         }
         meter.forget(&table);
         meter.set_in_force(table);

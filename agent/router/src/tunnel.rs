@@ -1,6 +1,6 @@
 //! A connection that has switched protocols: bytes, both ways, until both sides have ended.
 //!
-//! Counts as a request in flight for as long as it lasts. It must not know what is spoken.
+//! Counts as a request in flight for as long as it lasts, and has to end some time after its instance was told to leave. It must not know what is spoken.
 
 use std::io;
 use std::pin::Pin;
@@ -37,7 +37,10 @@ impl Tunnel {
         let Self { client, instance, connection, slot, open, idle_ms } = self;
         let (client, instance, ()) = join3(client, instance, connection.finish()).await;
         match (client, instance) {
-            (Ok(client), Ok(instance)) => carry(client, instance, idle_ms).await,
+            (Ok(client), Ok(instance)) => tokio::select! {
+                () = carry(client, instance, idle_ms) => {}
+                () = slot.overstayed() => tracing::debug!("tunnel was closed: its instance leaves"),
+            },
             (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "protocols were not switched"),
         }
         drop((slot, open));

@@ -1,5 +1,7 @@
 //! Connections that switch protocols.
 
+use std::time::{Duration, Instant};
+
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -56,7 +58,7 @@ async fn bytes_pass_both_ways_until_both_sides_have_ended() {
     ground.put(table(Backend { timeout_ms: 300, ..backend(&["i1"]) })).await;
     let mut client = switched(&ground).await;
     expect(&mut client, "hello abc").await;
-    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
     for round in 0..10 {
         let text = format!("round {round}");
         client.write_all(text.as_bytes()).await.unwrap();
@@ -89,6 +91,34 @@ async fn a_tunnel_ends_when_its_client_leaves_or_says_nothing() {
     let mut client = switched(&ground).await;
     expect(&mut client, "hello abc").await;
     assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+    until("nothing is in flight", || ground.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn tunnels_get_their_grace_when_their_instance_leaves() {
+    let grace = Duration::from_millis(400);
+    let Some(ground) = Ground::with_tunnel_grace(grace) else { return };
+    ground.serve("i1", echo);
+    let with = table(backend(&["i1"]));
+    ground.put(with.clone()).await;
+    let mut client = switched(&ground).await;
+    expect(&mut client, "hello abc").await;
+
+    // An instance that comes back keeps its tunnels.
+    ground.put(table(backend(&[]))).await;
+    ground.put(with).await;
+    tokio::time::sleep(grace * 2).await;
+    client.write_all(b"still here").await.unwrap();
+    expect(&mut client, "still here").await;
+
+    let start = Instant::now();
+    let without = ground.put(table(backend(&[]))).await;
+    client.write_all(b"goodbye").await.unwrap();
+    expect(&mut client, "goodbye").await;
+    assert_eq!((ground.in_flight(), ground.meter.instance_in_flight(&id("i1"))), (1, 1));
+    ground.meter.drained(&without, &id("i1")).await;
+    assert!(start.elapsed() >= grace, "{:?}", start.elapsed());
+    assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0, "closed");
     until("nothing is in flight", || ground.in_flight() == 0).await;
 }
 
