@@ -1,6 +1,7 @@
 //! A connection that has switched protocols: bytes, both ways, until both sides have ended.
 //!
-//! Counts as a request in flight for as long as it lasts, and has to end some time after its instance was told to leave. It must not know what is spoken.
+//! Counts as a request in flight for as long as it lasts, and has to end some time after its instance was told to leave. It must
+//! not know what is spoken.
 
 use std::io;
 use std::pin::Pin;
