@@ -126,6 +126,10 @@ async fn events_are_passed_on_one_by_one() {
     let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\naccept: text/event-stream\r\n\r\n");
     client.write_all(request.as_bytes()).await.unwrap();
     let (mut instance, _) = listener.accept().await.unwrap();
+    let mut asked = Vec::new();
+    while !asked.ends_with(b"\r\n\r\n") {
+        asked.push(instance.read_u8().await.unwrap());
+    }
     let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     instance.write_all(head).await.unwrap();
     let mut seen = Vec::new();
