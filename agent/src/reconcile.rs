@@ -213,7 +213,9 @@ impl Reconciler {
         let until_wake =
             wakes.map(|at| Duration::from_millis(at.since(now) + 1)).fold(IDLE_POLL, Duration::min);
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
-        match (again, draining) {
+        let turning = traffic.unsettled
+            && self.actual.revisions.values().any(|known| matches!(known.takeover, Takeover::Begun { .. }));
+        match (again, draining || turning) {
             // What follows from a changed route has no other event to wait for.
             (true, _) => Duration::ZERO,
             (false, true) => until_wake.min(DRAIN_POLL),

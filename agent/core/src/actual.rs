@@ -219,6 +219,8 @@ pub struct Traffic {
     pub revisions: BTreeMap<RevisionKey, Demand>,
     /// Requests in each instance; absent means none.
     pub instances: BTreeMap<InstanceId, u32>,
+    /// Requests may still go where an older route table sent them.
+    pub unsettled: bool,
 }
 
 impl Traffic {

@@ -87,7 +87,7 @@ impl Meter {
                 *loads.entry(instance.endpoint.instance.clone()).or_default() += instance.load();
             }
         }
-        Traffic { revisions, instances: loads }
+        Traffic { revisions, instances: loads, unsettled: false }
     }
 
     /// Requests held on the node.

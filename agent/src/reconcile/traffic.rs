@@ -58,6 +58,7 @@ impl Reconciler {
     pub(super) fn traffic(&self) -> Traffic {
         let mut traffic = self.meter.traffic(|instant| self.clock.moment(instant));
         let in_force = self.meter.is_in_force(&self.outputs.table.borrow());
+        traffic.unsettled = !in_force;
         for (id, instance) in &self.actual.instances {
             // Until the router has let go of it, a draining instance may get one request more.
             if instance.phase == Phase::Draining && !(in_force && self.meter.is_released(id)) {

@@ -20,8 +20,12 @@ impl<'a> Pass<'a> {
         let up = self.up(scope);
         let leaves = self.takeovers.is_leaving(scope.key);
         let asked = match self.situation.targets.get(scope.key) {
+            // Not while a request may still come to it: nobody would serve it.
+            _ if leaves && self.situation.traffic.unsettled => up,
             _ if leaves => 0,
             None => up,
+            // What no route leads to gets no request, whatever was measured before.
+            Some(target) if target.want > up && scope.known.ready_once && !self.is_routed(scope.key) => up,
             // Requests came since: nothing is taken away before they are counted.
             Some(target) if demand.last_request.is_some_and(|last| last > target.at) => target.want.max(up),
             Some(target) => target.want,

@@ -181,7 +181,7 @@ fn settle(
 
 fn with_demand(name: &str, in_flight: u32, held: u32, last: Moment) -> Traffic {
     let demand = Demand { in_flight, held, last_request: Some(last) };
-    Traffic { revisions: [(key(name), demand)].into(), instances: BTreeMap::new() }
+    Traffic { revisions: [(key(name), demand)].into(), ..Traffic::default() }
 }
 
 #[test]
@@ -283,8 +283,19 @@ fn no_more_run_than_there_is_memory_for() {
 }
 
 #[test]
-fn as_many_run_as_are_asked_for() {
+fn what_no_route_leads_to_does_not_grow() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
+    let later = with_demand("s-00001", 0, 0, NOW.after(1));
+    for traffic in [Traffic::default(), later] {
+        settle(&desired, &mut actual, &traffic, &asking(&desired, 3, NOW), NOW);
+        assert_eq!(actual.instances.len(), 1);
+    }
+}
+
+#[test]
+fn as_many_run_as_are_asked_for() {
+    let (desired, mut actual) = given_routed(&[object("s-00001", &[])]);
     for want in [3, 5, 2] {
         settle(&desired, &mut actual, &Traffic::default(), &asking(&desired, want, NOW), NOW);
         assert_eq!(actual.instances.len(), want as usize);

@@ -116,6 +116,8 @@ fn requests_wait_for_the_new_one_and_those_for_the_old_one_are_served_by_it() {
     assert_eq!(routed(&desired, &actual), OLD);
     step(&desired, &mut actual, &Traffic::default(), NOW);
     assert_eq!(routed(&desired, &actual), NEW);
+    let unsettled = Traffic { unsettled: true, ..Traffic::default() };
+    assert_eq!(step(&desired, &mut actual, &unsettled, NOW), Vec::<String>::new());
     let waiting = with_demand(OLD, 1, 3, NOW);
     assert_eq!(step(&desired, &mut actual, &waiting, NOW), Vec::<String>::new());
     assert_eq!(step(&desired, &mut actual, &with_demand(OLD, 1, 0, NOW), NOW), ["Drain"]);
