@@ -14,7 +14,8 @@ use crate::rollout::steps::Share;
 use crate::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split, Unavailable};
 use crate::supervision::InstanceId;
 
-/// Builds the table. `rollouts`: [stepped](Rollouts::step) to now. `now` decides whether a failed revision is still waiting before it is tried again.
+/// Builds the table. `rollouts`: [stepped](Rollouts::step) to now. `now` decides whether a failed revision is still waiting
+/// before it is tried again.
 pub fn build(desired: &Desired, actual: &Actual, rollouts: &Rollouts, now: Moment) -> RouteTable {
     let index = actual.by_revision();
     let mut table = RouteTable::default();
