@@ -108,6 +108,7 @@ fn status(shown: &Shown) -> Value {
         "bootId": report.info.boot_id,
         "limitations": report.info.limitations,
         "revisions": report.revisions,
+        "routes": report.routes,
         "counters": {
             "refusedManifests": refusals.count,
             "eventsWaiting": shown.outbox.len(),

@@ -77,7 +77,8 @@ impl Router {
         Ok(Self { listener, address, tables, demand, dialer, meter, routes, workers, tls: None })
     }
 
-    /// A listener as the router needs it, which a socket of the past that still closes does not prevent. Must be called inside a tokio runtime.
+    /// A listener as the router needs it, which a socket of the past that still closes does not prevent. Must be called inside
+    /// a tokio runtime.
     pub fn listen(address: SocketAddr) -> io::Result<StdTcpListener> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;

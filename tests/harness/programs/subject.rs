@@ -1,8 +1,8 @@
 //! The function that tests deploy to look around from inside, and to misbehave: an HTTP server of the standard library.
 //! As the first process of its namespace it ignores SIGTERM, having no handler for it.
 //!
-//! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens after two seconds, `MODE=failing` answers
-//! every request for `/` with 500.
+//! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
+//! after two seconds, `MODE=failing` answers every request for `/` with 500.
 //! Paths: `/env`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
 //! `/echo` (gives the body back), `/bytes?COUNT`, `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
 //! after half of what it promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health`

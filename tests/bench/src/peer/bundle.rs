@@ -92,7 +92,7 @@ fn config(port: u16) -> Value {
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": 0, "gid": 0}, "args": ["/program"], "cwd": "/", "noNewPrivileges": true,
-            "env": [format!("PORT={port}")],
+            "env": ["PATH=/".to_owned(), format!("PORT={port}")],
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
         },
         "root": {"path": "rootfs", "readonly": true},
