@@ -25,7 +25,8 @@ pub(crate) async fn measure(rounds: u32) -> Option<Vec<Row>> {
         let status = node.status().await?;
         let revisions: Vec<&Value> = status["revisions"].as_array().into_iter().flatten().collect();
         let rest = |revision: &&&Value| {
-            revision["phase"] == "Ready" && revision["instances"].as_array().is_none_or(Vec::is_empty)
+            let mut instances = revision["instances"].as_array().into_iter().flatten();
+            revision["phase"] == "Ready" && instances.all(|instance| instance["tier"] == "primed")
         };
         let resting = revisions.iter().filter(rest).count();
         if resting > SERVICES { Ok(()) } else { Err(format!("{resting} of {}", revisions.len())) }
