@@ -375,8 +375,14 @@ impl Executor {
     pub(crate) async fn clear(&self) -> Result<(), CallError> {
         let supervisor = &self.inner.tools.supervisor;
         for id in running(supervisor).await? {
-            supervisor.call(Request::Signal { id: id.clone(), signal: libc::SIGTERM }).await?;
-            supervisor.call(Request::Thaw { id }).await?;
+            let ask_to_end = Request::Signal { id: id.clone(), signal: libc::SIGTERM };
+            for request in [ask_to_end, Request::Thaw { id }] {
+                match supervisor.call(request).await {
+                    // It has ended meanwhile; whatever is left goes with the shutdown.
+                    Ok(_) | Err(CallError::Refused(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
         let deadline = tokio::time::Instant::now() + CLEAR_GRACE;
         while !running(supervisor).await?.is_empty() && tokio::time::Instant::now() < deadline {
