@@ -50,7 +50,7 @@ async fn a_killed_agent_finds_its_instances_again() {
     let before = node.instances("hello").await.expect("the agent says what it runs");
     assert_eq!(before.len(), 1, "{before:?}");
     let load = node.load_anew("hello", "/", 4, 2);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(within(Duration::from_millis(300))).await;
 
     let killed = Instant::now();
     node.kill_agent();
@@ -60,7 +60,7 @@ async fn a_killed_agent_finds_its_instances_again() {
     node.start_agent().expect("the agent starts again");
     until("an answer", 5, || node.answer("hello", "/")).await;
     let back = Instant::now();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(within(Duration::from_millis(300))).await;
 
     let outcomes = load.stop().await;
     assert!(back - started <= within(Duration::from_secs(1)), "answers came back after {:?}", back - started);
