@@ -228,6 +228,7 @@ fn serve(
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
     let (demand_sender, demand) = mpsc::channel(DEMAND);
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
+    let wake = supervisor.waker();
     let tools = Tools {
         supervisor,
         dialer: dialer.clone(),
@@ -255,7 +256,8 @@ fn serve(
     // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
     let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())
-        .context("router.listen: cannot serve")?;
+        .context("router.listen: cannot serve")?
+        .with_wake(Arc::new(wake));
     let router = with_tls(router, &config.router.tls, tasks)?;
     let address = router.address();
     reconciler.describe(node_info::read(config, address));

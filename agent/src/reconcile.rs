@@ -225,13 +225,17 @@ impl Reconciler {
 
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
         match action {
-            Action::Drain { instance } => self.set_phase(&instance, Phase::Draining, now),
+            Action::Drain { instance } => {
+                if self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Frozen) {
+                    self.executor.thaw(instance.clone());
+                }
+                self.set_phase(&instance, Phase::Draining, now);
+            }
             Action::Resume { instance } => self.set_phase(&instance, Phase::Ready, now),
             Action::Terminate { instance } => {
                 self.note_missed_deadline(&instance, accepted, now);
                 let doing = match self.actual.instances.get(&instance).map(|known| &known.phase) {
                     Some(Phase::Probing) => Doing::Beginning,
-                    Some(Phase::Frozen) => Doing::Frozen,
                     _ => Doing::Serving,
                 };
                 self.set_phase(&instance, Phase::Stopping { killed: false }, now);

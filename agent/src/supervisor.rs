@@ -4,6 +4,7 @@
 //! Takes: calls through [`Supervisor`]. Gives: [`SupervisorEvent`]s. Must not know what instances are for.
 
 mod connection;
+mod wake;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,6 +20,8 @@ use tombolo_agent_core::supervision::{
 };
 
 use connection::Connection;
+
+pub(crate) use wake::Waker;
 
 /// Longest wait for any reply. The supervisor gives up on its own workers well before.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
@@ -93,6 +96,7 @@ type Sockets = BTreeMap<String, Arc<OwnedFd>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
     calls: mpsc::Sender<Order>,
+    waker: Waker,
     task: AbortHandle,
 }
 
@@ -104,8 +108,14 @@ impl Supervisor {
         let connection = Connection::open(&config, &Sockets::new()).await?;
         let (calls, queue) = mpsc::channel(QUEUE);
         let (events, receiver) = mpsc::channel(QUEUE);
-        let task = tokio::spawn(keep(config, connection, queue, events)).abort_handle();
-        Ok((Self { calls, task }, receiver))
+        let waker = Waker::default();
+        let task = tokio::spawn(keep(config, connection, queue, events, waker.clone())).abort_handle();
+        Ok((Self { calls, waker, task }, receiver))
+    }
+
+    /// What has frozen instances go on without waiting, over the same connection.
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Gives the connection up: calls fail from now on, the supervisor and its instances go on.
@@ -160,14 +170,19 @@ async fn keep(
     mut connection: Connection,
     mut queue: mpsc::Receiver<Order>,
     events: mpsc::Sender<SupervisorEvent>,
+    waker: Waker,
 ) {
     let mut sockets = Sockets::new();
     loop {
+        if let Err(error) = waker.attach(connection.as_fd()) {
+            tracing::warn!(%error, "requests cannot wake frozen instances by themselves");
+        }
         let reason = match serve(&mut connection, &mut queue, &events, &mut sockets).await {
             Ok(()) => return,
             Err(error) => error.to_string(),
         };
         tracing::warn!(reason, "lost the runtime supervisor");
+        waker.detach();
         tell(&events, SupervisorEvent::Lost).await;
         connection = loop {
             match Connection::open(&config, &sockets).await {

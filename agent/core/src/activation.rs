@@ -26,7 +26,7 @@ pub const HELD_BYTES_PER_NODE_MAX: usize = 64 << 20;
 /// What the router knows when a request for a revision arrives, or when a held one is looked at again.
 pub struct View<'a, L> {
     pub backend: &'a Backend,
-    /// Requests in flight at `backend.ready[i]`; `None` when this request must not go there.
+    /// Requests in flight at `backend.takers()[i]`; `None` when this request must not go there.
     pub load: L,
     /// Requests held for the revision besides this one.
     pub held: Held,
@@ -50,6 +50,8 @@ pub struct Held {
 pub enum Decision {
     /// Send it to `backend.ready[i]`.
     Forward(usize),
+    /// Let `backend.standby[i]` go on, and send it there.
+    Wake(usize),
     Hold(Hold),
     Refuse(Refusal),
 }
@@ -73,10 +75,11 @@ pub enum Refusal {
     Unavailable(Unavailable),
 }
 
-/// Decide about one request. A ready instance always wins, then a known reason why there will be none, then the limits.
+/// Decide about one request. A ready instance always wins, then one that can be woken, then a known reason why there will be
+/// none, then the limits.
 pub fn decide<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Decision {
     if let Some(index) = choose(view) {
-        return Decision::Forward(index);
+        return if view.backend.ready.is_empty() { Decision::Wake(index) } else { Decision::Forward(index) };
     }
     if let (true, Some(unavailable)) = (view.backend.ready.is_empty(), &view.backend.unavailable) {
         return Decision::Refuse(Refusal::Unavailable(unavailable.clone()));
@@ -119,7 +122,7 @@ pub fn pick(percents: impl IntoIterator<Item = u8>, roll: u8) -> Option<usize> {
 /// Knative does so without a limit only. With one it takes the first free instance or goes round: the one gathers load, the other
 /// does not see it, while here it is known exactly and a free place is always found.
 fn choose<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Option<usize> {
-    let count = view.backend.ready.len();
+    let count = view.backend.takers().len();
     if count == 0 {
         return None;
     }
@@ -162,6 +165,7 @@ mod tests {
             ready: (0..ready)
                 .map(|i| Endpoint { instance: InstanceId(format!("i{i}")), port: 8080 })
                 .collect(),
+            standby: Vec::new(),
             unavailable: unavailable
                 .then(|| Unavailable { reason: "ImageMissing".into(), message: "no image".into() }),
             h2c: false,
@@ -170,6 +174,12 @@ mod tests {
             response_start_timeout_ms: 0,
             idle_timeout_ms: 0,
         }
+    }
+
+    /// With nothing ready, and instances to be woken.
+    fn frozen(count: usize, concurrency: u32) -> Backend {
+        let Backend { ready, .. } = backend(count, 0, true);
+        Backend { standby: ready, ..backend(0, concurrency, false) }
     }
 
     fn decided(backend: &Backend, loads: &[Option<u32>], held: [Held; 2], random: u64) -> Decision {
@@ -205,6 +215,9 @@ mod tests {
             ("one ready", backend(1, 0, false), vec![Some(900)], none, Decision::Forward(0)),
             ("ready beats unavailable", backend(1, 0, true), vec![Some(0)], full, Decision::Forward(0)),
             ("none ready", backend(0, 0, false), vec![], none, Decision::Hold(Hold::NoneReady)),
+            ("frozen", frozen(1, 2), vec![Some(1)], full, Decision::Wake(0)),
+            ("the freer of frozen", frozen(2, 2), vec![Some(1), Some(0)], none, Decision::Wake(1)),
+            ("frozen and taken", frozen(1, 2), vec![Some(2)], none, Decision::Hold(Hold::NoneReady)),
             ("busy", backend(2, 3, false), vec![Some(3), Some(4)], none, Decision::Hold(Hold::AllBusy)),
             ("busy, unavailable", backend(1, 1, true), vec![Some(1)], none, Decision::Hold(Hold::AllBusy)),
             ("a slot", backend(3, 2, false), vec![Some(2), Some(2), Some(1)], none, Decision::Forward(2)),

@@ -85,7 +85,7 @@ pub enum Action {
     Kill { instance: InstanceId },
     /// Send SIGTERM, and let it run if it is frozen.
     Terminate { instance: InstanceId },
-    /// Take it out of the route table.
+    /// Take it out of the route table, and let it go on if it is frozen: it may have been given a request.
     Drain { instance: InstanceId },
     /// Stop its processes where they are.
     Freeze { instance: InstanceId },

@@ -50,6 +50,8 @@ pub struct Split {
 pub struct Backend {
     /// Instances that passed their readiness probe. Empty: hold requests, ask for an instance, unless `unavailable`.
     pub ready: Vec<Endpoint>,
+    /// Frozen instances, which take requests as soon as they are woken. Of use only while none is ready.
+    pub standby: Vec<Endpoint>,
     /// Why holding is in vain (image missing, program ends at once): reason word and message for the client's 503.
     pub unavailable: Option<Unavailable>,
     /// Speaks HTTP/2 with prior knowledge (port named `h2c`), otherwise HTTP/1.1.
@@ -62,6 +64,13 @@ pub struct Backend {
     pub response_start_timeout_ms: u64,
     /// Without a byte either way, `idleTimeoutSeconds`, milliseconds; 0: none.
     pub idle_timeout_ms: u64,
+}
+
+impl Backend {
+    /// The instances that may be given a request now: those that are ready, or else those to be woken for it.
+    pub fn takers(&self) -> &[Endpoint] {
+        if self.ready.is_empty() { &self.standby } else { &self.ready }
+    }
 }
 
 /// Why a revision cannot serve.

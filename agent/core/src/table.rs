@@ -118,11 +118,17 @@ fn backend(
     instances: &[(&InstanceId, &InstanceActual)],
     now: Moment,
 ) -> Backend {
-    let instances = || instances.iter().filter(|(_, instance)| instance.phase == Phase::Ready);
-    let fresh = instances().any(|(_, instance)| instance.object == *digest);
-    let ready: Vec<Endpoint> = instances()
+    let ready = || instances.iter().filter(|(_, instance)| instance.phase == Phase::Ready);
+    let fresh = ready().any(|(_, instance)| instance.object == *digest);
+    let ready: Vec<Endpoint> = ready()
         // An instance of the object's former content serves until one of the present content does.
         .filter(|(_, instance)| !fresh || instance.object == *digest)
+        .map(|(id, instance)| Endpoint { instance: (*id).clone(), port: instance.port })
+        .collect();
+    let waits = |phase: &Phase| matches!(phase, Phase::Frozen | Phase::Thawing);
+    let standby = instances
+        .iter()
+        .filter(|(_, instance)| ready.is_empty() && instance.object == *digest && waits(&instance.phase))
         .map(|(id, instance)| Endpoint { instance: (*id).clone(), port: instance.port })
         .collect();
     let unavailable = if ready.is_empty() {
@@ -133,6 +139,7 @@ fn backend(
     let timeouts = request_timeouts(object);
     Backend {
         ready,
+        standby,
         unavailable,
         h2c: object.spec.protocol() == ProtocolName::H2c,
         container_concurrency: crate::limits::container_concurrency(object),
@@ -156,6 +163,7 @@ pub(crate) fn why_not(revision: &RevisionActual, now: Moment) -> Option<Unavaila
 fn missing(key: &RevisionKey) -> Backend {
     Backend {
         ready: Vec::new(),
+        standby: Vec::new(),
         unavailable: Some(Unavailable {
             reason: "RevisionMissing".into(),
             message: format!("the route names revision {key}, which this node was not given"),

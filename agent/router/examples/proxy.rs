@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let key = RevisionKey::new("default", "bench");
     let backend = Backend {
         ready: vec![Endpoint { instance: id.clone(), port }],
+        standby: Vec::new(),
         unavailable: None,
         h2c: false,
         container_concurrency,

@@ -32,6 +32,7 @@ mod table;
 mod tally;
 mod tls;
 mod tunnel;
+mod wake;
 mod worker;
 
 pub use answer::REASON_HEADER;
@@ -41,3 +42,4 @@ pub use metrics::render as render_metrics;
 pub use sample::{Histogram, Refused, RevisionMeter, RevisionSpan, Sampler};
 pub use server::Router;
 pub use tls::server_config;
+pub use wake::Wake;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
@@ -46,6 +46,7 @@ impl Meter {
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             tunnel_grace,
+            wake: OnceLock::new(),
             settled: Notify::new(),
         };
         Self {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -17,18 +17,20 @@ use crate::instance::Instance;
 use crate::random;
 use crate::sample::Refused;
 use crate::tally::Tally;
+use crate::wake::Wake;
 
 /// How often a decision is repeated because the chosen instance filled up or left meanwhile; then the request waits in line.
 const RACES_MAX: u32 = 4;
 
 /// Counters of the whole node.
-#[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) start: Instant,
     pub(crate) held: AtomicUsize,
     pub(crate) held_bytes: AtomicUsize,
     /// How long a tunnel may stay at an instance that leaves.
     pub(crate) tunnel_grace: Duration,
+    /// Without it, frozen instances are left to whoever hears of demand.
+    pub(crate) wake: OnceLock<Arc<dyn Wake>>,
     /// Told whenever the table in force changed or a leaving instance served its last request.
     pub(crate) settled: Notify,
 }
@@ -44,6 +46,7 @@ struct Line {
 /// What a route table says of a revision, with its instances found.
 pub(crate) struct Target {
     pub(crate) backend: Arc<Backend>,
+    /// Of the backend's takers.
     pub(crate) instances: Box<[Arc<Instance>]>,
 }
 
@@ -176,7 +179,7 @@ impl Revision {
                 return Admission::Refused(refusal);
             }
             Err(Decision::Hold(Hold::NoneReady)) => cold_since = Some(Instant::now()),
-            Err(Decision::Hold(Hold::AllBusy) | Decision::Forward(_)) => {}
+            Err(Decision::Hold(Hold::AllBusy) | Decision::Forward(_) | Decision::Wake(_)) => {}
         }
         let (grant, granted) = oneshot::channel();
         let number = queue.next;
@@ -192,7 +195,7 @@ impl Revision {
         Admission::Wait(Waiter { revision: Arc::clone(self), number, granted, cold_since })
     }
 
-    /// Enter an instance, or learn why not. `Err(Forward)`: lost too many races.
+    /// Enter an instance, or learn why not. `Err(Forward)`, `Err(Wake)`: lost too many races.
     fn try_enter(
         self: &Arc<Self>,
         target: &Target,
@@ -211,15 +214,34 @@ impl Revision {
             };
             let (backend, random) = (&target.backend, random::bits());
             let decision = decide(&View { backend, load, held, held_on_node, bytes, random });
-            let Decision::Forward(index) = decision else { return Err(decision) };
+            let (index, wakes) = match decision {
+                Decision::Forward(index) => (index, false),
+                Decision::Wake(index) => (index, true),
+                decision => return Err(decision),
+            };
             if target.instances[index].enter(target.backend.container_concurrency) {
-                return Ok(Slot::new(Arc::clone(self), Arc::clone(&target.instances[index])));
+                let slot = Slot::new(Arc::clone(self), Arc::clone(&target.instances[index]));
+                if wakes && !self.wake(&slot.instance) {
+                    slot.cancel();
+                    return Err(Decision::Hold(Hold::NoneReady));
+                }
+                return Ok(slot);
             }
             races += 1;
             if races > RACES_MAX {
                 return Err(decision);
             }
         }
+    }
+
+    /// Let a frozen instance go on, and tell of it; whether it will.
+    fn wake(&self, instance: &Instance) -> bool {
+        let woken = self.node.wake.get().is_some_and(|wake| wake.wake(&instance.endpoint.instance));
+        if woken {
+            // A full channel is no loss, see `ask`.
+            drop(self.demand.try_send(self.key.clone()));
+        }
+        woken
     }
 
     /// Hand out what is free, longest wait first.
@@ -233,7 +255,7 @@ impl Revision {
                     Err(refusal)
                 }
                 Err(Decision::Hold(_)) => return,
-                Err(Decision::Forward(_)) => continue,
+                Err(Decision::Forward(_) | Decision::Wake(_)) => continue,
             };
             let Some(first) = queue.waiters.pop_front() else { return };
             self.left_queue(queue, first.bytes);
@@ -334,6 +356,7 @@ fn removed() -> Target {
     };
     let backend = Backend {
         ready: Vec::new(),
+        standby: Vec::new(),
         unavailable: Some(unavailable),
         h2c: false,
         container_concurrency: 0,

@@ -21,6 +21,7 @@ use crate::headers::Client;
 use crate::meter::Meter;
 use crate::session::Session;
 use crate::table::Routes;
+use crate::wake::Wake;
 use crate::worker::{Arrival, Worker, lanes};
 
 /// Connections at a time: one for each request that may be held on the node. An idle one costs about 10 KiB.
@@ -98,6 +99,13 @@ impl Router {
         listener.set_nonblocking(true)?;
         self.tls = Some(Tls { listener, configs });
         Ok(self)
+    }
+
+    /// Wake frozen instances at the first request for them, and not only tell of demand.
+    pub fn with_wake(self, wake: Arc<dyn Wake>) -> Self {
+        // One router for one meter: nothing was set before.
+        drop(self.meter.node.wake.set(wake));
+        self
     }
 
     /// Both: listen and serve.

@@ -69,7 +69,8 @@ impl Routes {
         for (key, backend) in &table.revisions {
             let revision = meter.find_revision(key, demand);
             let target = revision.target_of(backend).unwrap_or_else(|| {
-                let instances = backend.ready.iter().map(|endpoint| meter.find_instance(endpoint)).collect();
+                let instances =
+                    backend.takers().iter().map(|endpoint| meter.find_instance(endpoint)).collect();
                 let target = Arc::new(Target { backend: Arc::clone(backend), instances });
                 // At once: who waits for an instance is not to wait for the rest of the table.
                 revision.retarget(Some(Arc::clone(&target)));
@@ -85,7 +86,7 @@ impl Routes {
         *self.hosts.write().expect("no panic under this lock") = Arc::new(hosts.collect());
         self.version.fetch_add(1, Ordering::Release);
         let routed: BTreeSet<&Endpoint> =
-            table.revisions.values().flat_map(|backend| &backend.ready).collect();
+            table.revisions.values().flat_map(|backend| backend.takers()).collect();
         for instance in meter.instances() {
             if !routed.contains(&instance.endpoint) {
                 instance.retire();
@@ -164,6 +165,7 @@ mod tests {
         let key = |name: &str| RevisionKey::new("default", name);
         let backend = Arc::new(Backend {
             ready: Vec::new(),
+            standby: Vec::new(),
             unavailable: None,
             h2c: false,
             container_concurrency: 0,

@@ -105,6 +105,11 @@ impl Connection {
         }
     }
 
+    /// The socket, on which whole messages may be sent beside those sent here.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     pub(super) async fn send(
         &mut self,
         request: Request,

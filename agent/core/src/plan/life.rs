@@ -39,7 +39,11 @@ impl Pass<'_> {
                 None
             }
             Phase::Frozen if !self.is_current(instance) || self.takeovers.is_leaving(&instance.revision) => {
-                draft.removals.push(Action::Terminate { instance: instance_id() });
+                draft.removals.push(Action::Drain { instance: instance_id() });
+                None
+            }
+            Phase::Frozen if self.load(id) > 0 => {
+                draft.additions.push(Action::Thaw { instance: instance_id() });
                 None
             }
             Phase::Primed | Phase::Frozen => None,
@@ -90,7 +94,7 @@ impl Pass<'_> {
         let object = self.situation.desired.revisions.get(&instance.revision);
         let timeout =
             object.map_or(DRAIN_MAX_MS, |(_, object)| crate::limits::request_timeouts(object).request_ms);
-        if self.situation.traffic.instances.get(id).copied().unwrap_or(0) > 0 {
+        if self.load(id) > 0 {
             let deadline = instance.since.after(timeout.max(DRAIN_MIN_MS));
             return (deadline, WakeReason::DrainDeadline, Action::Terminate { instance: id.clone() });
         }
@@ -103,13 +107,22 @@ impl Pass<'_> {
         (self.now, WakeReason::DrainDeadline, action)
     }
 
+    /// Requests at an instance. The router wakes a frozen one by itself to give it one.
+    fn load(&self, id: &InstanceId) -> u32 {
+        self.situation.traffic.instances.get(id).copied().unwrap_or(0)
+    }
+
     /// Whether this draining instance is the one that its revision keeps frozen.
     fn is_last_to_drain(&self, id: &InstanceId, instance: &InstanceActual) -> bool {
         let Some((_, object)) = self.situation.desired.revisions.get(&instance.revision) else {
             return false;
         };
         let scale = Scale::of(&object.annotations);
-        if scale.tier != IdleTier::Frozen || !self.is_current(instance) || !self.is_routed(&instance.revision)
+        let leaves = self.takeovers.is_leaving(&instance.revision);
+        if scale.tier != IdleTier::Frozen
+            || leaves
+            || !self.is_current(instance)
+            || !self.is_routed(&instance.revision)
         {
             return false;
         }

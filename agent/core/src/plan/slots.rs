@@ -70,7 +70,7 @@ impl<'a> Pass<'a> {
         frozen.sort_by_key(|(id, instance)| (instance.since, *id));
         let keeps = scope.scale.tier == IdleTier::Frozen && self.is_routed(scope.key);
         let surplus = frozen.iter().skip(usize::from(keeps));
-        draft.removals.extend(surplus.map(|(id, _)| Action::Terminate { instance: (*id).clone() }));
+        draft.removals.extend(surplus.map(|(id, _)| Action::Drain { instance: (*id).clone() }));
     }
 
     /// Removes primed instances beyond the one that is kept, the youngest first; whether one is kept.

@@ -96,6 +96,32 @@ fn only_ready_instances_are_endpoints() {
 }
 
 #[test]
+fn frozen_instances_stand_by_while_none_is_ready() {
+    let mut desired = route(vec![target(100, &["s-00001"], &[])]);
+    let mut actual = Actual::default();
+    let object = add_revision(&mut desired, &mut actual, "s-00001", true);
+    let key = RevisionKey::new("default", "s-00001");
+    let old = Digest::of(b"old");
+    let standby = |actual: &Actual| {
+        let table = build(&desired, actual, NOW);
+        table.revisions[&key].standby.iter().map(|endpoint| endpoint.instance.0.clone()).collect::<Vec<_>>()
+    };
+    for (name, object, phase) in [
+        ("a", object, Phase::Frozen),
+        ("b", object, Phase::Thawing),
+        ("c", object, Phase::Freezing),
+        ("d", object, Phase::Draining),
+        ("e", old, Phase::Frozen),
+    ] {
+        let made = InstanceActual { revision: key.clone(), object, port: 8080, pid: 1, phase, since: NOW };
+        actual.instances.insert(InstanceId(name.into()), made);
+    }
+    assert_eq!(standby(&actual), ["a", "b"]);
+    actual.instances.get_mut(&InstanceId("c".into())).unwrap().phase = Phase::Ready;
+    assert_eq!(standby(&actual), [""; 0]);
+}
+
+#[test]
 fn a_crashed_revision_is_unavailable_until_it_is_tried_again() {
     let mut desired = route(vec![target(100, &["s-00001"], &[])]);
     let mut actual = Actual::default();

@@ -24,7 +24,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tombolo_agent_core::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split};
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::RevisionKey;
-use tombolo_router::{Dialer, Meter, Refused, Router};
+use tombolo_router::{Dialer, Meter, Refused, Router, Wake};
 
 use crate::netns;
 
@@ -74,6 +74,11 @@ impl Ground {
             router.with_tls(listener, configs)
         })?;
         Some((ground, secure.unwrap()))
+    }
+
+    /// One that wakes frozen instances.
+    pub(crate) fn waking(wake: Arc<dyn Wake>) -> Option<Self> {
+        Self::with(Meter::new(), |router| Ok(router.with_wake(wake)))
     }
 
     fn with(meter: Meter, finish: impl FnOnce(Router) -> std::io::Result<Router>) -> Option<Self> {
@@ -241,6 +246,7 @@ pub(crate) fn key(revision: &str) -> RevisionKey {
 pub(crate) fn backend(ready: &[&str]) -> Backend {
     Backend {
         ready: ready.iter().map(|instance| Endpoint { instance: id(instance), port: PORT }).collect(),
+        standby: Vec::new(),
         unavailable: None,
         h2c: false,
         container_concurrency: 0,
@@ -248,6 +254,11 @@ pub(crate) fn backend(ready: &[&str]) -> Backend {
         response_start_timeout_ms: 60_000,
         idle_timeout_ms: 0,
     }
+}
+
+/// A revision with these frozen instances.
+pub(crate) fn frozen(standby: &[&str]) -> Backend {
+    Backend { standby: backend(standby).ready, ..backend(&[]) }
 }
 
 /// The table in which all requests for [`HOST`] go to revision `a`.

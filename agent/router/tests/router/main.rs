@@ -19,3 +19,4 @@ mod splitting;
 mod steering;
 mod streaming;
 mod upgrading;
+mod waking;

@@ -113,7 +113,7 @@ fn nothing_waits_of_what_no_route_leads_to_or_has_never_answered() {
     let id = InstanceId("i".into());
     for (phase, action) in [
         (Phase::Primed, Action::Delete { instance: id.clone() }),
-        (Phase::Frozen, Action::Terminate { instance: id.clone() }),
+        (Phase::Frozen, Action::Drain { instance: id.clone() }),
         (Phase::Draining, Action::Terminate { instance: id.clone() }),
     ] {
         actual.instances = [(id.clone(), instance("s-00001", digest, phase))].into();
@@ -132,7 +132,17 @@ fn what_waits_of_an_outdated_object_goes() {
     actual.instances.insert(primed.clone(), instance("s-00001", old, Phase::Primed));
     actual.instances.insert(frozen.clone(), instance("s-00001", old, Phase::Frozen));
     let actions = planned(&desired, &actual, &Traffic::default(), NOW).actions;
-    assert_eq!(actions[..2], [Action::Delete { instance: primed }, Action::Terminate { instance: frozen }]);
+    assert_eq!(actions[..2], [Action::Delete { instance: primed }, Action::Drain { instance: frozen }]);
+}
+
+#[test]
+fn a_frozen_one_that_was_given_a_request_goes_on() {
+    let (desired, actual, at) = idle("frozen");
+    let id = actual.instances.keys().next().unwrap().clone();
+    let mut woken = with_demand("s-00001", 1, 0, at);
+    woken.instances.insert(id.clone(), 1);
+    let actions = targeted(&desired, &actual, &woken, &asking(&desired, 0, NOW), at).actions;
+    assert_eq!(actions, [Action::Thaw { instance: id }]);
 }
 
 #[test]
