@@ -20,6 +20,12 @@ const MOUNT: &str = "/sys/fs/cgroup";
 /// Controllers that enforce what a revision may ask for.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 
+/// What one processor is worth beside the rest of the machine: the kernel's default for one cgroup, v1 `cpu.shares` and v2
+/// `cpu.weight`. Kubernetes weighs all its pods by their node's processors too.
+const SHARES_PER_CPU: u64 = 1024;
+const WEIGHT_PER_CPU: u64 = 100;
+const WEIGHT_MAX: u64 = 10_000;
+
 /// First and longest pause between looks at a cgroup that is emptying or freezing.
 const POLL_MIN: Duration = Duration::from_micros(100);
 const POLL_MAX: Duration = Duration::from_millis(10);
@@ -122,8 +128,24 @@ impl Hierarchies {
                     hand_down(&root.join(parent), controllers);
                 }
             }
+            if controllers.iter().any(|controller| controller == "cpu") {
+                self.weigh_parent(root, path);
+            }
         }
         Ok(())
+    }
+
+    /// All instances together count for as much as the machine's processors: with the weight of one cgroup, a busy program
+    /// outside would get as much as all of them.
+    fn weigh_parent(&self, root: &Path, path: &CgroupPath) {
+        let Some(parent) = path.0.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return };
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let (file, value) = match self.unified {
+            true => ("cpu.weight", (WEIGHT_PER_CPU * processors).min(WEIGHT_MAX)),
+            false => ("cpu.shares", SHARES_PER_CPU * processors),
+        };
+        // Where it cannot be set instances run all the same, slower beside others.
+        let _ = fs::write(root.join(parent).join(file), value.to_string());
     }
 
     /// Stops every process, or lets them run again. Freezing waits until all have stopped.

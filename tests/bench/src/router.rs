@@ -1,10 +1,13 @@
 //! One warm revision through the router, and the same program behind nginx, driven by `wrk` in turn.
+//!
+//! nginx's program is in control groups like the instance's: outside it would have its threads' share of two busy processors
+//! each, and the instance one for all.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
-use tombolo_harness::{Function, NodeOptions, Site, until};
+use tombolo_harness::{Beside, Function, Node, NodeOptions, Process, Site, until};
 
 use crate::client;
 use crate::peer::bundle::write_program;
@@ -44,7 +47,9 @@ pub(crate) async fn measure() -> Option<Vec<Row>> {
     site.hub.deploy(&function).await;
     until("the first answer", 30, || node.answer("subject", "/")).await;
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let peer = start_nginx(&node, &function, dir.path());
+    let instances = node.instances("subject").await.expect("the agent says what it runs");
+    let instance = *instances.values().next().expect("an instance answered");
+    let peer = start_nginx(&node, &function, dir.path(), instance as i32);
     let ours = (node.router(), "subject.default.localhost");
     let theirs = peer.as_ref().map(|_| ((node.address(), NGINX_PORT).into(), "localhost"));
     let mut rows = Vec::new();
@@ -66,12 +71,15 @@ pub(crate) async fn measure() -> Option<Vec<Row>> {
     Some(rows)
 }
 
-/// nginx and the program behind it, in the node's network namespace.
-fn start_nginx(
-    node: &tombolo_harness::Node,
-    function: &Function,
-    dir: &Path,
-) -> Option<[tombolo_harness::Process; 2]> {
+/// nginx and the program behind it.
+struct Peer {
+    _processes: [Process; 2],
+    /// Of the program. Goes after it.
+    _place: Beside,
+}
+
+/// Starts them in the node's network namespace.
+fn start_nginx(node: &Node, function: &Function, dir: &Path, instance: i32) -> Option<Peer> {
     let program = find("nginx")?;
     let (upstream, listen) =
         ((Ipv4Addr::LOCALHOST, PROGRAM_PORT).into(), (node.address(), NGINX_PORT).into());
@@ -80,12 +88,14 @@ fn start_nginx(
     let mut subject = Command::new(binary);
     subject.env("PORT", PROGRAM_PORT.to_string());
     let subject = node.start_beside("subject", subject).expect("the program starts");
+    let place = Beside::instance(instance, "nginx-subject").expect("control groups can be made");
+    place.add(subject.pid()).expect("the program can be put there");
     let config = nginx::configure(dir, listen, upstream).expect("a configuration can be written");
     let mut nginx = Command::new(program);
     nginx.arg("-c").arg(config).arg("-e").arg(dir.join("start.log"));
     let nginx = node.start_beside("nginx", nginx).expect("nginx starts");
     client::until_answer(listen, "localhost");
-    Some([subject, nginx])
+    Some(Peer { _processes: [subject, nginx], _place: place })
 }
 
 fn drive(wrk: &Path, (address, host): (SocketAddr, &str), bytes: u32, connections: u32) -> Run {

@@ -12,6 +12,7 @@
 
 mod api;
 mod census;
+mod cgroup;
 mod function;
 mod intruder;
 mod load;
@@ -23,6 +24,7 @@ mod wait;
 
 pub use api::{Api, ApiError, condition};
 pub use census::Census;
+pub use cgroup::Beside;
 pub use function::Function;
 pub use intruder::Intruder;
 pub use load::{Load, Outcome};

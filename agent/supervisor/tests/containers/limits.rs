@@ -69,6 +69,29 @@ fn processor_time_is_bounded() {
     client.delete(&id);
 }
 
+/// A busy program outside gets no more of the processors than one instance does that has them to itself.
+#[test]
+fn all_instances_together_weigh_as_much_as_the_processors() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let id = machine.id("waits");
+    client.create(&id, machine.guest("waits", &["/guest", "spin"]));
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let weight = |path: &std::path::Path| {
+        let read = |name: &str| fs::read_to_string(path.join(name)).ok();
+        let v1 = read("cpu.shares").map(|shares| (shares.trim() == (1024 * processors).to_string(), shares));
+        v1.or_else(|| {
+            read("cpu.weight").map(|weight| (weight.trim() == (100 * processors).to_string(), weight))
+        })
+    };
+    let weights: Vec<_> = machine.cgroups().iter().filter_map(|path| weight(path)).collect();
+    assert!(!weights.is_empty() && weights.iter().all(|(right, _)| *right), "{weights:?}");
+    client.delete(&id);
+}
+
 #[test]
 fn the_writable_layer_is_bounded_and_the_image_untouched() {
     if !is_root() {
