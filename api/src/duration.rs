@@ -1,5 +1,7 @@
 //! Durations as Go reads and prints them (`1h30m`, `-1.5s`), which is how Knative's annotations say them. Knows no annotation.
 
+const NANOS_PER_MILLI: u64 = 1_000_000;
+
 /// A duration in nanoseconds; `None` if it is not one, or too long for a clock.
 pub fn nanos(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.as_bytes().first() {
@@ -23,6 +25,11 @@ pub fn nanos(text: &str) -> Option<i64> {
         rest = after;
     }
     i64::try_from(if negative { -nanos } else { nanos }).ok()
+}
+
+/// A duration in whole milliseconds; `None` if it is not one, or negative.
+pub fn millis(text: &str) -> Option<u64> {
+    u64::try_from(nanos(text)?).ok().map(|nanos| nanos / NANOS_PER_MILLI)
 }
 
 fn unit_nanos(unit: &str) -> Option<i128> {
@@ -75,6 +82,20 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(nanos(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn milliseconds_are_whole_and_not_negative() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("1h2m3.5s", Some(3_723_500)),
+            ("250ms", Some(250)),
+            ("1999us", Some(1)),
+            ("-1s", None),
+            ("10", None),
+        ] {
+            assert_eq!(millis(text), expected, "{text}");
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
+use tombolo_api::duration;
 use tombolo_api::serving::keys;
 
 /// Knative's default progress deadline, milliseconds (`config-deployment`, `progress-deadline`).
@@ -69,7 +70,7 @@ impl Scale {
             Some("auto") => UpdateStrategy::Auto,
             _ => UpdateStrategy::Overlap,
         };
-        let deadline = text(keys::PROGRESS_DEADLINE).and_then(go_duration_ms);
+        let deadline = text(keys::PROGRESS_DEADLINE).and_then(duration::millis);
         Self {
             min: number("autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/minScale"),
             max: (max > 0).then_some(max),
@@ -92,48 +93,9 @@ impl Scale {
     }
 }
 
-/// A duration as Go prints and reads it (`1h2m3.5s`, `250ms`), in whole milliseconds. `None` if it is not one.
-pub fn go_duration_ms(text: &str) -> Option<u64> {
-    if text == "0" {
-        return Some(0);
-    }
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let value: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        total += value
-            * match &rest[..unit] {
-                "h" => 3_600_000.0,
-                "m" => 60_000.0,
-                "s" => 1_000.0,
-                "ms" => 1.0,
-                "us" | "µs" => 0.001,
-                "ns" => 0.000_001,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    (!text.is_empty() && total.is_finite() && total <= 1e15).then_some(total as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_read_as_go_reads_them() {
-        for (text, ms) in
-            [("0", 0), ("10s", 10_000), ("1h2m3.5s", 3_723_500), ("250ms", 250), ("1m0s", 60_000)]
-        {
-            assert_eq!(go_duration_ms(text), Some(ms), "{text}");
-        }
-        for bad in ["", "10", "s", "1x", "-1s", "1.2.3s"] {
-            assert_eq!(go_duration_ms(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn old_names_are_fallbacks() {

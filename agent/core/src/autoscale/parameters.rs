@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use tombolo_api::duration;
 use tombolo_api::serving::keys;
 
-use crate::annotations::{Scale, go_duration_ms};
+use crate::annotations::Scale;
 
 /// Least value that is aimed at, whatever is asked: Knative's bound, so that nothing is divided by zero.
 pub const TARGET_MIN: f64 = 0.01;
@@ -260,7 +261,7 @@ impl Annotated<'_> {
     }
 
     fn duration_ms(&self, name: &str) -> Option<u64> {
-        go_duration_ms(self.text(name)?)
+        duration::millis(self.text(name)?)
     }
 
     fn up_to_an_hour(&self, name: &str, default_ms: u64) -> u64 {

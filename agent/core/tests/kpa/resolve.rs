@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tombolo_agent_core::annotations::go_duration_ms;
 use tombolo_agent_core::autoscale::parameters::{Aggregation, Defaults, Metric, Parameters};
 use tombolo_agent_core::autoscale::path;
+use tombolo_api::duration;
 
 use crate::recorded::{assert_replayed, count, lines};
 
@@ -28,8 +28,8 @@ fn defaults(map: &Value) -> Defaults {
             "panic-threshold-percentage" => defaults.panic_threshold_percent = number(),
             "panic-window-percentage" => defaults.panic_window_percent = number(),
             "requests-per-second-target-default" => defaults.rps_target = number(),
-            "scale-down-delay" => defaults.scale_down_delay_ms = go_duration_ms(text).unwrap(),
-            "stable-window" => defaults.stable_window_ms = go_duration_ms(text).unwrap(),
+            "scale-down-delay" => defaults.scale_down_delay_ms = duration::millis(text).unwrap(),
+            "stable-window" => defaults.stable_window_ms = duration::millis(text).unwrap(),
             "target-burst-capacity" => defaults.target_burst_capacity = number(),
             other => panic!("{other}"),
         }
