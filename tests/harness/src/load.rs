@@ -82,15 +82,8 @@ pub(crate) fn client() -> reqwest::Client {
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions =
-        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let roots = rustls::RootCertStore::empty();
-    let trusts_nobody =
-        versions.expect("ring speaks TLS").with_root_certificates(roots).with_no_client_auth();
     let limit = crate::within(Duration::from_secs(30));
-    let builder = reqwest::Client::builder().tls_backend_preconfigured(trusts_nobody);
-    builder.no_proxy().timeout(limit)
+    tombolo_oci::client::without_tls(reqwest::Client::builder()).no_proxy().timeout(limit)
 }
 
 pub(crate) async fn ask(http: &reqwest::Client, url: &str, host: &str) -> Outcome {
