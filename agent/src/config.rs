@@ -1,4 +1,4 @@
-//! The agent's configuration: one TOML file and environment overrides, read here and nowhere else.
+//! The agent's configuration, read here and nowhere else: one TOML file and environment overrides.
 //!
 //! Every key has a default; unknown keys are refused by name. `TOMBOLO_AGENT__ROUTER__LISTEN=…` overrides `[router] listen`.
 
@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tombolo_config::{ConfigError, LogConfig};
 
 /// Prefix of environment overrides; `__` separates the levels.
 const ENV_PREFIX: &str = "TOMBOLO_AGENT__";
@@ -83,22 +84,6 @@ pub struct ServingConfig {
     pub idle_timeout_s: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    pub format: LogFormat,
-    /// As `tracing`'s filters: `info`, `debug`, `tombolo_agent=debug,info`.
-    pub level: String,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Human,
-    Json,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -135,49 +120,13 @@ impl Default for ServingConfig {
     }
 }
 
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: LogFormat::Human, level: "info".into() }
-    }
-}
-
-/// Why a configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read the configuration file {path}")]
-    Read { path: String, source: std::io::Error },
-    #[error("{origin}: {message}")]
-    Invalid { origin: String, message: String },
-}
-
 impl Config {
     /// Reads `file` (defaults only, if `None`), then applies the overrides among `env`.
     pub fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let (origin, text) = match file {
-            None => ("defaults".to_owned(), String::new()),
-            Some(path) => {
-                let origin = path.display().to_string();
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: origin.clone(), source })?;
-                (origin, text)
-            }
-        };
-        let invalid = |message: String| ConfigError::Invalid { origin: origin.clone(), message };
-        // Read once as it stands, for messages that show the line; once more with the overrides in place.
-        toml::from_str::<Self>(&text).map_err(|error| invalid(error.to_string()))?;
-        let mut table: toml::Table = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-        for (name, value) in env {
-            if let Some(path) = name.strip_prefix(ENV_PREFIX) {
-                override_key(&mut table, path, &value)
-                    .map_err(|message| ConfigError::Invalid { origin: name.clone(), message })?;
-            }
-        }
-        let config: Self =
-            table.try_into().map_err(|error: toml::de::Error| invalid(error.message().to_owned()))?;
-        config.check().map_err(invalid)
+        tombolo_config::load(file, ENV_PREFIX, env, Self::check)
     }
 
     fn check(mut self) -> Result<Self, String> {
@@ -209,27 +158,6 @@ impl Config {
         }
         Ok(self)
     }
-}
-
-/// Sets `path` (`ROUTER__LISTEN`) in `table`. Numbers and booleans are read as such, everything else is a string.
-fn override_key(table: &mut toml::Table, path: &str, value: &str) -> Result<(), String> {
-    let parts: Vec<String> = path.split("__").map(str::to_lowercase).collect();
-    let (last, sections) = parts.split_last().ok_or("empty name")?;
-    let mut at = table;
-    for section in sections {
-        at = at
-            .entry(section.clone())
-            .or_insert_with(|| toml::Table::new().into())
-            .as_table_mut()
-            .ok_or_else(|| format!("{section} is not a section"))?;
-    }
-    let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
-        (Ok(number), _) => number.into(),
-        (_, Ok(flag)) => flag.into(),
-        _ => value.into(),
-    };
-    at.insert(last.clone(), parsed);
-    Ok(())
 }
 
 #[cfg(test)]
