@@ -14,6 +14,7 @@ use tombolo_api::names::is_dns1123_label;
 use super::answer::{Answer, json as answer};
 use super::patch::{Edit, PATCHES, STRATEGIC};
 use super::query::Query;
+use super::validation::Decoding;
 use super::{Api, body, table};
 use crate::catalog::{Change, DEFAULT_NAMESPACE, State as CatalogState};
 use crate::clock;
@@ -69,7 +70,7 @@ async fn create(State(api): State<Api>, query: Query, headers: HeaderMap, body: 
         object.ok_or_else(|| Status::bad_request("the body of the request is no Namespace in protobuf"))?
     } else {
         let sent = body::object(&headers, body).await?;
-        query.validation.check("", &sent.repeated, &[])?;
+        query.validation.check(Decoding::Object("Namespace"), &sent.value, &sent.repeated, &[])?;
         sent.value
     };
     let metadata = new(sent)?;
@@ -99,14 +100,18 @@ async fn change(
 ) -> Answer {
     let patches: Vec<&str> = PATCHES.into_iter().chain([STRATEGIC]).collect();
     let (edit, repeated) = body::edit(&method, &headers, body, &patches).await?;
-    query.validation.check("", &repeated, &[])?;
-    let dry_run = query.dry_run;
+    let (dry_run, decoding) = (query.dry_run, edit.decoding("Namespace"));
     let (_, (metadata, created)) = api
         .catalog
         .transact(move |state| {
             let (wanted, created) = match (state.namespaces.get(&name), edit) {
-                (Some(found), edit) => (changed(found, edit.apply(shown(found))?)?, false),
+                (Some(found), edit) => {
+                    let sent = edit.apply(shown(found))?;
+                    query.validation.check(decoding, &sent, &repeated, &[])?;
+                    (changed(found, sent)?, false)
+                }
                 (None, Edit::Apply(sent)) => {
+                    query.validation.check(decoding, &sent, &repeated, &[])?;
                     may_be_added(state)?;
                     (new(sent)?, true)
                 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use tombolo_api::meta::Status;
 
 use super::body::{self, BODY_MAX, Sent};
+use super::validation::Decoding;
 
 /// Media types of patches that are read here.
 pub(super) const PATCHES: [&str; 3] =
@@ -58,6 +59,15 @@ impl Edit {
                 Ok((Self::Apply(patch), repeated))
             }
             _ => Err(Box::new(Status::unsupported_media_type(&PATCHES))),
+        }
+    }
+
+    /// What the object of `kind` that comes of it is read from.
+    pub(super) fn decoding(&self, kind: &'static str) -> Decoding {
+        match self {
+            Self::Replace(_) => Decoding::Object(kind),
+            Self::Merge(_) | Self::Operations(_) => Decoding::Patch,
+            Self::Apply(_) => Decoding::Apply,
         }
     }
 

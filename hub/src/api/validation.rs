@@ -1,6 +1,7 @@
 //! What becomes of fields that nobody knows, and of fields sent more than once: a request's `fieldValidation`. Pure.
 
-use tombolo_api::meta::Status;
+use serde_json::Value;
+use tombolo_api::meta::{Status, StatusCause};
 
 /// How warnings of fields that nobody knows begin, here and in admissions.
 const UNKNOWN: &str = "unknown field ";
@@ -12,6 +13,16 @@ pub(super) enum FieldValidation {
     #[default]
     Warn,
     Strict,
+}
+
+/// What an object was read from, which decides how its fields are refused: as Kubernetes' API server does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decoding {
+    /// A body that is a whole object of this kind.
+    Object(&'static str),
+    /// The stored object and a patch.
+    Patch,
+    Apply,
 }
 
 impl FieldValidation {
@@ -26,11 +37,11 @@ impl FieldValidation {
         }
     }
 
-    /// Refuses an object that has `repeated` or `unknown` fields, if the client wants that. `decoding` is how a refusal
-    /// begins: what was to be read as what.
+    /// Refuses `object`, which has `repeated` or `unknown` fields, if the client wants that.
     pub(super) fn check(
         self,
-        decoding: &str,
+        decoding: Decoding,
+        object: &Value,
         repeated: &[String],
         unknown: &[String],
     ) -> Result<(), Box<Status>> {
@@ -39,7 +50,7 @@ impl FieldValidation {
         }
         let unknown = unknown.iter().map(|path| format!("{UNKNOWN}{path:?}"));
         let all: Vec<String> = repeated_fields(repeated).chain(unknown).collect();
-        Err(Box::new(Status::bad_request(format!("{decoding}strict decoding error: {}", all.join(", ")))))
+        Err(decoding.refusal(object, &format!("strict decoding error: {}", all.join(", "))))
     }
 
     /// What the client should hear of an object that was taken: of what an admission found, and of repetitions.
@@ -51,12 +62,31 @@ impl FieldValidation {
     }
 }
 
+impl Decoding {
+    fn refusal(self, object: &Value, why: &str) -> Box<Status> {
+        Box::new(match self {
+            Self::Object(kind) => {
+                Status::bad_request(format!("{kind} in version \"v1\" cannot be handled as a {kind}: {why}"))
+            }
+            Self::Apply => Status::bad_request(why),
+            Self::Patch => {
+                let message = format!("Invalid value: {:?}: {why}", object.to_string());
+                let cause =
+                    StatusCause { reason: "FieldValueInvalid".into(), message, field: "patch".into() };
+                Status::invalid("", "", "", vec![cause])
+            }
+        })
+    }
+}
+
 fn repeated_fields(paths: &[String]) -> impl Iterator<Item = String> + '_ {
     paths.iter().map(|path| format!("duplicate field {path:?}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -70,17 +100,34 @@ mod tests {
             (
                 "Strict",
                 Some(
-                    "as a Service: strict decoding error: duplicate field \"a.b\", unknown field \"spec.foo\", \
+                    "strict decoding error: duplicate field \"a.b\", unknown field \"spec.foo\", \
                      unknown field \"spec.bar\"",
                 ),
                 vec!["duplicate field \"a.b\"", "unknown field \"spec.foo\"", "something else"],
             ),
         ] {
             let validation = FieldValidation::parse(text).unwrap();
-            let refused = validation.check("as a Service: ", &repeated, &unknown).err();
+            let refused = validation.check(Decoding::Apply, &json!({}), &repeated, &unknown).err();
             assert_eq!(refused.as_ref().map(|status| status.message.as_str()), refusal, "{text}");
-            assert!(validation.check("", &[], &[]).is_ok());
+            assert!(validation.check(Decoding::Patch, &json!({}), &[], &[]).is_ok());
             assert_eq!(validation.warnings(&repeated, found()), heard, "{text}");
+        }
+        for (decoding, code, message) in [
+            (
+                Decoding::Object("Service"),
+                400,
+                "Service in version \"v1\" cannot be handled as a Service: strict decoding error: duplicate field \"b\"",
+            ),
+            (Decoding::Apply, 400, "strict decoding error: duplicate field \"b\""),
+            (
+                Decoding::Patch,
+                422,
+                " \"\" is invalid: patch: Invalid value: \"{\\\"b\\\":1}\": strict decoding error: duplicate field \"b\"",
+            ),
+        ] {
+            let refused =
+                FieldValidation::Strict.check(decoding, &json!({"b": 1}), &paths(&["b"]), &[]).unwrap_err();
+            assert_eq!((refused.code, refused.message.as_str()), (code, message));
         }
         let refused = FieldValidation::parse("strict").unwrap_err();
         assert_eq!(refused.code, 400);

@@ -8,7 +8,7 @@ use tombolo_hub_core::{Key, Kind, Object, hosts};
 
 use super::USER;
 use super::patch::Edit;
-use super::validation::FieldValidation;
+use super::validation::{Decoding, FieldValidation};
 use crate::catalog::{Catalog, Change, State, WriteError};
 use crate::clock;
 
@@ -88,19 +88,18 @@ pub(super) async fn edit(
         }
         (None, ..) => Err(not_found(kind, &key.name)),
         (Some(current), part, edit) => {
-            let whole = matches!(edit, Edit::Replace(_));
+            let (whole, decoding) = (matches!(edit, Edit::Replace(_)), edit.decoding(kind.name()));
             let sent = edit.apply(current.to_json())?;
             is_current(kind, &current, &sent, whole)?;
-            let decoding = if whole { decoding(kind) } else { String::new() };
             let (object, warnings) = match part {
                 Part::Whole => {
                     let request = facts.admission(&key.namespace);
-                    let admitted = admit(kind, &sent, Some(&current), &manner, &decoding, &request)?;
+                    let admitted = admit(kind, &sent, Some(&current), &manner, decoding, &request)?;
                     hosts_are_free(state, &admitted.0, Some(&current))?;
                     admitted
                 }
                 Part::Status => {
-                    manner.validation.check(&decoding, &manner.repeated, &[])?;
+                    manner.validation.check(decoding, &sent, &manner.repeated, &[])?;
                     (with_status(kind, &current, sent)?, manner.warnings(Vec::new()))
                 }
             };
@@ -191,18 +190,13 @@ fn new_object(
     if !state.namespaces.contains_key(namespace) {
         return Err(Box::new(Status::namespace_not_found(namespace)));
     }
-    let (object, warnings) = admit(kind, sent, None, manner, &decoding(kind), &facts.admission(namespace))?;
+    let decoding = Decoding::Object(kind.name());
+    let (object, warnings) = admit(kind, sent, None, manner, decoding, &facts.admission(namespace))?;
     if state.snapshot.get(kind, &object.key()).is_some() {
         return Err(Box::new(Status::already_exists(kind.plural(), GROUP, &object.metadata().name)));
     }
     hosts_are_free(state, &object, None)?;
     Ok((object, warnings))
-}
-
-/// How a refusal of a whole object that cannot be read begins.
-fn decoding(kind: Kind) -> String {
-    let kind = kind.name();
-    format!("{kind} in version \"v1\" cannot be handled as a {kind}: ")
 }
 
 /// Fields that nobody knows come first: they often are what the other mistakes come from.
@@ -211,11 +205,11 @@ fn admit(
     sent: &Value,
     current: Option<&Object>,
     manner: &Manner,
-    decoding: &str,
+    decoding: Decoding,
     request: &Admission<'_>,
 ) -> Decision {
     let unknown = admission::unknown_fields(kind.name(), sent);
-    manner.validation.check(decoding, &manner.repeated, &unknown)?;
+    manner.validation.check(decoding, sent, &manner.repeated, &unknown)?;
     let (object, warnings) = admit_kind(kind, sent, current, request)?;
     Ok((object, manner.warnings(warnings)))
 }
