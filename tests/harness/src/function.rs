@@ -7,13 +7,10 @@ use tombolo_oci::{
     BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store,
     build_directory,
 };
+use tombolo_test_programs::{HELLO, SUBJECT};
 
 use crate::site::{HUB, Hub};
 use crate::until;
-
-/// The example, and the program that looks around from inside (`programs/subject.rs`).
-const HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
-const SUBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/subject"));
 
 /// A function to deploy as a Service of its name.
 #[derive(Clone, Debug)]

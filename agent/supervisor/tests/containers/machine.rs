@@ -27,6 +27,7 @@ use tombolo_agent_core::supervision::{
 };
 use tombolo_api::desired::RevisionObject;
 use tombolo_api::serving::{Container, RevisionSpec};
+use tombolo_test_programs::{GUEST, HELLO};
 
 /// Longest wait for anything that should happen soon; emulated machines stretch it.
 pub(crate) fn patience() -> Duration {
@@ -56,46 +57,12 @@ pub(crate) fn is_root() -> bool {
     root
 }
 
-/// A program under test: in `TOMBOLO_BIN` where there is no cargo, else built here or by cargo.
-pub(crate) fn program(name: &str) -> PathBuf {
-    if let Some(directory) = std::env::var_os("TOMBOLO_BIN") {
-        return PathBuf::from(directory).join(name);
+/// The supervisor's program: in `TOMBOLO_BIN` where there is no cargo, else built by cargo.
+pub(crate) fn supervisor() -> PathBuf {
+    match std::env::var_os("TOMBOLO_BIN") {
+        Some(directory) => PathBuf::from(directory).join("tombolo-supervisor"),
+        None => env!("CARGO_BIN_EXE_tombolo-supervisor").into(),
     }
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    match name {
-        "tombolo-supervisor" => env!("CARGO_BIN_EXE_tombolo-supervisor").into(),
-        "hello" => compile(&here.join("../../examples/hello/src/main.rs"), name),
-        "guest" => compile(&here.join("tests/containers/guest.rs"), name),
-        other => panic!("there is no program {other}"),
-    }
-}
-
-/// Compiles one source file into a static program, once for all tests.
-fn compile(source: &Path, name: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = directory.join(format!("container-{name}"));
-    let lock = File::create(directory.join(format!("container-{name}.lock"))).unwrap();
-    lock.lock().unwrap();
-    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    if modified(&program) > modified(source) {
-        return program;
-    }
-    let new = directory.join(format!("container-{name}.new"));
-    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    rustc.args(["--crate-name", name, "--edition", "2024", "--crate-type", "bin"]);
-    rustc.args([
-        "-C",
-        "target-feature=+crt-static",
-        "-C",
-        "opt-level=2",
-        "-C",
-        "panic=abort",
-        "-C",
-        "strip=symbols",
-    ]);
-    assert!(rustc.arg("-o").arg(&new).arg(source).status().unwrap().success(), "compiling {name} failed");
-    fs::rename(new, &program).unwrap();
-    program
 }
 
 /// A run directory with its supervisor, and the files that instances are made of.
@@ -114,9 +81,9 @@ impl Machine {
         let directory = tempfile::tempdir_in(disk.unwrap_or(&std::env::temp_dir())).unwrap();
         let layer = directory.path().join("layer");
         fs::create_dir_all(layer.join("etc")).unwrap();
-        for name in ["hello", "guest"] {
+        for (name, program) in [("hello", HELLO), ("guest", GUEST)] {
             let target = layer.join(name);
-            fs::copy(program(name), &target).unwrap();
+            fs::write(&target, program).unwrap();
             fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
         }
         fs::write(layer.join("etc/marker"), "of the image\n").unwrap();
@@ -125,7 +92,7 @@ impl Machine {
             fs::write(directory.path().join(file), format!("# {file}\n")).unwrap();
         }
         let unique = format!("{:x}", std::process::id());
-        let process = spawn(directory.path(), &program("tombolo-supervisor"));
+        let process = spawn(directory.path(), &supervisor());
         let parent_cgroup = format!("tombolo-test-{unique}-{}", directory.path().file_name().unwrap().len());
         Self { directory, process, prefix: format!("t{unique}"), parent_cgroup }
     }
@@ -144,7 +111,7 @@ impl Machine {
 
     /// Starts another supervisor in the same run directory.
     pub(crate) fn restart(&mut self) {
-        self.process = spawn(self.directory.path(), &program("tombolo-supervisor"));
+        self.process = spawn(self.directory.path(), &supervisor());
     }
 
     /// A greeted connection.

@@ -98,7 +98,7 @@ fn one_run_directory_has_one_supervisor() {
     }
     let machine = Machine::start();
     let mut client = machine.connect();
-    let mut command = std::process::Command::new(crate::machine::program("tombolo-supervisor"));
+    let mut command = std::process::Command::new(crate::machine::supervisor());
     let output = command.arg("--run-dir").arg(machine.run_dir()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8(output.stderr).unwrap();

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use tombolo_agent_core::supervision::{Answer, Refusal, Request, SOCKETS_MAX};
 
-use crate::machine::{Client, Machine, is_root, program, until};
+use crate::machine::{Client, Machine, is_root, supervisor, until};
 
 /// Gives the supervisor a new listening socket to keep; nobody else has it.
 fn keep(client: &mut Client, name: &str) -> SocketAddr {
@@ -110,7 +110,7 @@ fn an_upgrade_keeps_the_sockets() {
     let address = keep(&mut client, "router");
     let _waiting = TcpStream::connect(address).unwrap();
     let binary = machine.path("newer-supervisor");
-    fs::copy(program("tombolo-supervisor"), &binary).unwrap();
+    fs::copy(supervisor(), &binary).unwrap();
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(matches!(client.call(Request::Upgrade { binary }), Ok(Answer::Hello { .. })));
     let listener = client.take("router").unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use tombolo_agent_core::supervision::{Answer, InstancePhase, Refusal, Request};
 
-use crate::machine::{Client, Machine, is_root, program, request, until};
+use crate::machine::{Client, Machine, is_root, request, supervisor, until};
 
 fn kill(machine: &mut Machine) {
     machine.process.kill().unwrap();
@@ -135,7 +135,7 @@ fn an_upgrade_in_place_keeps_everything() {
     until("its first line", || (machine.printed("code", "stdout") == ["before"]).then_some(()));
 
     let binary = machine.path("newer-supervisor");
-    fs::copy(program("tombolo-supervisor"), &binary).unwrap();
+    fs::copy(supervisor(), &binary).unwrap();
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     for _ in 0..2 {
         // A call behind the upgrade is heard by the new program.

@@ -1,6 +1,6 @@
 //! What the tests run inside containers: does what its arguments say, one after the other, and prints what it finds.
 //!
-//! Compiled by itself into a static program, like `examples/hello`; names no crate.
+//! Names no crate.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char, c_int, c_long};
