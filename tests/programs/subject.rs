@@ -1,5 +1,5 @@
 //! The function that tests deploy to look around from inside, and to misbehave: an HTTP server of the standard library.
-//! As the first process of its namespace it ignores SIGTERM, having no handler for it.
+//! As the first process of its namespace it ignores SIGTERM, having no handler for it, except with `MODE=polite`.
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500.
@@ -31,6 +31,7 @@ fn main() {
             std::thread::sleep(Duration::from_secs(3600));
         },
         "late" => std::thread::sleep(Duration::from_secs(2)),
+        "polite" => sigterm::exit_on_it(),
         _ => {}
     }
     let port: u16 = std::env::var("PORT").ok().and_then(|text| text.parse().ok()).expect("PORT is set");
@@ -145,5 +146,27 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
         "/echo" => body,
         "/bytes" => vec![b'x'; usize::try_from(number()).unwrap_or(0)],
         _ => format!("subject {}\n", std::env::var("VERSION").unwrap_or_default()).into_bytes(),
+    }
+}
+
+#[allow(unsafe_code)]
+mod sigterm {
+    use std::ffi::c_int;
+
+    const SIGTERM: c_int = 15;
+
+    unsafe extern "C" {
+        fn signal(signum: c_int, handler: extern "C" fn(c_int)) -> usize;
+        fn _exit(status: c_int) -> !;
+    }
+
+    extern "C" fn end(_signum: c_int) {
+        // SAFETY: `_exit` is async-signal-safe and takes no pointer.
+        unsafe { _exit(0) }
+    }
+
+    pub(crate) fn exit_on_it() {
+        // SAFETY: `end` has the type a handler must have and calls only what is async-signal-safe.
+        unsafe { signal(SIGTERM, end) };
     }
 }

@@ -18,7 +18,7 @@ const WORK: &str = "/wait?20";
 pub(crate) async fn measure(rounds: u32) -> Option<Vec<Row>> {
     let mut site = Site::start().await?;
     let node = site.node(NodeOptions::named("bench").idle_timeout_s(1)).await;
-    site.hub.deploy(&Function::subject("subject").concurrency(CONCURRENCY)).await;
+    site.hub.deploy(&Function::subject("subject").env("MODE", "polite").concurrency(CONCURRENCY)).await;
     let (mut whole, mut errors) = (Sample::default(), 0);
     for _ in 0..rounds.min(5) {
         until("the service to sleep", 120, || async {
