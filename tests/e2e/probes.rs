@@ -71,3 +71,49 @@ async fn a_command_in_the_instance_can_be_the_probe() {
     })
     .await;
 }
+
+/// Both listen after two seconds, and their liveness probe gives them one.
+#[tokio::test]
+async fn a_startup_probe_keeps_liveness_from_a_slow_start() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
+    let health = |failures: u32| json!({"httpGet": {"path": "/health"}, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": failures});
+    let function = |name| Function::subject(name).env("MODE", "late").probe("livenessProbe", health(1));
+    let failed = |name: &str| {
+        node.log()
+            .lines()
+            .any(|line| line.contains(&format!("{name}-00001 ")) && line.contains("LivenessProbeFailed"))
+    };
+    site.hub.deploy_unready(&function("hasty")).await;
+    site.hub.deploy(&function("patient").probe("startupProbe", health(60))).await;
+    node.answer("patient", "/").await.expect("it has started");
+    until("the other to be ended for its slow start", 30, || async {
+        if failed("hasty") { Ok(()) } else { Err(node.log()) }
+    })
+    .await;
+    assert!(!failed("patient"));
+}
+
+/// `grpc` in the probe: the program serves `grpc.health.v1.Health`.
+#[tokio::test]
+async fn a_health_service_can_be_the_probe() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
+    let health = || json!({"grpc": {}, "periodSeconds": 1, "timeoutSeconds": 5});
+    site.hub.deploy(&Function::grpc("well").probe("readinessProbe", health())).await;
+    let mut call = node.call("well", "/test.Echo/Say").await.expect("it passed its probe");
+    call.finish();
+    assert_eq!(call.hear().await.expect("the call ends"), None);
+    assert_eq!(call.status(), Some("0"));
+    let ill = Function::grpc("ill")
+        .env("HEALTH", "ill")
+        .probe("readinessProbe", health())
+        .annotation("serving.knative.dev/progress-deadline", "5s");
+    site.hub.deploy_unready(&ill).await;
+    until("the reason at the hub", 60, || async {
+        let text = site.hub.api.told("ill").await.map_err(|error| error.to_string())?;
+        if text.contains("ProgressDeadlineExceeded") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert!(node.log().contains("answered NOT_SERVING"), "the program was asked");
+}

@@ -180,6 +180,42 @@ async fn a_worse_revision_is_rolled_back_without_a_hub() {
     }
 }
 
+/// Unary and streaming, the first one from zero instances, to a program whose port is named `h2c`.
+#[tokio::test]
+async fn grpc_calls_keep_their_messages_and_their_outcome() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(1)).await;
+    site.hub.deploy(&Function::grpc("calls")).await;
+    until("the service to sleep", 60, || async {
+        let running = node.instances("calls").await?;
+        if running.is_empty() { Ok(()) } else { Err(format!("{running:?}")) }
+    })
+    .await;
+    let mut unary = node.call("calls", "/test.Echo/Say").await.expect("the call is answered");
+    unary.say("once").await.expect("the function listens");
+    unary.finish();
+    assert_eq!(unary.hear().await.expect("the function answers").as_deref(), Some("once"));
+    assert_eq!(unary.hear().await.expect("the call ends"), None);
+    assert_eq!(unary.status(), Some("0"));
+
+    let mut stream = node.call("calls", "/test.Echo/Say").await.expect("the call is answered");
+    for number in 0..20 {
+        // Each answer comes before the next message is said: nothing on the way waits for the end.
+        stream.say(&format!("message {number}")).await.expect("the function listens");
+        let heard = stream.hear().await.expect("the function answers");
+        assert_eq!(heard, Some(format!("message {number}")));
+    }
+    assert_eq!(stream.status(), None, "the call goes on");
+    stream.finish();
+    assert_eq!(stream.hear().await.expect("the call ends"), None);
+    assert_eq!(stream.status(), Some("0"));
+
+    let mut unknown = node.call("calls", "/test.Echo/Shout").await.expect("the call is answered");
+    unknown.finish();
+    assert_eq!(unknown.hear().await.expect("the call ends"), None);
+    assert_eq!(unknown.status(), Some("12"), "the function's own word");
+}
+
 /// Revisions with a running instance, seen again and again while `act` goes on.
 async fn together(node: &Node, service: &str, act: impl Future<Output = ()>) -> usize {
     let mut most = 0;

@@ -7,7 +7,7 @@ use tombolo_oci::{
     BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store,
     build_directory,
 };
-use tombolo_test_programs::{HELLO, SUBJECT};
+use tombolo_test_programs::{GRPC, HELLO, SUBJECT};
 
 use crate::site::{HUB, Hub};
 use crate::until;
@@ -17,6 +17,8 @@ use crate::until;
 pub struct Function {
     name: String,
     program: &'static [u8],
+    /// Name of its port, which says what it speaks there; none: HTTP/1.1.
+    port: Option<&'static str>,
     content: String,
     architecture: Option<String>,
     env: BTreeMap<String, String>,
@@ -39,10 +41,16 @@ impl Function {
         Self::of(name, SUBJECT)
     }
 
+    /// Answers gRPC calls.
+    pub fn grpc(name: &str) -> Self {
+        Self { port: Some("h2c"), ..Self::of(name, GRPC) }
+    }
+
     fn of(name: &str, program: &'static [u8]) -> Self {
         Self {
             name: name.into(),
             program,
+            port: None,
             content: String::new(),
             architecture: None,
             env: BTreeMap::new(),
@@ -132,6 +140,9 @@ impl Function {
         let mut container = json!({"image": image});
         for (field, probe) in &self.probes {
             container[field] = probe.clone();
+        }
+        if let Some(name) = self.port {
+            container["ports"] = json!([{"name": name, "containerPort": 8080}]);
         }
         if !env.is_empty() {
             container["env"] = env.into();

@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use crate::census::Census;
+use crate::grpc::GrpcCall;
 use crate::load::{Load, Outcome, ask, client};
 use crate::net::{self, End, Netns};
 use crate::process::{Process, cgroups_of, descendants, descendants_of, kill_all, program};
@@ -218,6 +219,11 @@ impl Node {
             (200, body) => Ok(body),
             (status, body) => Err(format!("{status}: {body}")),
         }
+    }
+
+    /// A gRPC call of a function on this node, once its answer has begun.
+    pub async fn call(&self, service: &str, method: &str) -> Result<GrpcCall> {
+        GrpcCall::open(self.router(), &host(service), method).await
     }
 
     pub fn load(&self, service: &str, path: &str, clients: usize, pause_ms: u64) -> Load {

@@ -8,3 +8,6 @@ pub const SUBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/subject"));
 
 /// `guest.rs`: does what its arguments say and prints what it finds.
 pub const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest"));
+
+/// `grpc`: answers gRPC calls.
+pub const GRPC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/grpc"));
