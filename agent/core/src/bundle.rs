@@ -3,7 +3,7 @@
 //! Implements Knative's runtime contract: `PORT` and `K_*` variables, standard input at its end, writable `/tmp` and
 //! `/var/log`, `/etc/resolv.conf`; what every container runtime sets: `PATH`, `HOME`, `HOSTNAME`; and the node's own
 //! defaults: no capabilities beyond a few, no new privileges, masked paths, default devices only. Root file system, missing
-//! working directory and user-namespace mappings are the supervisor's.
+//! working directory, cgroup and user-namespace mappings are the supervisor's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -135,7 +135,6 @@ pub fn config(
         "process": process(id, object, image, &security, user)?,
         "mounts": mounts(files, &object.spec, container),
         "linux": {
-            "cgroupsPath": format!("/tombolo/{id}"),
             "namespaces": (["mount", "pid", "ipc", "uts", "network", "cgroup"].map(|kind| json!({ "type": kind }))),
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,

@@ -13,9 +13,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
+use tombolo_api::Digest;
 
 /// Where the container runtime expects cgroups.
 const MOUNT: &str = "/sys/fs/cgroup";
+
+/// Below every hierarchy's root, above the supervisors' own cgroups.
+const TOP: &str = "tombolo";
 
 /// Controllers that enforce what a revision may ask for.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
@@ -41,26 +45,35 @@ pub(crate) struct Hierarchies {
     roots: Vec<(PathBuf, Vec<String>)>,
 }
 
-/// Path of an instance's cgroup below every hierarchy's root; never empty, never upwards.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// Path of a cgroup below every hierarchy's root; never empty, never upwards.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "PathBuf")]
 pub(crate) struct CgroupPath(PathBuf);
 
 impl TryFrom<PathBuf> for CgroupPath {
     type Error = &'static str;
 
-    /// From `cgroupsPath` of a runtime specification.
     fn try_from(path: PathBuf) -> Result<Self, Self::Error> {
         let relative = path.strip_prefix("/").unwrap_or(&path);
         let is_plain = relative.components().all(|component| matches!(component, Component::Normal(_)));
         if relative.as_os_str().is_empty() || !is_plain {
-            return Err("linux.cgroupsPath must be an absolute path without `..`");
+            return Err("a cgroup's path is not empty and has no `..`");
         }
         Ok(Self(relative.to_owned()))
     }
 }
 
 impl CgroupPath {
+    /// The cgroup of all instances of the supervisor that serves `run_dir`, which is canonical: nobody else's are in it.
+    pub(crate) fn of_supervisor(run_dir: &Path) -> Self {
+        Self(Path::new(TOP).join(Digest::of(run_dir.as_os_str().as_encoded_bytes()).short()))
+    }
+
+    /// As the container runtime wants it.
+    pub(crate) fn absolute(&self) -> PathBuf {
+        Path::new("/").join(&self.0)
+    }
+
     /// A cgroup below this one. `name` is one component.
     pub(crate) fn child(&self, name: &str) -> Self {
         Self(self.0.join(name))
@@ -267,6 +280,28 @@ impl Hierarchies {
             }
         }
         killed
+    }
+
+    /// Removes the cgroups directly below `parent` that are not `kept` and hold no process. Returns the others.
+    pub(crate) fn remove_strays(
+        &self,
+        parent: &CgroupPath,
+        kept: &BTreeSet<&CgroupPath>,
+    ) -> BTreeSet<CgroupPath> {
+        let mut left = BTreeSet::new();
+        for (root, _) in &self.roots {
+            for directory in children(&root.join(&parent.0)) {
+                let Some(path) = directory.file_name().map(|name| CgroupPath(parent.0.join(name))) else {
+                    continue;
+                };
+                if !kept.contains(&path)
+                    && (!processes(&directory).is_empty() || remove_tree(&directory).is_err())
+                {
+                    left.insert(path);
+                }
+            }
+        }
+        left
     }
 
     /// Removes the cgroups above an instance's that are empty now.

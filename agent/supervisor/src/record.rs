@@ -156,6 +156,11 @@ impl InstanceDirectories {
         self.0.join(&id.0)
     }
 
+    /// The run directory itself.
+    pub(crate) fn run_dir(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
+    }
+
     pub(crate) fn all(&self) -> io::Result<Vec<PathBuf>> {
         fs::read_dir(&self.0)?.map(|entry| Ok(entry?.path())).collect()
     }

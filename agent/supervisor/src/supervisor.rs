@@ -26,7 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tombolo_agent_core::supervision::{Answer, InstanceId, MESSAGE_MAX, Message, Refusal, VERSION};
 
-use crate::cgroup::Hierarchies;
+use crate::cgroup::{CgroupPath, Hierarchies};
 use crate::connection::{Connection, Received, listen_in, remove_socket};
 use crate::handover::{self, Handover, RunLock};
 use crate::instance::{Caller, Instance};
@@ -52,6 +52,8 @@ pub(crate) struct Supervisor {
     lock: RunLock,
     directories: InstanceDirectories,
     hierarchies: Hierarchies,
+    /// Above those of the instances.
+    cgroup: CgroupPath,
     abilities: Abilities,
     limitations: Vec<String>,
     epoll: Epoll,
@@ -167,6 +169,7 @@ impl Supervisor {
         let listener = handover.listener.take();
         let mut supervisor = Self {
             lock,
+            cgroup: CgroupPath::of_supervisor(directories.run_dir()),
             directories,
             hierarchies,
             abilities,

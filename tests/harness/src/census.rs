@@ -66,8 +66,14 @@ fn cgroups(service: &str) -> BTreeSet<PathBuf> {
     for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         roots.push(entry.path().join("tombolo"));
     }
-    let children = roots.iter().filter_map(|root| fs::read_dir(root).ok()).flatten().flatten();
-    children
+    let inside = |dirs: Vec<PathBuf>| {
+        let entries = dirs.into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        entries.collect::<Vec<_>>()
+    };
+    // One for each supervisor, and in it one for each instance.
+    let supervisors = inside(roots).iter().map(fs::DirEntry::path).collect();
+    inside(supervisors)
+        .into_iter()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(service))
         .map(|entry| entry.path())

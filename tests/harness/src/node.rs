@@ -14,7 +14,7 @@ use crate::census::Census;
 use crate::grpc::GrpcCall;
 use crate::load::{Load, Outcome, ask, client};
 use crate::net::{self, End, Netns};
-use crate::process::{Process, cgroups_of, descendants, descendants_of, kill_all, program};
+use crate::process::{Process, cgroups_of, descendants, descendants_of, kill_all, program, terminate};
 use crate::site::HUB;
 
 /// What a test chooses of a node.
@@ -375,6 +375,8 @@ impl Drop for Node {
         let supervisor = self.supervisor_pid();
         let instances = supervisor.map(descendants_of).unwrap_or_default();
         let cgroups: BTreeSet<_> = instances.iter().flat_map(|pid| cgroups_of(*pid)).collect();
+        // Told to end, it removes what it was making or removing, which nothing else knows of.
+        supervisor.into_iter().for_each(terminate);
         kill_all(&supervisor.into_iter().chain(instances).collect::<Vec<_>>());
         cgroups.iter().for_each(|path| drop(fs::remove_dir(path)));
         if self.options.state_bytes.is_some() {

@@ -186,12 +186,23 @@ pub(crate) fn cgroups_of(pid: i32) -> Vec<PathBuf> {
 
 /// SIGKILL to each, and none left when this returns; those that became this process's children are reaped.
 pub(crate) fn kill_all(pids: &[i32]) {
-    let deadline = Instant::now() + crate::within(Duration::from_secs(10));
     for pid in pids {
         thaw(*pid);
         // It may have ended meanwhile.
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
+    wait_for_end(pids);
+}
+
+/// SIGTERM, and some time to follow it.
+pub(crate) fn terminate(pid: i32) {
+    // It may have ended meanwhile.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    wait_for_end(&[pid]);
+}
+
+fn wait_for_end(pids: &[i32]) {
+    let deadline = Instant::now() + crate::within(Duration::from_secs(10));
     let alive = |pid: &&i32| {
         let _ = waitpid(Pid::from_raw(**pid), Some(WaitPidFlag::WNOHANG));
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

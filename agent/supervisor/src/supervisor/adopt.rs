@@ -1,5 +1,6 @@
 //! Taking over instances: with the descriptors that a predecessor handed over, or from their records alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use crate::{sys, worker};
 const CLEAN_UP_DEADLINE: Duration = Duration::from_secs(3);
 
 impl Supervisor {
-    /// Takes over every instance with a record; removes what is left of interrupted creations.
+    /// Takes over every instance with a record; removes what is left of interrupted creations and of lost records.
     pub(super) fn adopt(&mut self, handover: &mut Handover) {
         let directories = match self.directories.all() {
             Ok(directories) => directories,
@@ -43,6 +44,16 @@ impl Supervisor {
                     self.remove_interrupted(&directory, None);
                 }
             }
+        }
+        self.remove_stray_cgroups();
+    }
+
+    /// No record names them, so nobody else would ever remove them. One with processes may be seen to by a person.
+    fn remove_stray_cgroups(&self) {
+        let kept: BTreeSet<&CgroupPath> =
+            self.instances.values().map(|instance| &instance.record.cgroup).collect();
+        for cgroup in self.hierarchies.remove_strays(&self.cgroup, &kept) {
+            tracing::warn!(cgroup = %cgroup.absolute().display(), "a cgroup with processes and without a record is left");
         }
     }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use serde::Deserialize;
 use tombolo_agent_core::supervision::{
     Answer, CreateSpec, EXEC_TIMEOUT_MS_MAX, INSTANCES_MAX, InstanceId, InstancePhase, MESSAGE_MAX, Refusal,
     Request, VERSION,
@@ -18,7 +17,6 @@ use tombolo_agent_core::supervision::{
 
 use super::jobs::Purpose;
 use super::{Ending, Supervisor, Token};
-use crate::cgroup::CgroupPath;
 use crate::instance::{Caller, Instance};
 use crate::output::{LOG_BYTES_MIN, Log, Stream};
 use crate::record::Record;
@@ -221,10 +219,7 @@ impl Supervisor {
             return Err(Refusal::Malformed(format!("{id:?} is not a DNS label")));
         }
         check(spec)?;
-        let cgroup = cgroup_of(&spec.config)?;
-        if self.instances.values().any(|instance| instance.record.cgroup == cgroup) {
-            return Err(Refusal::Malformed("another instance has this linux.cgroupsPath".into()));
-        }
+        let cgroup = self.cgroup.child(&id.0);
         let slot =
             (0..).find(|slot| !self.slots.contains_key(slot)).expect("there are more slots than instances");
         let record = Record::new(id.clone(), slot, spec.log.clone(), spec.labels.clone(), cgroup.clone());
@@ -375,6 +370,12 @@ fn check(spec: &CreateSpec) -> Result<(), Refusal> {
     };
     absolute("config", &spec.config)?;
     absolute("log", &spec.log.path)?;
+    let config =
+        |why: &dyn std::fmt::Display| Refusal::Malformed(format!("{}: {why}", spec.config.display()));
+    let metadata = fs::metadata(&spec.config).map_err(|error| config(&error))?;
+    if !metadata.is_file() || metadata.len() > CONFIG_MAX {
+        return Err(config(&format!("it is not a file of at most {CONFIG_MAX} bytes")));
+    }
     if spec.layers.is_empty() {
         return Err(Refusal::Malformed("it has no layers".into()));
     }
@@ -387,28 +388,6 @@ fn check(spec: &CreateSpec) -> Result<(), Refusal> {
         )));
     }
     Ok(())
-}
-
-/// What the supervisor itself must know of the specification; the rest is the worker's.
-fn cgroup_of(config: &Path) -> Result<CgroupPath, Refusal> {
-    #[derive(Deserialize)]
-    struct Config {
-        linux: Linux,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Linux {
-        cgroups_path: PathBuf,
-    }
-    let malformed =
-        |error: &dyn std::fmt::Display| Refusal::Malformed(format!("{}: {error}", config.display()));
-    let metadata = fs::metadata(config).map_err(|error| malformed(&error))?;
-    if !metadata.is_file() || metadata.len() > CONFIG_MAX {
-        return Err(malformed(&format!("it is not a file of at most {CONFIG_MAX} bytes")));
-    }
-    let bytes = fs::read(config).map_err(|error| malformed(&error))?;
-    let config: Config = serde_json::from_slice(&bytes).map_err(|error| malformed(&error))?;
-    CgroupPath::try_from(config.linux.cgroups_path).map_err(|error| Refusal::Malformed(error.into()))
 }
 
 /// Connects to init's socket in `directory`, whose path may be longer than a socket's may be.

@@ -161,6 +161,7 @@ fn complete_linux(
     cgroup: &CgroupPath,
 ) -> Result<(), CreateError> {
     let linux = spec.linux_mut().as_mut().ok_or(CreateError::Lacks("linux"))?;
+    linux.set_cgroups_path(Some(cgroup.absolute()));
     if let Some(users) = users {
         let mut namespaces = linux.namespaces().clone().unwrap_or_default();
         namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::User);

@@ -25,6 +25,7 @@ use tombolo_agent_core::supervision::{
     Answer, Call, CreateSpec, ExitRecord, InstanceId, InstancePhase, InstanceRecord, LogSpec, MESSAGE_MAX,
     Message, Refusal, Request, VERSION,
 };
+use tombolo_api::Digest;
 use tombolo_api::desired::RevisionObject;
 use tombolo_api::serving::{Container, RevisionSpec};
 use tombolo_test_programs::{GUEST, HELLO};
@@ -93,7 +94,8 @@ impl Machine {
         }
         let unique = format!("{:x}", std::process::id());
         let process = spawn(directory.path(), &supervisor());
-        let parent_cgroup = format!("tombolo-test-{unique}-{}", directory.path().file_name().unwrap().len());
+        let run_dir = directory.path().canonicalize().unwrap().join("run");
+        let parent_cgroup = format!("tombolo/{}", Digest::of(run_dir.as_os_str().as_encoded_bytes()).short());
         Self { directory, process, prefix: format!("t{unique}"), parent_cgroup }
     }
 
@@ -163,7 +165,6 @@ impl Machine {
         let files = HostFiles { resolv_conf: self.path("resolv.conf"), hosts: self.path("hosts") };
         let id = self.id(name);
         let mut config = config(&id, &object, &image, &Limits::of(&object), &files).unwrap();
-        config["linux"]["cgroupsPath"] = format!("/{}/{id}", self.parent_cgroup).into();
         change(&mut config);
         let path = self.path(&format!("{id}.json"));
         fs::write(&path, config.to_string()).unwrap();

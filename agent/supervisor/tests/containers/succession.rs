@@ -1,7 +1,9 @@
 //! From one supervisor to the next: killed, or replaced in place.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use tombolo_agent_core::supervision::{Answer, InstancePhase, Refusal, Request};
 
@@ -114,6 +116,53 @@ fn what_an_interrupted_creation_left_is_removed() {
             });
             (!has_any).then_some(())
         });
+    }
+}
+
+#[test]
+fn cgroups_of_lost_records_are_removed_unless_something_runs_in_them() {
+    if !is_root() {
+        return;
+    }
+    let mut machine = Machine::start();
+    let mut client = machine.connect();
+    let kept = client.create(&machine.id("kept"), machine.guest("kept", &["sleep"]));
+    // Some hierarchies have two names.
+    let mine: BTreeSet<PathBuf> = machine.cgroups().iter().map(|path| path.canonicalize().unwrap()).collect();
+    let other = |parent: &Path| parent.with_file_name(format!("other-{kept}")).join("a");
+    kill(&mut machine);
+    let mut sleeper = std::process::Command::new("sleep").arg("3600").spawn().unwrap();
+    let mut used = BTreeSet::new();
+    for parent in &mine {
+        fs::create_dir_all(parent.join("half/exec")).unwrap();
+        fs::create_dir_all(parent.join("used")).unwrap();
+        fs::create_dir_all(other(parent)).unwrap();
+        // Not every hierarchy takes a process into a cgroup that nobody has set up.
+        if fs::write(parent.join("used/cgroup.procs"), sleeper.id().to_string()).is_ok() {
+            used.insert(parent);
+        }
+    }
+    assert!(!used.is_empty());
+    machine.restart();
+    let mut client = machine.connect();
+    client.list();
+    for parent in &mine {
+        let is_there = |name: &str| parent.join(name).exists();
+        let found = (is_there(&machine.id("kept").0), is_there("half"), is_there("used"));
+        assert_eq!(found, (true, false, used.contains(parent)), "{}", parent.display());
+        assert!(other(parent).exists(), "another supervisor's");
+    }
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    kill(&mut machine);
+    machine.restart();
+    let mut client = machine.connect();
+    assert_eq!(client.phase(&machine.id("kept")), Some(InstancePhase::Created));
+    client.delete(&machine.id("kept"));
+    assert!(machine.cgroups().is_empty());
+    for other in mine.iter().map(|parent| other(parent)) {
+        fs::remove_dir(&other).unwrap();
+        fs::remove_dir(other.parent().unwrap()).unwrap();
     }
 }
 
