@@ -142,7 +142,7 @@ impl Hierarchies {
                 }
             }
             if controllers.iter().any(|controller| controller == "cpu") {
-                self.weigh_parent(root, path);
+                self.weigh_parents(root, path);
             }
         }
         Ok(())
@@ -150,15 +150,16 @@ impl Hierarchies {
 
     /// All instances together count for as much as the machine's processors: with the weight of one cgroup, a busy program
     /// outside would get as much as all of them.
-    fn weigh_parent(&self, root: &Path, path: &CgroupPath) {
-        let Some(parent) = path.0.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return };
+    fn weigh_parents(&self, root: &Path, path: &CgroupPath) {
         let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
         let (file, value) = match self.unified {
             true => ("cpu.weight", (WEIGHT_PER_CPU * processors).min(WEIGHT_MAX)),
             false => ("cpu.shares", SHARES_PER_CPU * processors),
         };
-        // Where it cannot be set instances run all the same, slower beside others.
-        let _ = fs::write(root.join(parent).join(file), value.to_string());
+        for parent in path.0.ancestors().skip(1).take_while(|parent| !parent.as_os_str().is_empty()) {
+            // Where it cannot be set instances run all the same, slower beside others.
+            let _ = fs::write(root.join(parent).join(file), value.to_string());
+        }
     }
 
     /// Stops every process, or lets them run again. Freezing waits until all have stopped.
