@@ -7,9 +7,9 @@ use crate::routes::{Backend, Unavailable};
 /// Requests held for one revision, as in Knative's activator.
 pub const HELD_PER_REVISION_MAX: usize = 10_000;
 
-/// Requests held for a revision with a `containerConcurrency` are ten times what its ready instances take, as in Knative's queue
-/// proxy, and at least this many: a burst comes before the autoscaler has answered it, and is not refused.
-pub const HELD_PER_REVISION_MIN: usize = 1_000;
+/// The queue of a revision with a `containerConcurrency` is ten times as long as its ready instances are wide, as in Knative's
+/// queue proxy, and at least this long: a burst comes before the autoscaler has answered it, and is not refused.
+pub const QUEUE_DEPTH_MIN: usize = 1_000;
 
 /// Waiting requests for each place at an instance.
 const QUEUE_DEPTH: usize = 10;
@@ -23,19 +23,19 @@ pub const HELD_BYTES_PER_REVISION_MAX: usize = 32 << 20;
 /// Bytes of the requests held on a node: what the router may take of a small node's memory for them.
 pub const HELD_BYTES_PER_NODE_MAX: usize = 64 << 20;
 
-/// What the router knows when a request for a revision arrives, or when a held one is looked at again.
-pub struct View<'a, L> {
+/// What the router knows of a revision when no instance has a place for a request.
+pub struct Line<'a> {
     pub backend: &'a Backend,
-    /// Requests in flight at `backend.takers()[i]`; `None` when this request must not go there.
-    pub load: L,
+    /// Most requests at a time, see [`admitted_max`].
+    pub admitted_max: usize,
+    /// Requests at the revision's instances, leaving ones included.
+    pub running: usize,
     /// Requests held for the revision besides this one.
     pub held: Held,
     /// Requests held on the node besides this one.
     pub held_on_node: Held,
     /// What this request would add to the bytes held.
     pub bytes: usize,
-    /// Uniform random bits.
-    pub random: u64,
 }
 
 /// What is held.
@@ -43,17 +43,6 @@ pub struct View<'a, L> {
 pub struct Held {
     pub requests: usize,
     pub bytes: usize,
-}
-
-/// What to do with a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Send it to `backend.ready[i]`.
-    Forward(usize),
-    /// Let `backend.standby[i]` go on, and send it there.
-    Wake(usize),
-    Hold(Hold),
-    Refuse(Refusal),
 }
 
 /// Why a request waits.
@@ -75,37 +64,67 @@ pub enum Refusal {
     Unavailable(Unavailable),
 }
 
-/// Decide about one request. A ready instance always wins, then one that can be woken, then a known reason why there will be
-/// none, then the limits.
-pub fn decide<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Decision {
-    if let Some(index) = choose(view) {
-        return if view.backend.ready.is_empty() { Decision::Wake(index) } else { Decision::Forward(index) };
+/// Which of [`Backend::takers`] gets a request: the less loaded of two random ones; when neither can take it, the
+/// least loaded of all that can. `load`: requests at an instance, `None` when this request must not go there. `random`: uniform
+/// bits.
+///
+/// Knative does so without a limit only. With one it takes the first free instance or goes round: the one gathers load, the other
+/// does not see it, while here it is known exactly and a free place is always found.
+pub fn choose(backend: &Backend, load: impl Fn(usize) -> Option<u32>, random: u64) -> Option<usize> {
+    let count = backend.takers().len();
+    if count == 0 {
+        return None;
     }
-    if let (true, Some(unavailable)) = (view.backend.ready.is_empty(), &view.backend.unavailable) {
-        return Decision::Refuse(Refusal::Unavailable(unavailable.clone()));
-    }
-    let full = [
-        (view.held.requests >= queue_max(view.backend), Refusal::RevisionQueueFull),
-        (view.held.bytes + view.bytes > HELD_BYTES_PER_REVISION_MAX, Refusal::RevisionBytesFull),
-        (view.held_on_node.requests >= HELD_PER_NODE_MAX, Refusal::NodeQueueFull),
-        (view.held_on_node.bytes + view.bytes > HELD_BYTES_PER_NODE_MAX, Refusal::NodeBytesFull),
-    ];
-    if let Some((_, refusal)) = full.into_iter().find(|(full, _)| *full) {
-        return Decision::Refuse(refusal);
-    }
-    Decision::Hold(if view.backend.ready.is_empty() { Hold::NoneReady } else { Hold::AllBusy })
+    let first = scale(random & u64::from(u32::MAX), count);
+    let second = if count == 1 {
+        first
+    } else {
+        let other = scale(random >> 32, count - 1);
+        other + usize::from(other >= first)
+    };
+    let limit = backend.container_concurrency;
+    least_loaded([first, second], &load, limit).or_else(|| least_loaded(0..count, &load, limit))
 }
 
-/// How many requests may wait for a revision's instances.
+/// Whether a request may wait that no instance has a place for: first comes a known reason why there will be none, then the limits.
+pub fn hold(line: &Line<'_>) -> Result<Hold, Refusal> {
+    if let Some(unavailable) = in_vain(line.backend) {
+        return Err(Refusal::Unavailable(unavailable.clone()));
+    }
+    let Line { backend, held, held_on_node, .. } = line;
+    let is_full = held.requests >= HELD_PER_REVISION_MAX
+        || held.requests.saturating_add(line.running) >= line.admitted_max;
+    let full = [
+        (is_full, Refusal::RevisionQueueFull),
+        (held.bytes + line.bytes > HELD_BYTES_PER_REVISION_MAX, Refusal::RevisionBytesFull),
+        (held_on_node.requests >= HELD_PER_NODE_MAX, Refusal::NodeQueueFull),
+        (held_on_node.bytes + line.bytes > HELD_BYTES_PER_NODE_MAX, Refusal::NodeBytesFull),
+    ];
+    match full.into_iter().find(|(full, _)| *full) {
+        Some((_, refusal)) => Err(refusal),
+        None if backend.ready.is_empty() => Ok(Hold::NoneReady),
+        None => Ok(Hold::AllBusy),
+    }
+}
+
+/// Why waiting for an instance is in vain, if it is.
+pub fn in_vain(backend: &Backend) -> Option<&Unavailable> {
+    backend.unavailable.as_ref().filter(|_| backend.takers().is_empty())
+}
+
+/// How many requests of a revision may run and wait together: as many as its instances take at a time and its queue is deep,
+/// whatever they take at this moment, as in Knative's breaker. A queue in front of nothing yet holds those too that will run at
+/// once. Without a `containerConcurrency` those that run do not count, and only [`HELD_PER_REVISION_MAX`] bounds the queue.
 ///
-/// Knative has a queue at each instance and one in front of them; here is one queue, first come first served, of the same length,
-/// so that no request waits behind a slow one while another instance is free.
-pub fn queue_max(backend: &Backend) -> usize {
+/// Knative has a breaker at each instance and one in front of them; here is one queue, first come first served, of the same
+/// length, so that no request waits behind a slow one while another instance is free.
+pub fn admitted_max(backend: &Backend) -> usize {
     if backend.container_concurrency == 0 {
-        return HELD_PER_REVISION_MAX;
+        return usize::MAX;
     }
     let places = backend.ready.len().max(1).saturating_mul(backend.container_concurrency as usize);
-    places.saturating_mul(QUEUE_DEPTH).clamp(HELD_PER_REVISION_MIN, HELD_PER_REVISION_MAX)
+    let depth = places.saturating_mul(QUEUE_DEPTH).clamp(QUEUE_DEPTH_MIN, HELD_PER_REVISION_MAX);
+    depth.saturating_add(places)
 }
 
 /// Pick one of `percents` for a roll in `0..100`. `None` when they sum to less than the roll.
@@ -117,38 +136,19 @@ pub fn pick(percents: impl IntoIterator<Item = u8>, roll: u8) -> Option<usize> {
     })
 }
 
-/// The less loaded of two random instances; when neither can take the request, the least loaded of all that can.
-///
-/// Knative does so without a limit only. With one it takes the first free instance or goes round: the one gathers load, the other
-/// does not see it, while here it is known exactly and a free place is always found.
-fn choose<L: Fn(usize) -> Option<u32>>(view: &View<'_, L>) -> Option<usize> {
-    let count = view.backend.takers().len();
-    if count == 0 {
-        return None;
-    }
-    let first = scale(view.random & u64::from(u32::MAX), count);
-    let second = if count == 1 {
-        first
-    } else {
-        let other = scale(view.random >> 32, count - 1);
-        other + usize::from(other >= first)
-    };
-    best(view, [first, second]).or_else(|| best(view, 0..count))
-}
-
 /// Map 32 random bits onto `0..count`.
 fn scale(bits: u64, count: usize) -> usize {
     ((bits * count as u64) >> 32) as usize
 }
 
-fn best<L: Fn(usize) -> Option<u32>>(
-    view: &View<'_, L>,
+fn least_loaded(
     candidates: impl IntoIterator<Item = usize>,
+    load: impl Fn(usize) -> Option<u32>,
+    limit: u32,
 ) -> Option<usize> {
-    let limit = view.backend.container_concurrency;
     candidates
         .into_iter()
-        .filter_map(|index| (view.load)(index).map(|load| (load, index)))
+        .filter_map(|index| load(index).map(|load| (load, index)))
         .filter(|(load, _)| limit == 0 || *load < limit)
         .min_by_key(|(load, _)| *load)
         .map(|(_, index)| index)
@@ -176,15 +176,16 @@ mod tests {
         }
     }
 
-    /// With nothing ready, and instances to be woken.
-    fn frozen(count: usize, concurrency: u32) -> Backend {
-        let Backend { ready, .. } = backend(count, 0, true);
-        Backend { standby: ready, ..backend(0, concurrency, false) }
-    }
-
-    fn decided(backend: &Backend, loads: &[Option<u32>], held: [Held; 2], random: u64) -> Decision {
-        let [held, held_on_node] = held;
-        decide(&View { backend, load: |i: usize| loads[i], held, held_on_node, bytes: 1000, random })
+    #[test]
+    fn frozen_instances_are_chosen_while_none_is_ready() {
+        let Backend { ready, .. } = backend(2, 0, false);
+        let frozen = Backend { standby: ready.clone(), ..backend(0, 2, true) };
+        for random in randoms().take(50) {
+            assert_eq!(choose(&frozen, |i| Some([1, 0][i]), random), Some(1));
+            assert_eq!(choose(&frozen, |_| Some(2), random), None);
+        }
+        assert_eq!(in_vain(&frozen), None);
+        assert!(in_vain(&backend(0, 2, true)).is_some());
     }
 
     /// A small generator, so that a failure repeats.
@@ -199,112 +200,101 @@ mod tests {
     }
 
     #[test]
-    fn table() {
+    fn who_finds_no_place_is_held_within_limits() {
         let held = |requests, bytes| Held { requests, bytes };
         let none = [Held::default(); 2];
-        let full = [held(HELD_PER_REVISION_MAX, 0); 2];
-        let limit = [held(HELD_PER_REVISION_MIN, 0); 2];
-        let below = [held(HELD_PER_REVISION_MIN - 1, 0); 2];
-        let bytes_full = [held(1, HELD_BYTES_PER_REVISION_MAX - 999); 2];
-        let bytes_fit = [held(1, HELD_BYTES_PER_REVISION_MAX - 1000); 2];
-        let node_full = [held(0, 0), held(HELD_PER_NODE_MAX, 0)];
-        let node_bytes_full = [held(0, 0), held(1, HELD_BYTES_PER_NODE_MAX - 999)];
-        let unavailable = backend(0, 0, true).unavailable.expect("made so");
-        type Row = (&'static str, Backend, Vec<Option<u32>>, [Held; 2], Decision);
+        let many = |requests| [held(requests, 0); 2];
+        let unavailable = Refusal::Unavailable(backend(0, 0, true).unavailable.expect("made so"));
+        let (max, min) = (HELD_PER_REVISION_MAX, QUEUE_DEPTH_MIN);
+        let bytes_max = HELD_BYTES_PER_REVISION_MAX;
+        type Row = (&'static str, Backend, usize, [Held; 2], Result<Hold, Refusal>);
+        let full = || Err(Refusal::RevisionQueueFull);
         let rows: Vec<Row> = vec![
-            ("one ready", backend(1, 0, false), vec![Some(900)], none, Decision::Forward(0)),
-            ("ready beats unavailable", backend(1, 0, true), vec![Some(0)], full, Decision::Forward(0)),
-            ("none ready", backend(0, 0, false), vec![], none, Decision::Hold(Hold::NoneReady)),
-            ("frozen", frozen(1, 2), vec![Some(1)], full, Decision::Wake(0)),
-            ("the freer of frozen", frozen(2, 2), vec![Some(1), Some(0)], none, Decision::Wake(1)),
-            ("frozen and taken", frozen(1, 2), vec![Some(2)], none, Decision::Hold(Hold::NoneReady)),
-            ("busy", backend(2, 3, false), vec![Some(3), Some(4)], none, Decision::Hold(Hold::AllBusy)),
-            ("busy, unavailable", backend(1, 1, true), vec![Some(1)], none, Decision::Hold(Hold::AllBusy)),
-            ("a slot", backend(3, 2, false), vec![Some(2), Some(2), Some(1)], none, Decision::Forward(2)),
-            ("leaving", backend(1, 0, false), vec![None], none, Decision::Hold(Hold::AllBusy)),
+            ("none ready", backend(0, 0, false), 0, none, Ok(Hold::NoneReady)),
+            ("busy", backend(2, 3, false), 6, none, Ok(Hold::AllBusy)),
+            ("busy, unavailable", backend(1, 1, true), 1, none, Ok(Hold::AllBusy)),
+            ("leaving", backend(1, 0, false), 900, none, Ok(Hold::AllBusy)),
+            ("in vain", backend(0, 0, true), 0, many(max), Err(unavailable)),
+            ("full", backend(0, 0, false), 0, many(max), full()),
+            ("room", backend(0, 0, false), 20_000, many(min), Ok(Hold::NoneReady)),
+            ("ten for each place, and those that run", backend(0, 1, false), 0, many(min + 1), full()),
+            ("one place left", backend(0, 1, false), 0, many(min), Ok(Hold::NoneReady)),
+            ("one runs", backend(1, 1, false), 1, many(min), full()),
+            ("one runs, and one place is left", backend(1, 1, false), 1, many(min - 1), Ok(Hold::AllBusy)),
+            ("two run where they leave", backend(0, 1, false), 2, many(min - 1), full()),
+            ("many places", backend(2, 90, false), 180, many(1799), Ok(Hold::AllBusy)),
+            ("many places, full", backend(2, 90, false), 180, many(1800), full()),
+            ("wide, but held no longer", backend(0, 1000, false), 0, many(max), full()),
             (
-                "in vain",
-                backend(0, 0, true),
-                vec![],
-                none,
-                Decision::Refuse(Refusal::Unavailable(unavailable)),
+                "heavy",
+                backend(0, 0, false),
+                0,
+                [held(1, bytes_max - 999); 2],
+                Err(Refusal::RevisionBytesFull),
             ),
-            ("full", backend(0, 0, false), vec![], full, Decision::Refuse(Refusal::RevisionQueueFull)),
-            ("room", backend(0, 0, false), vec![], limit, Decision::Hold(Hold::NoneReady)),
+            ("heavy, but fits", backend(0, 0, false), 0, [held(1, bytes_max - 1000); 2], Ok(Hold::NoneReady)),
             (
-                "ten for each place",
-                backend(0, 1, false),
-                vec![],
-                limit,
-                Decision::Refuse(Refusal::RevisionQueueFull),
+                "node full",
+                backend(0, 0, false),
+                0,
+                [held(0, 0), held(HELD_PER_NODE_MAX, 0)],
+                Err(Refusal::NodeQueueFull),
             ),
-            ("one place left", backend(0, 1, false), vec![], below, Decision::Hold(Hold::NoneReady)),
-            ("many places", backend(2, 90, false), vec![Some(90); 2], limit, Decision::Hold(Hold::AllBusy)),
-            ("heavy", backend(0, 0, false), vec![], bytes_full, Decision::Refuse(Refusal::RevisionBytesFull)),
-            ("heavy, but fits", backend(0, 0, false), vec![], bytes_fit, Decision::Hold(Hold::NoneReady)),
-            ("node full", backend(0, 0, false), vec![], node_full, Decision::Refuse(Refusal::NodeQueueFull)),
             (
                 "node heavy",
                 backend(0, 0, false),
-                vec![],
-                node_bytes_full,
-                Decision::Refuse(Refusal::NodeBytesFull),
+                0,
+                [held(0, 0), held(1, HELD_BYTES_PER_NODE_MAX - 999)],
+                Err(Refusal::NodeBytesFull),
             ),
         ];
-        for (name, backend, loads, held, expected) in rows {
-            for random in randoms().take(50) {
-                assert_eq!(decided(&backend, &loads, held, random), expected, "{name}");
-            }
+        for (name, backend, running, [held, held_on_node], expected) in rows {
+            let admitted_max = admitted_max(&backend);
+            let line = Line { backend: &backend, admitted_max, running, held, held_on_node, bytes: 1000 };
+            assert_eq!(hold(&line), expected, "{name}");
         }
     }
 
     #[test]
     fn queues_are_as_long_as_instances_are_wide() {
         for (ready, concurrency, expected) in [
-            (0, 0, HELD_PER_REVISION_MAX),
-            (9, 0, HELD_PER_REVISION_MAX),
-            (0, 1, HELD_PER_REVISION_MIN),
-            (1, 100, 1000),
-            (0, 101, 1010),
-            (3, 101, 3030),
-            (9, 1000, HELD_PER_REVISION_MAX),
-            (9, u32::MAX, HELD_PER_REVISION_MAX),
+            (0, 0, usize::MAX),
+            (9, 0, usize::MAX),
+            (0, 1, QUEUE_DEPTH_MIN + 1),
+            (1, 100, 1100),
+            (0, 101, 1111),
+            (3, 101, 3333),
+            (9, 1000, HELD_PER_REVISION_MAX + 9000),
         ] {
-            assert_eq!(queue_max(&backend(ready, concurrency, false)), expected, "{ready} {concurrency}");
+            assert_eq!(admitted_max(&backend(ready, concurrency, false)), expected, "{ready} {concurrency}");
         }
     }
 
     #[test]
-    fn forwards_only_where_allowed_and_holds_only_when_nobody_can() {
+    fn a_free_place_is_found_wherever_it_is_and_no_other() {
         let mut bits = randoms();
         let mut next = move |below: u64| bits.next().expect("endless") % below;
         for _ in 0..20_000 {
             let count = next(6) as usize;
             let backend = backend(count, next(4) as u32, next(2) == 0);
             let loads: Vec<_> = (0..count).map(|_| (next(4) != 0).then(|| next(5) as u32)).collect();
-            let open = |i: usize| {
-                loads[i]
-                    .is_some_and(|l| backend.container_concurrency == 0 || l < backend.container_concurrency)
-            };
-            match decided(&backend, &loads, [Held::default(); 2], next(u64::MAX)) {
-                Decision::Forward(index) => assert!(open(index)),
-                _ => assert!(!(0..count).any(open)),
+            let limit = backend.container_concurrency;
+            let open = |i: usize| loads[i].is_some_and(|load| limit == 0 || load < limit);
+            match choose(&backend, |i| loads[i], next(u64::MAX)) {
+                Some(index) => assert!(open(index)),
+                None => assert!(!(0..count).any(open)),
             }
         }
     }
 
     #[test]
     fn the_busier_of_two_is_never_taken_and_idle_ones_share() {
-        assert!(randoms().take(1000).all(|random| {
-            decided(&backend(2, 0, false), &[Some(5), Some(4)], [Held::default(); 2], random)
-                == Decision::Forward(1)
-        }));
+        let two = backend(2, 0, false);
+        assert!(randoms().take(1000).all(|random| choose(&two, |i| Some([5, 4][i]), random) == Some(1)));
+        let four = backend(4, 0, false);
         let mut counts = [0u32; 4];
         for random in randoms().take(8000) {
-            match decided(&backend(4, 0, false), &[Some(0); 4], [Held::default(); 2], random) {
-                Decision::Forward(index) => counts[index] += 1,
-                other => panic!("{other:?}"),
-            }
+            counts[choose(&four, |_| Some(0), random).expect("all are free")] += 1;
         }
         assert!(counts.iter().all(|c| (1800..2200).contains(c)), "{counts:?}");
     }

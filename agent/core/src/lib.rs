@@ -6,7 +6,6 @@ pub mod actual;
 pub mod annotations;
 pub mod autoscale;
 pub mod backoff;
-pub mod breaker;
 pub mod bundle;
 pub mod limits;
 pub mod plan;

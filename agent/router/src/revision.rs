@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tombolo_agent_core::activation::{Decision, Held, Hold, Refusal, View, decide};
+use tombolo_agent_core::activation::{self, Held, Hold, Line, Refusal};
 use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_api::RevisionKey;
 
@@ -19,7 +19,7 @@ use crate::sample::Refused;
 use crate::tally::Tally;
 use crate::wake::Wake;
 
-/// How often a decision is repeated because the chosen instance filled up or left meanwhile; then the request waits in line.
+/// How often an instance is chosen again because the chosen one filled up or left meanwhile; then the request waits in line.
 const RACES_MAX: u32 = 4;
 
 /// Counters of the whole node.
@@ -35,19 +35,13 @@ pub(crate) struct Node {
     pub(crate) settled: Notify,
 }
 
-/// Where a request would stand in line.
-#[derive(Clone, Copy, Default)]
-struct Line {
-    held: Held,
-    held_on_node: Held,
-    bytes: usize,
-}
-
 /// What a route table says of a revision, with its instances found.
 pub(crate) struct Target {
     pub(crate) backend: Arc<Backend>,
     /// Of the backend's takers.
     pub(crate) instances: Box<[Arc<Instance>]>,
+    /// Most requests that run and wait together.
+    admitted_max: usize,
 }
 
 /// Counters and queue of one revision, the same over all tables.
@@ -68,6 +62,8 @@ struct Queue {
     bytes: usize,
     next: u64,
     target: Arc<Target>,
+    /// Instances that left the target with requests.
+    leaving: Vec<Arc<Instance>>,
     /// An instance was asked for and none has been seen since.
     asked: bool,
 }
@@ -102,10 +98,18 @@ pub(crate) enum Admission {
     Refused(Refusal),
 }
 
+impl Target {
+    pub(crate) fn new(backend: Arc<Backend>, instances: Box<[Arc<Instance>]>) -> Self {
+        let admitted_max = activation::admitted_max(&backend);
+        Self { backend, instances, admitted_max }
+    }
+}
+
 impl Revision {
     pub(crate) fn new(key: RevisionKey, node: Arc<Node>, demand: mpsc::Sender<RevisionKey>) -> Self {
         let target = Arc::new(removed());
-        let queue = Queue { waiters: VecDeque::new(), bytes: 0, next: 0, target, asked: false };
+        let (waiters, leaving) = (VecDeque::new(), Vec::new());
+        let queue = Queue { waiters, bytes: 0, next: 0, target, leaving, asked: false };
         let tally = Tally::new(node.start);
         let (queue, waiting, born) = (Mutex::new(queue), AtomicUsize::new(0), Instant::now());
         Self { key, born, tally, queue, waiting, node, demand }
@@ -138,7 +142,11 @@ impl Revision {
     pub(crate) fn retarget(self: &Arc<Self>, target: Option<Arc<Target>>) {
         let mut queue = self.lock();
         let had_instances = !queue.target.instances.is_empty();
-        queue.target = target.unwrap_or_else(|| Arc::new(removed()));
+        let target = target.unwrap_or_else(|| Arc::new(removed()));
+        let before = std::mem::replace(&mut queue.target, Arc::clone(&target));
+        queue.leaving.extend(before.instances.iter().cloned());
+        let leaves = |left: &Arc<Instance>| !target.instances.iter().any(|here| Arc::ptr_eq(left, here));
+        queue.leaving.retain(|left| left.load() > 0 && leaves(left));
         self.dispatch(&mut queue);
         if !queue.target.instances.is_empty() {
             queue.asked = false;
@@ -155,32 +163,48 @@ impl Revision {
         avoid: Option<&Arc<Instance>>,
         bytes: impl FnOnce() -> usize,
     ) -> Admission {
-        let in_line = target.backend.container_concurrency > 0 && self.waiting.load(Ordering::SeqCst) > 0;
-        if !in_line && let Ok(slot) = self.try_enter(target, avoid, Line::default()) {
-            return Admission::Go(slot);
+        match self.reserve(target, avoid) {
+            Some(slot) => Admission::Go(slot),
+            None => self.enqueue(bytes()),
         }
-        self.enqueue(bytes())
+    }
+
+    /// A place that is free now, unless others wait for it.
+    fn reserve(self: &Arc<Self>, target: &Target, avoid: Option<&Arc<Instance>>) -> Option<Slot> {
+        let in_line = target.backend.container_concurrency > 0 && self.waiting.load(Ordering::SeqCst) > 0;
+        if in_line { None } else { self.enter(target, avoid) }
     }
 
     fn enqueue(self: &Arc<Self>, bytes: usize) -> Admission {
         let mut queue = self.lock();
-        let held = Held { requests: queue.waiters.len(), bytes: queue.bytes };
-        let (requests, node_bytes) = (&self.node.held, &self.node.held_bytes);
-        let held_on_node =
-            Held { requests: requests.load(Ordering::Relaxed), bytes: node_bytes.load(Ordering::Relaxed) };
+        // A free place is theirs who wait.
+        self.dispatch(&mut queue);
         let target = Arc::clone(&queue.target);
-        let mut cold_since = None;
-        match self.try_enter(&target, None, Line { held, held_on_node, bytes }) {
-            // With others before it a slot is theirs; `dispatch` below hands it out.
-            Ok(slot) if queue.waiters.is_empty() => return Admission::Go(slot),
-            Ok(slot) => slot.cancel(),
-            Err(Decision::Refuse(refusal)) => {
+        if queue.waiters.is_empty()
+            && let Some(slot) = self.enter(&target, None)
+        {
+            return Admission::Go(slot);
+        }
+        let (requests, node_bytes) = (&self.node.held, &self.node.held_bytes);
+        let line = Line {
+            backend: &target.backend,
+            admitted_max: target.admitted_max,
+            running: queue.running(),
+            held: Held { requests: queue.waiters.len(), bytes: queue.bytes },
+            held_on_node: Held {
+                requests: requests.load(Ordering::Relaxed),
+                bytes: node_bytes.load(Ordering::Relaxed),
+            },
+            bytes,
+        };
+        let hold = match activation::hold(&line) {
+            Ok(hold) => hold,
+            Err(refusal) => {
                 self.tally.refused(refused(&refusal));
                 return Admission::Refused(refusal);
             }
-            Err(Decision::Hold(Hold::NoneReady)) => cold_since = Some(Instant::now()),
-            Err(Decision::Hold(Hold::AllBusy) | Decision::Forward(_) | Decision::Wake(_)) => {}
-        }
+        };
+        let cold_since = (hold == Hold::NoneReady).then(Instant::now);
         let (grant, granted) = oneshot::channel();
         let number = queue.next;
         queue.next += 1;
@@ -195,43 +219,25 @@ impl Revision {
         Admission::Wait(Waiter { revision: Arc::clone(self), number, granted, cold_since })
     }
 
-    /// Enter an instance, or learn why not. `Err(Forward)`, `Err(Wake)`: lost too many races.
-    fn try_enter(
-        self: &Arc<Self>,
-        target: &Target,
-        avoid: Option<&Arc<Instance>>,
-        Line { held, held_on_node, bytes }: Line,
-    ) -> Result<Slot, Decision> {
-        let mut races = 0;
-        loop {
+    /// Enter an instance that has a place. `None`: there is none, or too many races for it were lost.
+    fn enter(self: &Arc<Self>, target: &Target, avoid: Option<&Arc<Instance>>) -> Option<Slot> {
+        for _ in 0..=RACES_MAX {
             let load = |index: usize| {
                 let instance = &target.instances[index];
-                if avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, instance)) {
-                    None
-                } else {
-                    instance.open_load()
-                }
+                let is_avoided = avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, instance));
+                if is_avoided { None } else { instance.open_load() }
             };
-            let (backend, random) = (&target.backend, random::bits());
-            let decision = decide(&View { backend, load, held, held_on_node, bytes, random });
-            let (index, wakes) = match decision {
-                Decision::Forward(index) => (index, false),
-                Decision::Wake(index) => (index, true),
-                decision => return Err(decision),
-            };
+            let index = activation::choose(&target.backend, load, random::bits())?;
             if target.instances[index].enter(target.backend.container_concurrency) {
                 let slot = Slot::new(Arc::clone(self), Arc::clone(&target.instances[index]));
-                if wakes && !self.wake(&slot.instance) {
+                if target.backend.ready.is_empty() && !self.wake(&slot.instance) {
                     slot.cancel();
-                    return Err(Decision::Hold(Hold::NoneReady));
+                    return None;
                 }
-                return Ok(slot);
-            }
-            races += 1;
-            if races > RACES_MAX {
-                return Err(decision);
+                return Some(slot);
             }
         }
+        None
     }
 
     /// Let a frozen instance go on, and tell of it; whether it will.
@@ -244,18 +250,18 @@ impl Revision {
         woken
     }
 
-    /// Hand out what is free, longest wait first.
+    /// Hand out what is free, longest wait first. Whoever takes a place at the same time hands it out when giving it back.
     fn dispatch(self: &Arc<Self>, queue: &mut Queue) {
         let target = Arc::clone(&queue.target);
         while !queue.waiters.is_empty() {
-            let grant = match self.try_enter(&target, None, Line::default()) {
-                Ok(slot) => Ok(slot),
-                Err(Decision::Refuse(refusal)) => {
+            let grant = match (self.enter(&target, None), activation::in_vain(&target.backend)) {
+                (Some(slot), _) => Ok(slot),
+                (None, Some(unavailable)) => {
+                    let refusal = Refusal::Unavailable(unavailable.clone());
                     self.tally.refused(refused(&refusal));
                     Err(refusal)
                 }
-                Err(Decision::Hold(_)) => return,
-                Err(Decision::Forward(_) | Decision::Wake(_)) => continue,
+                (None, None) => return,
             };
             let Some(first) = queue.waiters.pop_front() else { return };
             self.left_queue(queue, first.bytes);
@@ -285,6 +291,13 @@ impl Revision {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no panic under this lock")
+    }
+}
+
+impl Queue {
+    /// Requests at instances.
+    fn running(&self) -> usize {
+        self.target.instances.iter().chain(&self.leaving).map(|instance| instance.load() as usize).sum()
     }
 }
 
@@ -364,7 +377,7 @@ fn removed() -> Target {
         response_start_timeout_ms: 0,
         idle_timeout_ms: 0,
     };
-    Target { backend: Arc::new(backend), instances: Box::default() }
+    Target::new(Arc::new(backend), Box::default())
 }
 
 fn refused(refusal: &Refusal) -> Refused {
@@ -380,3 +393,6 @@ fn refused(refusal: &Refusal) -> Refused {
 fn removed_refusal() -> Refusal {
     Refusal::Unavailable(Unavailable { reason: "RevisionRemoved".into(), message: "the router stops".into() })
 }
+
+#[cfg(test)]
+mod tests;

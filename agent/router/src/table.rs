@@ -71,7 +71,7 @@ impl Routes {
             let target = revision.target_of(backend).unwrap_or_else(|| {
                 let instances =
                     backend.takers().iter().map(|endpoint| meter.find_instance(endpoint)).collect();
-                let target = Arc::new(Target { backend: Arc::clone(backend), instances });
+                let target = Arc::new(Target::new(Arc::clone(backend), instances));
                 // At once: who waits for an instance is not to wait for the rest of the table.
                 revision.retarget(Some(Arc::clone(&target)));
                 target

@@ -14,7 +14,9 @@ use tombolo_agent_core::actual::Moment;
 const START_MS: u64 = 946_684_800_000;
 
 pub(crate) fn lines(name: &str) -> impl Iterator<Item = Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorded").join(format!("{name}.jsonl.gz"));
+    // The router replays some of them too.
+    let recorded = concat!(env!("CARGO_MANIFEST_DIR"), "/../core/tests/recorded");
+    let path = Path::new(recorded).join(format!("{name}.jsonl.gz"));
     let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     BufReader::new(GzDecoder::new(file)).lines().map(|line| exact(&line.unwrap()))
 }

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
-use tombolo_agent_core::activation::{HELD_BYTES_PER_REVISION_MAX, HELD_PER_REVISION_MIN};
+use tombolo_agent_core::activation::{HELD_BYTES_PER_REVISION_MAX, QUEUE_DEPTH_MIN};
 use tombolo_agent_core::actual::Moment;
 use tombolo_agent_core::routes::{Backend, RouteTable, Unavailable};
 use tombolo_router::Refused;
@@ -101,12 +101,14 @@ async fn the_queue_is_bounded() {
     ground.put(table(Backend { container_concurrency: 1, ..backend(&[]) })).await;
     let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
     let mut waiting = Vec::new();
-    for _ in 0..HELD_PER_REVISION_MIN {
+    // The one that will run at once is not one of those that the queue is deep.
+    let admitted = QUEUE_DEPTH_MIN + 1;
+    for _ in 0..admitted {
         let mut stream = ground.connect().await;
         stream.write_all(request.as_bytes()).await.unwrap();
         waiting.push(stream);
     }
-    until("the queue is full", || ground.held() == HELD_PER_REVISION_MIN).await;
+    until("the queue is full", || ground.held() == admitted).await;
     let answer = ground.get("/").await;
     assert_eq!((answer.status(), reason(&answer)), (StatusCode::SERVICE_UNAVAILABLE, "RevisionQueueFull"));
     assert_eq!(answer.headers()["retry-after"], "1");
