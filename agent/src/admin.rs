@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tombolo_agent_core::autoscale::scaler::Decision;
 use tombolo_agent_core::routes::RouteTable;
-use tombolo_api::NodeId;
 use tombolo_api::report::{Report, RevisionReport, Tier};
+use tombolo_api::{NodeId, RevisionKey};
 use tombolo_router::Meter;
 
 use crate::accepted::Accepted;
@@ -40,6 +41,8 @@ pub(crate) struct Shown {
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) accepted: watch::Receiver<Option<Arc<Accepted>>>,
     pub(crate) report: watch::Receiver<Report>,
+    /// What the autoscaler decided last.
+    pub(crate) decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     pub(crate) refusals: watch::Receiver<Refusals>,
     pub(crate) outbox: Outbox,
     pub(crate) meter: Arc<Meter>,
@@ -157,6 +160,7 @@ fn metrics(shown: &Shown) -> String {
         }
     }
     instances(&shown.report.borrow(), &mut text);
+    decisions(&shown.decisions.borrow(), &mut text);
     text.push_str(&tombolo_router::render_metrics(&shown.meter.snapshot()));
     text
 }
@@ -189,6 +193,31 @@ fn instances(report: &Report, text: &mut String) {
     }
 }
 
+/// What the autoscaler decided last, of revisions that are not at rest.
+fn decisions(decisions: &BTreeMap<RevisionKey, Decision>, text: &mut String) {
+    let labels = |key: &RevisionKey| format!("namespace=\"{}\",revision=\"{}\"", key.namespace, key.name);
+    let name = "tombolo_autoscaler_excess_burst_capacity";
+    head(text, name, "Of the metric, what the ready instances take beyond target-burst-capacity");
+    for (key, decision) in decisions {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name}{{{}}} {}", labels(key), decision.excess_burst_capacity);
+    }
+    let name = "tombolo_autoscaler_mode";
+    head(
+        text,
+        name,
+        "Serve: the ready instances take the burst that is asked; Proxy: it would wait. Always 1",
+    );
+    for (key, decision) in decisions {
+        let _ = writeln!(text, "{name}{{{},mode=\"{}\"}} 1", labels(key), decision.mode().word());
+    }
+    let name = "tombolo_autoscaler_panic";
+    head(text, name, "Whether the revision scales in panic mode");
+    for (key, decision) in decisions {
+        let _ = writeln!(text, "{name}{{{}}} {}", labels(key), u8::from(decision.panicking));
+    }
+}
+
 fn head(text: &mut String, name: &str, help: &str) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
 }
@@ -209,9 +238,38 @@ fn tier_word(tier: Tier) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_agent_core::actual::Moment;
+    use tombolo_agent_core::autoscale::zero::Activity;
     use tombolo_api::report::{InstanceReport, RevisionPhase};
 
     use super::*;
+
+    #[test]
+    fn decisions_are_shown_in_knatives_words() {
+        let activity = Activity::Active { since: Moment(0) };
+        let decision = |want, excess_burst_capacity| Decision {
+            want,
+            excess_burst_capacity,
+            panicking: excess_burst_capacity < 0,
+            activity,
+        };
+        let key = |name| RevisionKey::new("default", name);
+        let all =
+            [(key("calm"), decision(2, 7)), (key("short"), decision(2, -3)), (key("none"), decision(0, 0))];
+        let mut text = String::new();
+        decisions(&all.into(), &mut text);
+        let labels = |name| format!("namespace=\"default\",revision=\"{name}\"");
+        for line in [
+            format!("tombolo_autoscaler_excess_burst_capacity{{{}}} -3", labels("short")),
+            format!("tombolo_autoscaler_mode{{{},mode=\"Serve\"}} 1", labels("calm")),
+            format!("tombolo_autoscaler_mode{{{},mode=\"Proxy\"}} 1", labels("short")),
+            format!("tombolo_autoscaler_mode{{{},mode=\"Proxy\"}} 1", labels("none")),
+            format!("tombolo_autoscaler_panic{{{}}} 0", labels("calm")),
+            format!("tombolo_autoscaler_panic{{{}}} 1", labels("short")),
+        ] {
+            assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
+        }
+    }
 
     #[test]
     fn instances_are_counted_by_tier() {

@@ -1,5 +1,6 @@
 //! Wires the agent's edges together and decides nothing. Knows every edge; no edge knows this file.
 
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -12,10 +13,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_agent_core::autoscale::parameters::Defaults;
+use tombolo_agent_core::autoscale::scaler::Decision;
 use tombolo_agent_core::plan::Settings;
 use tombolo_agent_core::routes::RouteTable;
-use tombolo_api::NodeId;
 use tombolo_api::report::{EventKind, Report};
+use tombolo_api::{NodeId, RevisionKey};
 use tombolo_router::{Dialer, Meter, Router};
 
 use crate::accepted::Accepted;
@@ -121,6 +123,7 @@ struct Served {
     tables: watch::Receiver<Arc<RouteTable>>,
     meter: Arc<Meter>,
     report: watch::Receiver<Report>,
+    decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     ready: watch::Receiver<bool>,
 }
 
@@ -239,14 +242,13 @@ fn serve(
         run_dir: config.run_dir.clone(),
     };
     let executor = Executor::new(tools, outcome_sender);
-    let table = watch::Sender::new(Arc::new(RouteTable::default()));
-    let tables = table.subscribe();
+    let (table, tables) = watch::channel(Arc::new(RouteTable::default()));
     let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
     let (reports, readiness) = (report.subscribe(), ready.subscribe());
     let meter = Arc::new(Meter::new());
-    let ready_record = ReadyRecord::load(keep);
-    let (targets, poke, clock) = (watch::Sender::default(), Arc::<Notify>::default(), Clock::start());
-    let target_changes = targets.subscribe();
+    let (ready_record, poke, clock) = (ReadyRecord::load(keep), Arc::<Notify>::default(), Clock::start());
+    let (targets, target_changes) = watch::channel(Arc::default());
+    let (decisions, decided) = watch::channel(BTreeMap::new());
     let settings = Settings { memory_bytes: node_info::memory_for_instances() };
     let rollouts = watch::Sender::default();
     tasks.lasting("rollout record", rollout::write(keep.clone(), rollouts.subscribe()));
@@ -268,6 +270,7 @@ fn serve(
         meter: meter.clone(),
         poke,
         targets,
+        decisions,
         clock,
         defaults: Defaults {
             stable_window_ms: config.serving.idle_timeout_s.saturating_mul(1000),
@@ -287,7 +290,7 @@ fn serve(
     tasks.lasting("ready record", ready_record.write(keep.clone()));
     tasks.lasting("outbox", outbox.clone().write(keep.clone()));
     tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
-    Ok(Served { address, executor, tables, meter, report: reports, ready: readiness })
+    Ok(Served { address, executor, tables, meter, report: reports, decisions: decided, ready: readiness })
 }
 
 /// Has the router serve HTTPS too, if the configuration says so.
@@ -364,7 +367,7 @@ fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
 /// Starts what speaks with the hub; what the admin API shows.
 fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) -> Shown {
     let Shared { me, config, keep, session, outbox, floor, identity, accepted } = shared;
-    let Served { tables, meter, report, ready, .. } = served;
+    let Served { tables, meter, report, decisions, ready, .. } = served;
     let (received_sender, received) = mpsc::channel(RECEIVED);
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
     let (chunk_sender, chunks) = mpsc::channel(TAIL_CHUNKS);
@@ -382,6 +385,7 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
         traffic: traffic.clone(),
         accepted: accepted.subscribe(),
         report: report.clone(),
+        decisions,
         refusals: refusals.subscribe(),
         outbox: outbox.clone(),
         meter,

@@ -2,7 +2,8 @@
 //! `tombolo_agent_core::autoscale` decide, and says how many instances each should have.
 //!
 //! Takes: the accepted desired state, the route table, the report (what runs), the router's counts, a poke when a request is
-//! held. Gives: targets. Must not know how instances are made; bounds by the node's memory are the planner's.
+//! held. Gives: targets, and decisions for those who look. Must not know how instances are made; bounds by the node's memory are
+//! the planner's.
 //!
 //! A revision at rest has no scaler and costs nothing; while all are at rest this task sleeps.
 
@@ -37,6 +38,8 @@ pub(crate) struct Autoscale {
     /// A request is held.
     pub(crate) poke: Arc<Notify>,
     pub(crate) targets: watch::Sender<Arc<Targets>>,
+    /// Of revisions that are not at rest, to be shown.
+    pub(crate) decisions: watch::Sender<BTreeMap<RevisionKey, Decision>>,
     pub(crate) clock: Clock,
     pub(crate) defaults: Defaults,
 }
@@ -171,6 +174,8 @@ impl Autoscale {
     }
 
     fn publish(&self, scaled: &BTreeMap<RevisionKey, Scaled>) {
+        let decisions = scaled.iter().map(|(key, one)| (key.clone(), one.scaler.decision()));
+        self.decisions.send_replace(decisions.collect());
         let target = |one: &Scaled| {
             let Decision { want, .. } = one.scaler.decision();
             Target { want, at: one.decided_at }

@@ -13,8 +13,8 @@ pub mod capacity;
 pub mod decide;
 pub mod delay;
 pub mod metrics;
+pub mod mode;
 pub mod parameters;
-pub mod path;
 pub mod scaler;
 pub mod window;
 pub mod zero;
@@ -25,5 +25,6 @@ pub const TICK_MS: u64 = 2_000;
 /// Between two samples, and what a bucket of a window spans, milliseconds. Knative's.
 pub const SAMPLE_MS: u64 = 1_000;
 
+pub use mode::Mode;
 pub use parameters::{Defaults, Parameters, Reaction};
 pub use scaler::{Decision, Observed, Sample, Scaler};

@@ -45,8 +45,6 @@ pub struct Defaults {
     pub enable_scale_to_zero: bool,
     pub grace_period_ms: u64,
     pub retention_ms: u64,
-    /// Requests at a time that one activator is reckoned to take.
-    pub activator_capacity: f64,
 }
 
 impl Default for Defaults {
@@ -69,7 +67,6 @@ impl Default for Defaults {
             enable_scale_to_zero: true,
             grace_period_ms: 30_000,
             retention_ms: 0,
-            activator_capacity: 100.0,
         }
     }
 }

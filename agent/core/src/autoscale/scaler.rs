@@ -7,6 +7,7 @@
 use super::bounds::Bounds;
 use super::decide::{Decider, Instances, activation_scale, most};
 use super::metrics::Metrics;
+use super::mode::Mode;
 use super::parameters::{Metric, Parameters, Reaction};
 use super::zero::{self, Activity, Idle, Situation};
 use crate::actual::Moment;
@@ -37,6 +38,12 @@ pub struct Decision {
     pub excess_burst_capacity: i32,
     pub panicking: bool,
     pub activity: Activity,
+}
+
+impl Decision {
+    pub fn mode(&self) -> Mode {
+        Mode::of(Some(self.want), self.excess_burst_capacity)
+    }
 }
 
 /// Feed it a [`Sample`] every [`super::SAMPLE_MS`] and ask it every [`super::TICK_MS`].

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tombolo_agent_core::actual::Moment;
+use tombolo_agent_core::autoscale::Mode;
 use tombolo_agent_core::autoscale::bounds::Bounds;
 use tombolo_agent_core::autoscale::parameters::{Defaults, Parameters};
-use tombolo_agent_core::autoscale::path;
 use tombolo_agent_core::autoscale::zero::{self, Activity, Idle, Situation, Step};
 
 use crate::recorded::{assert_replayed, at, count, lines, ms};
@@ -93,7 +93,7 @@ fn decide(given: &Value, excess: i32) -> (Value, Step, Bounds, Activity) {
         "async_probe": probed.get() && !answer,
         "ebc_in": excess,
         "requeue_after_s": step.recheck_ms.map(|ms| vec![ms as f64 / 1000.0]),
-        "sks_mode_out": if path::is_direct(step.want, excess) { "Serve" } else { "Proxy" },
+        "sks_mode_out": Mode::of(step.want, excess).word(),
     });
     (ours, step, bounds, activity)
 }
