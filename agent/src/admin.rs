@@ -162,6 +162,7 @@ fn metrics(shown: &Shown) -> String {
     instances(&shown.report.borrow(), &mut text);
     decisions(&shown.decisions.borrow(), &mut text);
     text.push_str(&tombolo_router::render_metrics(&shown.meter.snapshot()));
+    text.push_str(&tombolo_router::render_activations(shown.meter.activations()));
     text
 }
 

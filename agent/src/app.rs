@@ -232,9 +232,11 @@ fn serve(
     let (demand_sender, demand) = mpsc::channel(DEMAND);
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
     let wake = supervisor.waker();
+    let meter = Arc::new(Meter::new());
     let tools = Tools {
         supervisor,
         dialer: dialer.clone(),
+        activations: meter.activations().clone(),
         images,
         identity: identity.subscribe(),
         floor: floor.clone(),
@@ -245,7 +247,6 @@ fn serve(
     let (table, tables) = watch::channel(Arc::new(RouteTable::default()));
     let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
     let (reports, readiness) = (report.subscribe(), ready.subscribe());
-    let meter = Arc::new(Meter::new());
     let (ready_record, poke, clock) = (ReadyRecord::load(keep), Arc::<Notify>::default(), Clock::start());
     let (targets, target_changes) = watch::channel(Arc::default());
     let (decisions, decided) = watch::channel(BTreeMap::new());

@@ -16,7 +16,7 @@ use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_oci::{Platform, Store, StoreError};
-use tombolo_router::Dialer;
+use tombolo_router::{Activations, Dialer};
 
 use crate::identity::Identity;
 use crate::log_files;
@@ -130,6 +130,8 @@ pub(crate) struct Trouble {
 pub(crate) struct Tools {
     pub(crate) supervisor: Supervisor,
     pub(crate) dialer: Dialer,
+    /// Is told how long what is done here takes.
+    pub(crate) activations: Arc<Activations>,
     pub(crate) images: Store,
     pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
     pub(crate) floor: TimeFloor,
@@ -225,7 +227,7 @@ impl Executor {
         let inner = self.inner.clone();
         let probes = Probes::of(container, port, &inner.reach(&instance));
         self.inner.spawn(async move {
-            let result = launch::start(&inner, &instance).await.map(|()| pid);
+            let result = launch::start_primed(&inner, &instance).await.map(|()| pid);
             inner.launched(instance, result, probes).await;
         });
     }
@@ -262,9 +264,9 @@ impl Executor {
     pub(crate) fn thaw(&self, instance: InstanceId) {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
-            let result = inner.tools.supervisor.call(Request::Thaw { id: instance.clone() }).await;
+            let result = launch::thaw(&inner, &instance).await;
             inner.probing(&instance, probe::Guard::resume);
-            inner.tell(Outcome::Thawed { instance, result: result.map(drop) }).await;
+            inner.tell(Outcome::Thawed { instance, result }).await;
         });
     }
 
@@ -457,6 +459,7 @@ impl Inner {
         lock(&self.in_use).remove(instance);
         self.stop_probing(instance);
         self.tools.dialer.remove(instance);
+        self.tools.activations.forget(instance);
         // Collected later if it cannot be removed now.
         let _ = std::fs::remove_dir_all(launch::bundle_dir(&self.tools.run_dir, instance));
     }

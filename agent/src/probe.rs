@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch as state};
 use tokio::task::AbortHandle;
@@ -57,11 +58,18 @@ pub(crate) struct ProbeEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     /// It answers: requests may come.
-    Ready,
+    Ready(Passed),
     /// It does not answer, any more or for longer than its probe allows: no requests until it is `Ready`.
     NotReady { message: String },
     /// It must be restarted; nothing is probed any more. `reason`: one CamelCase word.
     Failed { reason: &'static str, message: String },
+}
+
+/// The attempt that a probe passed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) began: Instant,
+    pub(crate) took: Duration,
 }
 
 /// All probes of one instance.

@@ -24,7 +24,7 @@ use crate::grpc;
 use crate::headers::{self, Found, Hop};
 use crate::instance::{Connection, Instance};
 use crate::reply::Reply;
-use crate::revision::{Admission, Slot, Waiter};
+use crate::revision::{Admission, Release, Slot, Waiter};
 use crate::sample::Refused;
 use crate::session::{Open, Routed};
 use crate::tunnel::Tunnel;
@@ -55,6 +55,8 @@ struct Exchange {
     /// Closed until the instance wants the body, if the client asked.
     gate: Option<Arc<Gate>>,
     upload: Option<Arc<Progress>>,
+    /// It waited for a first instance.
+    release: Option<Release>,
 }
 
 /// An answer whose head has come, and what its request occupies.
@@ -119,7 +121,7 @@ impl Exchange {
             });
         }
         open.visit(&routed.revision, start);
-        Ok(Self { routed, open, start, limits, request: Some(request), upgrade, gate, upload })
+        Ok(Self { routed, open, start, limits, request: Some(request), upgrade, gate, upload, release: None })
     }
 
     async fn run(&mut self) -> Result<Answered, Answer> {
@@ -131,7 +133,12 @@ impl Exchange {
                 Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
             }
             match self.send(&slot.instance).await {
-                Sent::Answered(response, connection) => return Ok(Answered { response, connection, slot }),
+                Sent::Answered(response, connection) => {
+                    if let Some(release) = &self.release {
+                        self.routed.revision.answered(release);
+                    }
+                    return Ok(Answered { response, connection, slot });
+                }
                 Sent::Nothing(_) if retries < RETRIES_MAX => {
                     retries += 1;
                     failed = Some(Arc::clone(&slot.instance));
@@ -164,7 +171,10 @@ impl Exchange {
         let turn = within(&mut self.open, Some(end), select(granted, reading)).await;
         let revision = &self.routed.revision.key;
         match turn {
-            Some(Either::Left((Ok(slot), _))) => Ok(slot),
+            Some(Either::Left((Ok((slot, release)), _))) => {
+                self.release = release;
+                Ok(slot)
+            }
             Some(Either::Left((Err(refusal), _))) => Err(Answer::refused(revision, refusal)),
             Some(Either::Right((never, _))) => match never {},
             None => {

@@ -10,6 +10,7 @@
 //! table ───────────▶ revision ─▶ instance ─▶ dialer ─▶ the instance's network namespace
 //! ```
 
+mod activations;
 mod answer;
 mod body;
 mod deadline;
@@ -35,10 +36,11 @@ mod tunnel;
 mod wake;
 mod worker;
 
+pub use activations::{Activations, Stage};
 pub use answer::REASON_HEADER;
 pub use dialer::Dialer;
 pub use meter::{Meter, TUNNEL_GRACE};
-pub use metrics::render as render_metrics;
+pub use metrics::{render as render_metrics, render_activations};
 pub use sample::{Histogram, Refused, RevisionMeter, RevisionSpan, Sampler};
 pub use server::Router;
 pub use tls::server_config;

@@ -12,6 +12,7 @@ use tombolo_agent_core::routes::{Endpoint, RouteTable};
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::RevisionKey;
 
+use crate::activations::Activations;
 use crate::instance::Instance;
 use crate::revision::{Node, Revision};
 use crate::sample::RevisionMeter;
@@ -48,6 +49,7 @@ impl Meter {
             tunnel_grace,
             wake: OnceLock::new(),
             settled: Notify::new(),
+            activations: Arc::default(),
         };
         Self {
             node: Arc::new(node),
@@ -89,6 +91,11 @@ impl Meter {
             }
         }
         Traffic { revisions, instances: loads, unsettled: false }
+    }
+
+    /// How long the ways to traffic take.
+    pub fn activations(&self) -> &Arc<Activations> {
+        &self.node.activations
     }
 
     /// Requests held on the node.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use tombolo_api::RevisionKey;
 
+use crate::activations::Activations;
 use crate::sample::{Histogram, Refused, RevisionMeter};
 
 /// Every metric of these revisions, for one exposition.
@@ -44,6 +45,27 @@ pub fn render(revisions: &BTreeMap<RevisionKey, RevisionMeter>) -> String {
         |revision| &revision.cold_starts,
     );
     text.lines
+}
+
+/// How long the ways from each idle tier to traffic take, by stage.
+pub fn render_activations(activations: &Activations) -> String {
+    let name = "tombolo_activation_stage_seconds";
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "# HELP {name} Stages from a request that finds no instance to the head of its answer, by the tier the revision \
+         rested in: hold (in the router, the stages up to ready included), create and start or thaw (the supervisor's calls), \
+         exec (from the start to the probe that passed), probe (that one), forward (to an instance and back)\n\
+         # TYPE {name} summary"
+    );
+    for shown in activations.shown() {
+        let (tier, stage) = (shown.tier, shown.stage);
+        for (suffix, value) in [("sum", shown.sum.as_secs_f64()), ("count", shown.count as f64)] {
+            let _ = writeln!(text, "{name}_{suffix}{{tier=\"{tier}\",stage=\"{stage}\"}} {value}");
+        }
+    }
+    text
 }
 
 struct Text<'a> {
@@ -105,9 +127,33 @@ fn of(key: &RevisionKey) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
+
+    use tombolo_agent_core::annotations::IdleTier;
+    use tombolo_agent_core::supervision::InstanceId;
 
     use super::*;
+    use crate::activations::Stage;
+
+    #[test]
+    fn stages_are_shown_with_their_sum_and_how_often_they_were() {
+        let (activations, instance) = (Activations::default(), InstanceId("i1".into()));
+        activations.begin(&instance, IdleTier::Cold);
+        for millis in [20, 30] {
+            activations.ended(&instance, Stage::Create, Duration::from_millis(millis));
+        }
+        let text = render_activations(&activations);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("# HELP tombolo_activation_stage_seconds "));
+        assert_eq!(
+            lines[1..],
+            [
+                "# TYPE tombolo_activation_stage_seconds summary",
+                "tombolo_activation_stage_seconds_sum{tier=\"cold\",stage=\"create\"} 0.05",
+                "tombolo_activation_stage_seconds_count{tier=\"cold\",stage=\"create\"} 2",
+            ]
+        );
+    }
 
     #[test]
     fn every_metric_is_shown_once_and_histograms_add_up() {

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tombolo_agent_core::activation::{self, Held, Hold, Line, Refusal};
+use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_api::RevisionKey;
 
+use crate::activations::{Activations, Stage};
 use crate::instance::Instance;
 use crate::random;
 use crate::sample::Refused;
@@ -33,6 +35,7 @@ pub(crate) struct Node {
     pub(crate) wake: OnceLock<Arc<dyn Wake>>,
     /// Told whenever the table in force changed or a leaving instance served its last request.
     pub(crate) settled: Notify,
+    pub(crate) activations: Arc<Activations>,
 }
 
 /// What a route table says of a revision, with its instances found.
@@ -80,6 +83,13 @@ pub(crate) struct Slot {
     revision: Arc<Revision>,
     pub(crate) instance: Arc<Instance>,
     returned: AtomicBool,
+}
+
+/// The end of the wait for a first instance.
+pub(crate) struct Release {
+    at: Instant,
+    /// What the instance was brought from.
+    tier: IdleTier,
 }
 
 /// A place in the queue. Left when dropped.
@@ -271,6 +281,11 @@ impl Revision {
         }
     }
 
+    /// The head of the answer to a request has come that waited for a first instance.
+    pub(crate) fn answered(&self, release: &Release) {
+        self.node.activations.add(release.tier, Stage::Forward, release.at.elapsed());
+    }
+
     fn left_queue(&self, queue: &mut Queue, bytes: usize) {
         queue.bytes -= bytes;
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -339,13 +354,17 @@ impl Drop for Slot {
 
 impl Waiter {
     /// Wait for the turn. Must be bounded by the caller.
-    pub(crate) async fn granted(&mut self) -> Result<Slot, Refusal> {
+    pub(crate) async fn granted(&mut self) -> Result<(Slot, Option<Release>), Refusal> {
         // The sender lives in the queue as long as this waiter does, unless it was used.
-        let granted = (&mut self.granted).await.unwrap_or_else(|_| Err(removed_refusal()));
-        if let (Ok(_), Some(since)) = (&granted, self.cold_since) {
-            self.revision.tally.cold_starts.add(since.elapsed());
-        }
-        granted
+        let slot = (&mut self.granted).await.unwrap_or_else(|_| Err(removed_refusal()))?;
+        let release = self.cold_since.and_then(|since| {
+            let (at, activations) = (Instant::now(), &self.revision.node.activations);
+            self.revision.tally.cold_starts.add(at - since);
+            let tier = activations.tier(&slot.instance.endpoint.instance)?;
+            activations.add(tier, Stage::Hold, at - since);
+            Some(Release { at, tier })
+        });
+        Ok((slot, release))
     }
 }
 

@@ -5,13 +5,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
+use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::bundle::{self, BundleError, HostFiles};
 use tombolo_agent_core::limits::Limits;
 use tombolo_agent_core::supervision::{Answer, CreateSpec, InstanceId, Refusal, Request};
 use tombolo_api::Digest;
 use tombolo_api::desired::RevisionObject;
+use tombolo_router::Stage;
 
 use super::image::Prepared;
 use super::{
@@ -35,8 +38,26 @@ pub(super) async fn launch(
     digest: Digest,
     object: &RevisionObject,
 ) -> Result<i32, Trouble> {
+    let began = Instant::now();
+    inner.tools.activations.begin(instance, IdleTier::Cold);
     let pid = prime(inner, instance, digest, object).await?;
+    inner.tools.activations.ended(instance, Stage::Create, began.elapsed());
     start(inner, instance).await.map(|()| pid)
+}
+
+/// Starts an instance that was created to wait. Nothing is left of one that failed.
+pub(super) async fn start_primed(inner: &Inner, instance: &InstanceId) -> Result<(), Trouble> {
+    inner.tools.activations.begin(instance, IdleTier::Primed);
+    start(inner, instance).await
+}
+
+/// Lets a frozen instance go on.
+pub(super) async fn thaw(inner: &Inner, instance: &InstanceId) -> Result<(), CallError> {
+    let (began, activations) = (Instant::now(), &inner.tools.activations);
+    activations.begin(instance, IdleTier::Frozen);
+    inner.tools.supervisor.call(Request::Thaw { id: instance.clone() }).await?;
+    activations.ended(instance, Stage::Thaw, began.elapsed());
+    Ok(())
 }
 
 /// Creates the instance; its pid. Nothing is left of one that failed.
@@ -59,9 +80,15 @@ pub(super) async fn prime(
 }
 
 /// Starts the program of a created instance. Nothing is left of one that failed.
-pub(super) async fn start(inner: &Inner, instance: &InstanceId) -> Result<(), Trouble> {
+async fn start(inner: &Inner, instance: &InstanceId) -> Result<(), Trouble> {
+    let (began, activations) = (Instant::now(), &inner.tools.activations);
     match inner.tools.supervisor.call(Request::Start { id: instance.clone() }).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            let now = Instant::now();
+            activations.ended(instance, Stage::Start, now - began);
+            activations.started(instance, now);
+            Ok(())
+        }
         Err(error) => {
             remove(inner, instance).await;
             Err(failed("ContainerStartFailed", &error, &inner.tools.run_dir))

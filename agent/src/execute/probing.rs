@@ -5,9 +5,16 @@ use std::time::Duration;
 
 use tombolo_agent_core::supervision::{Answer, EXEC_TIMEOUT_MS_MAX, InstanceId, Request};
 
-use super::{Inner, lock};
-use crate::probe::{self, Exit, Finding, ProbeEvent, Probes, Reach, Unsupported};
+use super::{Executor, Inner, lock};
+use crate::probe::{self, Exit, Finding, Passed, ProbeEvent, Probes, Reach, Unsupported};
 use crate::supervisor::{CallError, Supervisor};
+
+impl Executor {
+    /// The instance has passed its readiness probe.
+    pub(crate) fn passed(&self, instance: &InstanceId, passed: Passed) {
+        self.inner.tools.activations.passed(instance, passed.began, passed.took);
+    }
+}
 
 impl Inner {
     /// Probes the instance until its guard is dropped; gives what to tell if that cannot be done.

@@ -110,7 +110,10 @@ impl Watched {
     async fn event(&mut self) -> (String, u64) {
         let event = self.events.recv().await.unwrap();
         let word = match event.finding {
-            Finding::Ready => "Ready".to_owned(),
+            Finding::Ready(passed) => {
+                assert_eq!(passed.began + passed.took, Instant::now().into_std(), "told at once");
+                "Ready".to_owned()
+            }
             Finding::NotReady { message } => format!("NotReady {message}"),
             Finding::Failed { reason, message } => format!("{reason} {message}"),
         };
@@ -246,7 +249,9 @@ async fn a_port_that_opens_is_seen_with_one_socket_for_all_attempts() {
     let _guard = watch(InstanceId("a".into()), probes, reach, sender);
     assert!(tokio::time::timeout(Duration::from_millis(100), events.recv()).await.is_err());
     let _listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let opened = std::time::Instant::now();
     let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
-    assert_eq!(event.finding, Finding::Ready);
+    let Finding::Ready(passed) = event.finding else { panic!("{event:?}") };
+    assert!(passed.began + passed.took >= opened, "only the attempt that passed is told of");
     assert_eq!(made.load(Ordering::SeqCst), 1);
 }

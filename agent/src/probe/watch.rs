@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::pause::Pause;
 use super::schedule::{Schedule, Verdict};
-use super::{Check, Finding, Plan, Probes, Reach};
+use super::{Check, Finding, Passed, Plan, Probes, Reach};
 
 /// Ends when the instance has failed for good.
 pub(super) async fn run<T>(probes: Probes, reach: Reach, paused: watch::Receiver<bool>, tell: T)
@@ -64,7 +64,7 @@ async fn follow_readiness<T: AsyncFn(Finding)>(mut prober: Prober<'_>, tell: &T)
             continue;
         }
         match verdict {
-            Ok(()) => tell(Finding::Ready).await,
+            Ok(passed) => tell(Finding::Ready(passed)).await,
             Err(message) => {
                 let message = format!("the readiness probe failed: {message}");
                 tell(Finding::NotReady { message }).await;
@@ -95,16 +95,20 @@ struct Prober<'a> {
 
 impl Prober<'_> {
     /// Makes attempts until they add up to something; a failure comes with the last one's reason.
-    async fn verdict(&mut self) -> Result<(), String> {
+    async fn verdict(&mut self) -> Result<Passed, String> {
         loop {
             let Some((began, result)) = self.attempt().await else {
                 self.until_resumed().await;
                 continue;
             };
-            match self.schedule.record(began, self.begun.elapsed(), result.is_ok()) {
-                Some(Verdict::Passed) => return Ok(()),
-                Some(Verdict::Failed) => return result,
-                None => {}
+            let ended = self.begun.elapsed();
+            match (self.schedule.record(began, ended, result.is_ok()), result) {
+                (Some(Verdict::Passed), _) => {
+                    let (began, took) = ((self.begun + began).into_std(), ended.saturating_sub(began));
+                    return Ok(Passed { began, took });
+                }
+                (Some(Verdict::Failed), Err(message)) => return Err(message),
+                _ => {}
             }
         }
     }

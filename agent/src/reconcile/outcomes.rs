@@ -165,7 +165,10 @@ impl Reconciler {
     fn probed(&mut self, event: ProbeEvent, now: Moment) {
         let ProbeEvent { instance, finding } = event;
         match finding {
-            Finding::Ready => self.probe_passed(instance, now),
+            Finding::Ready(passed) => {
+                self.executor.passed(&instance, passed);
+                self.probe_passed(instance, now);
+            }
             Finding::NotReady { message } => {
                 tracing::warn!(%instance, message, "an instance is not ready");
                 if self.is_in(&instance, &Phase::Ready) {

@@ -14,6 +14,7 @@ mod peer;
 mod report;
 mod router;
 mod sample;
+mod stages;
 mod start;
 
 use std::process::ExitCode;

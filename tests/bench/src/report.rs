@@ -59,7 +59,7 @@ pub(crate) fn print(rows: &[Row], json: bool) {
         return;
     }
     println!(
-        "{:<10} {:<22} {:>10} {:<4} {:>10} {:>6} {:>10} {:>3}",
+        "{:<10} {:<24} {:>10} {:<4} {:>10} {:>6} {:>10} {:>3}",
         "BENCH", "ROW", "OURS", "UNIT", "PEER", "RATIO", "BAR", "OK"
     );
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
@@ -67,7 +67,7 @@ pub(crate) fn print(rows: &[Row], json: bool) {
         let ok = row.ok.map_or("-", |ok| if ok { "yes" } else { "NO" });
         let (peer, ratio, bar) = (number(row.peer), number(row.ratio), number(row.bar));
         println!(
-            "{:<10} {:<22} {:>10.2} {:<4} {peer:>10} {ratio:>6} {bar:>10} {ok:>3}",
+            "{:<10} {:<24} {:>10.2} {:<4} {peer:>10} {ratio:>6} {bar:>10} {ok:>3}",
             row.bench, row.row, row.ours, row.unit
         );
     }

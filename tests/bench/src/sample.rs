@@ -19,6 +19,10 @@ impl Sample {
         self.0.is_empty()
     }
 
+    pub(crate) fn mean_ms(&self) -> f64 {
+        self.0.iter().sum::<Duration>().as_secs_f64() * 1000.0 / self.0.len() as f64
+    }
+
     /// The time that `share` (0 to 1) of the measurements did not exceed, milliseconds.
     pub(crate) fn quantile_ms(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
+use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::routes::Backend;
 use tombolo_router::Sampler;
 
-use crate::ground::{HOST, backend, ground, key, table, text, until};
+use crate::ground::{HOST, backend, ground, id, key, table, text, until};
 
 #[tokio::test]
 async fn the_average_concurrency_is_exact_and_counts_who_waits() {
@@ -79,4 +80,36 @@ async fn cold_starts_are_counted_with_how_long_they_took() {
     let text = tombolo_router::render_metrics(&ground.meter.snapshot());
     let line = "tombolo_cold_start_seconds_count{namespace=\"default\",revision=\"a\"} 1";
     assert!(text.lines().any(|shown| shown == line), "{text}");
+}
+
+#[tokio::test]
+async fn a_held_request_s_stages_add_up_to_its_time() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let stages = || tombolo_router::render_activations(ground.meter.activations());
+    let stage = |what: &str| {
+        let text = stages();
+        let line = text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let mut client = ground.client().await;
+    let began = Instant::now();
+    let held = tokio::spawn(async move { client.get("/").await.status() });
+    until("it is held", || ground.held() == 1).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    ground.serve("i1", |_| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        text("late")
+    });
+    ground.meter.activations().begin(&id("i1"), IdleTier::Primed);
+    ground.put(table(backend(&["i1"]))).await;
+    assert_eq!(held.await.unwrap(), StatusCode::OK);
+    let whole = began.elapsed().as_secs_f64();
+    let (hold, forward) =
+        (stage("_sum{tier=\"primed\",stage=\"hold\"}"), stage("_sum{tier=\"primed\",stage=\"forward\"}"));
+    assert!(hold >= 0.03 && forward >= 0.02 && hold + forward <= whole, "{hold} {forward} {whole}");
+
+    let before = stages();
+    ground.get("/").await;
+    assert_eq!(stages(), before, "an instance was ready");
 }
