@@ -8,6 +8,7 @@
 //!             └▶ frozen: thaw ─────────────────────────────▶ ready ─┘
 //! ```
 //!
+//! A request that wakes a frozen instance by itself is not held: it is released at once, and the thaw is part of `forward`.
 //! What `hold` has beyond the stages below it is deciding, routing and being woken. Must not know how a stage is carried out.
 
 use std::collections::BTreeMap;

@@ -153,7 +153,10 @@ impl Exchange {
         let Routed { revision, target, .. } = &self.routed;
         let bytes = || self.request.as_ref().map_or(0, held_bytes);
         match revision.admit(target, avoid, bytes) {
-            Admission::Go(slot) => Ok(slot),
+            Admission::Go(slot) => {
+                self.release = slot.release();
+                Ok(slot)
+            }
             Admission::Refused(refusal) => Err(Answer::refused(&revision.key, refusal)),
             Admission::Wait(waiter) => Box::pin(self.wait(waiter)).await,
         }

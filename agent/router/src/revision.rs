@@ -82,10 +82,12 @@ struct Waiting {
 pub(crate) struct Slot {
     revision: Arc<Revision>,
     pub(crate) instance: Arc<Instance>,
+    /// The instance was frozen, and is let go on for this request.
+    woken: bool,
     returned: AtomicBool,
 }
 
-/// The end of the wait for a first instance.
+/// The end of the wait for a first instance, or a request that itself wakes one.
 pub(crate) struct Release {
     at: Instant,
     /// What the instance was brought from.
@@ -239,8 +241,9 @@ impl Revision {
             };
             let index = activation::choose(&target.backend, load, random::bits())?;
             if target.instances[index].enter(target.backend.container_concurrency) {
-                let slot = Slot::new(Arc::clone(self), Arc::clone(&target.instances[index]));
-                if target.backend.ready.is_empty() && !self.wake(&slot.instance) {
+                let woken = target.backend.ready.is_empty();
+                let slot = Slot::new(Arc::clone(self), Arc::clone(&target.instances[index]), woken);
+                if woken && !self.wake(&slot.instance) {
                     slot.cancel();
                     return None;
                 }
@@ -317,8 +320,13 @@ impl Queue {
 }
 
 impl Slot {
-    fn new(revision: Arc<Revision>, instance: Arc<Instance>) -> Self {
-        Self { revision, instance, returned: AtomicBool::new(false) }
+    fn new(revision: Arc<Revision>, instance: Arc<Instance>, woken: bool) -> Self {
+        Self { revision, instance, woken, returned: AtomicBool::new(false) }
+    }
+
+    /// What a request that did not wait was released from, if that is known to have rested.
+    pub(crate) fn release(&self) -> Option<Release> {
+        self.woken.then(|| Release { at: Instant::now(), tier: IdleTier::Frozen })
     }
 
     /// Wait until whatever stays at the instance as long as it likes has to go.
