@@ -27,17 +27,24 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
-/// Forks a child into a new user namespace, where it only sleeps until it is killed.
+/// Forks a child into a new user namespace, where it only sleeps until it is killed or this process ends.
 pub(crate) fn fork_sleeper_in_user_namespace() -> io::Result<Pid> {
     let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    let parent = nix::unistd::getpid();
     // SAFETY: without CLONE_VM and a stack this is fork(2); the child calls only async-signal-safe functions.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => loop {
-            // SAFETY: pause takes no argument.
-            unsafe { libc::pause() };
-        },
+        0 => {
+            // The parent may have ended before it was asked.
+            if die_with_parent().is_err() || nix::unistd::getppid() != parent {
+                exit_now(1);
+            }
+            loop {
+                // SAFETY: pause takes no argument.
+                unsafe { libc::pause() };
+            }
+        }
         pid => Ok(Pid::from_raw(i32::try_from(pid).expect("a process id is an i32"))),
     }
 }

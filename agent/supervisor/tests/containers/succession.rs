@@ -85,6 +85,18 @@ fn is_running(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Processes of this machine's supervisor, and those that it has forked and that have executed nothing else.
+fn supervisors(machine: &Machine) -> Vec<u32> {
+    let run_dir = machine.run_dir().display().to_string();
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&run_dir)
+    })
+    .collect()
+}
+
 #[test]
 fn what_an_interrupted_creation_left_is_removed() {
     if !is_root() {
@@ -108,6 +120,7 @@ fn what_an_interrupted_creation_left_is_removed() {
             client.delete(&record.id);
         }
         assert_eq!(fs::read_dir(machine.run_dir().join("instances")).unwrap().count(), 0);
+        until("the workers to go", || (supervisors(&machine) == [machine.process.id()]).then_some(()));
         until("the workers' remains to go", || {
             let has_any = machine.cgroups().iter().any(|parent| {
                 fs::read_dir(parent).is_ok_and(|mut entries| {
