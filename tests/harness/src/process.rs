@@ -1,7 +1,7 @@
 //! Programs under test as processes. The test process is their subreaper, so whatever they leave behind becomes its child,
 //! can be counted and is killed at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt as _;
@@ -192,6 +192,21 @@ pub(crate) fn kill_all(pids: &[i32]) {
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
     wait_for_end(pids);
+}
+
+/// Ends every process that descends from this one. Supervisors are told to end, when nobody is left who would start others:
+/// so they remove what they were making or removing, which nothing else knows of.
+pub(crate) fn end_all() {
+    let all = descendants();
+    let supervisors: Vec<i32> =
+        all.iter().filter(|(_, line)| line.contains("tombolo-supervisor")).map(|(pid, _)| *pid).collect();
+    let held: BTreeSet<i32> = supervisors.iter().copied().flat_map(descendants_of).collect();
+    let cgroups: BTreeSet<PathBuf> = all.keys().flat_map(|pid| cgroups_of(*pid)).collect();
+    let others = all.keys().copied().filter(|pid| !supervisors.contains(pid) && !held.contains(pid));
+    kill_all(&others.collect::<Vec<_>>());
+    supervisors.into_iter().for_each(terminate);
+    kill_all(&all.keys().copied().collect::<Vec<_>>());
+    cgroups.iter().for_each(|path| drop(fs::remove_dir(path)));
 }
 
 /// SIGTERM, and some time to follow it.

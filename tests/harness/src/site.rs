@@ -1,6 +1,5 @@
 //! A site: one hub and its nodes, in network namespaces of their own, in a temporary directory.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +11,7 @@ use crate::api::Api;
 use crate::intruder::Intruder;
 use crate::net::{self, Netns};
 use crate::node::{Node, NodeOptions};
-use crate::process::{Process, cgroups_of, descendants_of, kill_all, program};
+use crate::process::{Process, end_all, program};
 use crate::until;
 
 /// The hub's address on the wide area network.
@@ -168,9 +167,6 @@ impl Drop for Site {
             eprintln!("--- the end of the hub's log\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
         self.hub.process = None;
-        let all = descendants_of(nix::unistd::getpid().as_raw());
-        let cgroups: BTreeSet<_> = all.iter().flat_map(|pid| cgroups_of(*pid)).collect();
-        kill_all(&all);
-        cgroups.iter().for_each(|path| drop(std::fs::remove_dir(path)));
+        end_all();
     }
 }
