@@ -369,11 +369,13 @@ impl Reconciler {
         let now = self.now();
         let desired = &accepted.desired;
         self.actual.revisions.retain(|key, _| desired.revisions.contains_key(key));
-        for (key, (digest, _)) in &desired.revisions {
+        for (key, (digest, object)) in &desired.revisions {
             if self.actual.revisions.get(key).is_some_and(|known| known.object == *digest) {
                 continue;
             }
-            let fresh = RevisionActual::new(*digest, self.ready_record.contains(key, digest), now);
+            let ready_once = self.ready_record.contains(key, digest);
+            let misfit = plan::misfit(object, &self.settings);
+            let fresh = RevisionActual { misfit, ..RevisionActual::new(*digest, ready_once, now) };
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);

@@ -55,3 +55,24 @@ async fn a_node_never_starts_more_than_its_memory_holds() {
     let outcomes = load.stop().await;
     assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
 }
+
+#[tokio::test]
+async fn what_can_never_fit_a_node_is_refused_at_once_and_says_why() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7")).await;
+    let huge = Function::subject("huge").limit("memory", "1000Ti");
+    site.hub.deploy_unready(&huge).await;
+    site.hub.deploy(&Function::hello("hello")).await;
+    until("the figures at the hub", 30, || async {
+        let text = site.hub.api.told("huge").await.map_err(|error| error.to_string())?;
+        let has_figures =
+            text.contains("InsufficientMemory") && text.contains("one instance needs 1048576000Mi");
+        if has_figures { Ok(()) } else { Err(text) }
+    })
+    .await;
+    // Held it would wait for the revision's 300 s.
+    let (status, body) = node.ask("huge", "/").await.answer.expect("an answer");
+    assert!(status == 503 && body.contains("InsufficientMemory"), "{status}: {body}");
+    until("the other function's answer", 20, || node.answer("hello", "/")).await;
+    assert!(node.instances("huge").await.expect("the agent says what it runs").is_empty());
+}

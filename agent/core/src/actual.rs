@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
+use crate::routes::Unavailable;
 use crate::supervision::{ExitRecord, InstanceId};
 
 /// A point on the node's monotonic clock, milliseconds since an arbitrary start. Passed in, never read here.
@@ -70,6 +71,8 @@ pub struct RevisionActual {
     /// No instance is made to wait before this: the last one could not be, or came to an end.
     pub prime_retry_at: Moment,
     pub takeover: Takeover,
+    /// Why no instance of it can ever be on this node, see [`crate::plan::misfit`].
+    pub misfit: Option<Unavailable>,
 }
 
 impl RevisionActual {
@@ -83,6 +86,7 @@ impl RevisionActual {
             crashes: Crashes::default(),
             prime_retry_at: Moment::default(),
             takeover: Takeover::None,
+            misfit: None,
         }
     }
 

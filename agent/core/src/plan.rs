@@ -24,6 +24,7 @@ mod scale;
 mod slots;
 mod takeover;
 
+pub use room::misfit;
 pub use takeover::TAKEOVER_CRASHES_MAX;
 use takeover::Takeovers;
 

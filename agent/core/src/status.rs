@@ -135,6 +135,9 @@ fn judge(revision: &RevisionActual) -> (RevisionPhase, String, String) {
         return (RevisionPhase::Failed, why.reason.clone(), why.message.clone());
     }
     let trouble = match &revision.image {
+        _ if revision.misfit.is_some() => {
+            revision.misfit.as_ref().map(|why| (why.reason.clone(), why.message.clone()))
+        }
         ImageState::Failed { reason, message, .. } => Some(text(reason, message)),
         _ if revision.crashes.recent > 0 => Some(text(&revision.crashes.reason, &revision.crashes.message)),
         _ => None,

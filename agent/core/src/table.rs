@@ -86,8 +86,8 @@ fn add_route(
     }
 }
 
-/// The first candidate that has been ready here, or is taking over; until any was, the first that is here at all and has
-/// not failed to take over.
+/// The first candidate that has been ready here, or is taking over; until any was, the first that is here at all, can run
+/// here and has not failed to take over.
 pub(crate) fn choose(
     namespace: &str,
     target: &RouteTarget,
@@ -101,7 +101,8 @@ pub(crate) fn choose(
     };
     let serves =
         |known: &RevisionActual| known.ready_once || matches!(known.takeover, Takeover::Begun { .. });
-    let failed = |known: &RevisionActual| matches!(known.takeover, Takeover::Undone(_));
+    let failed =
+        |known: &RevisionActual| known.misfit.is_some() || matches!(known.takeover, Takeover::Undone(_));
     let ready = keys.iter().find(|key| current(key).is_some_and(serves));
     let of_use =
         || keys.iter().find(|key| desired.revisions.contains_key(key) && !current(key).is_some_and(failed));
@@ -151,6 +152,9 @@ fn backend(
 
 /// Why holding requests for a revision would be in vain at this moment.
 pub(crate) fn why_not(revision: &RevisionActual, now: Moment) -> Option<Unavailable> {
+    if revision.misfit.is_some() {
+        return revision.misfit.clone();
+    }
     if let ImageState::Failed { reason, message, .. } = &revision.image {
         return Some(Unavailable { reason: reason.clone(), message: message.clone() });
     }

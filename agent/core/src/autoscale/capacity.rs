@@ -72,6 +72,17 @@ pub fn capacity(budget_bytes: u64, claims: &[Claim]) -> Vec<Grant> {
     claims.iter().zip(allowed).map(grant).collect()
 }
 
+/// Why not even one instance of `instance_bytes` can ever be where all together have `budget_bytes`; `None`: it can.
+pub fn misfit(instance_bytes: u64, budget_bytes: u64) -> Option<String> {
+    (instance_bytes > budget_bytes).then(|| {
+        format!(
+            "one instance needs {}, and this node has {} for all of them: lower its memory limit, or place it on a larger node",
+            mebibytes(instance_bytes),
+            mebibytes(budget_bytes),
+        )
+    })
+}
+
 fn needed(claim: &Claim) -> u64 {
     claim.instance_bytes.max(INSTANCE_MIN_BYTES)
 }

@@ -4,11 +4,20 @@
 use std::collections::BTreeMap;
 
 use tombolo_api::RevisionKey;
+use tombolo_api::desired::RevisionObject;
 
-use super::{Pass, Scope};
+use super::{Pass, Scope, Settings};
 use crate::actual::{InstanceActual, Phase};
-use crate::autoscale::capacity::{Claim, capacity, instance_bytes};
+use crate::autoscale::capacity::{self, Claim, capacity, instance_bytes};
 use crate::limits;
+use crate::routes::Unavailable;
+
+/// Why no instance of `object` can ever be on the node, whatever else runs there; `None`: one can.
+pub fn misfit(object: &RevisionObject, settings: &Settings) -> Option<Unavailable> {
+    let bytes = instance_bytes(limits::memory_bytes(object), None);
+    let message = capacity::misfit(bytes, settings.memory_bytes)?;
+    Some(Unavailable { reason: "InsufficientMemory".into(), message })
+}
 
 impl<'a> Pass<'a> {
     /// Lowers what is wanted to what fits; why, for those that get less.

@@ -54,6 +54,9 @@ impl<'a> Pass<'a> {
 
     /// Gives the revision what it lacks: what is quickest first.
     pub(super) fn supply(&self, scope: &Scope<'a>, want: u32, draft: &mut Draft) {
+        if scope.known.misfit.is_some() {
+            return;
+        }
         let now = self.now;
         let crashes = &scope.known.crashes;
         if now < crashes.retry_at {

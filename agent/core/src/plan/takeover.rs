@@ -50,7 +50,9 @@ impl<'a> Pass<'a> {
     pub(super) fn find_takeovers(&self, draft: &mut Draft) -> Takeovers {
         let mut takeovers = Takeovers::default();
         for scope in self.scopes() {
-            if scope.known.ready_once || scope.scale.strategy == UpdateStrategy::Overlap {
+            // One that can never run here takes nobody's place.
+            let stays_out = scope.known.ready_once || scope.known.misfit.is_some();
+            if stays_out || scope.scale.strategy == UpdateStrategy::Overlap {
                 continue;
             }
             let before = self.before(&scope);

@@ -282,6 +282,50 @@ fn no_more_run_than_there_is_memory_for() {
     assert_eq!(planned(&actual).wanted, BTreeMap::new());
 }
 
+/// As the reconciler does with a revision that has just come.
+fn measure(desired: &Desired, actual: &mut Actual, settings: &Settings) {
+    for (key, known) in &mut actual.revisions {
+        known.misfit = misfit(&desired.revisions[key].1, settings);
+    }
+}
+
+#[test]
+fn what_can_never_fit_is_refused_with_figures_and_the_rest_goes_on() {
+    let settings = Settings { memory_bytes: 1200 << 20 };
+    let fits = with_memory(object("s-00001", &[]).1, "1200Mi");
+    let too_large = with_memory(object("t-00001", &[]).1, "1201Mi");
+    let (desired, mut actual) = given_routed(&[fits, too_large]);
+    actual.revisions.get_mut(&key("t-00001")).unwrap().image = ImageState::Unknown;
+    measure(&desired, &mut actual, &settings);
+    let held = with_demand("t-00001", 0, 1, NOW);
+    let first = fitting(&desired, &actual, &held, &asking(&desired, 1, NOW), &settings, NOW);
+    let launched = InstanceId("s-00001-abcde-1".into());
+    assert_eq!(first.actions, [Action::Launch { instance: launched, revision: key("s-00001") }]);
+    let table = routes(&desired, &actual, NOW);
+    let why = table.revisions[&key("t-00001")].unavailable.clone().unwrap();
+    assert_eq!(why.reason, "InsufficientMemory");
+    assert!(
+        why.message.starts_with("one instance needs 1201Mi, and this node has 1200Mi for all"),
+        "{why:?}"
+    );
+    assert_eq!(table.revisions[&key("s-00001")].unavailable, None);
+    let reports = crate::status::revisions(&desired, &actual, &first.wanted, &first.cuts);
+    let told = |index: usize| (reports[index].phase, reports[index].reason.as_str());
+    assert_eq!(told(1), (tombolo_api::report::RevisionPhase::Failed, "InsufficientMemory"));
+    assert_eq!((told(0).1, &reports[1].message), ("", &why.message));
+}
+
+#[test]
+fn what_is_requested_counts_where_there_is_no_limit() {
+    let (_, mut object) = with_memory(object("s-00001", &[]).1, "64Mi");
+    let resources = &mut object.spec.containers[0].resources;
+    resources.requests.insert("memory".into(), "1Gi".parse().unwrap());
+    assert_eq!(misfit(&object, &Settings { memory_bytes: 64 << 20 }), None);
+    object.spec.containers[0].resources.limits.clear();
+    assert!(misfit(&object, &Settings { memory_bytes: 1 << 30 }).is_none());
+    assert!(misfit(&object, &Settings { memory_bytes: (1 << 30) - 1 }).is_some());
+}
+
 #[test]
 fn what_no_route_leads_to_does_not_grow() {
     let (desired, mut actual) = given(&[object("s-00001", &[])]);

@@ -68,6 +68,19 @@ fn the_newest_candidate_serves_once_it_has_been_ready_here() {
 }
 
 #[test]
+fn a_candidate_that_can_never_run_here_is_the_last_choice() {
+    let mut desired = route(vec![target(100, &["s-00002", "s-00001"], &[])]);
+    let mut actual = Actual::default();
+    let why = Unavailable { reason: "InsufficientMemory".into(), message: "m".into() };
+    for (name, serves) in [("s-00002", "s-00002"), ("s-00001", "s-00001")] {
+        add_revision(&mut desired, &mut actual, name, false);
+        actual.revisions.get_mut(&RevisionKey::new("default", "s-00002")).unwrap().misfit = Some(why.clone());
+        let table = build(&desired, &actual, NOW);
+        assert_eq!(split(&table, "s.default.localhost"), [(serves.into(), 100)]);
+    }
+}
+
+#[test]
 fn splits_and_tags_have_their_own_hosts() {
     let mut desired =
         route(vec![target(90, &["s-00001"], &[]), target(10, &["s-00002"], &["next-s.default.localhost"])]);

@@ -111,6 +111,23 @@ fn auto_stops_first_where_one_more_does_not_fit() {
 }
 
 #[test]
+fn one_that_can_never_fit_takes_nobodys_place() {
+    for strategy in ["overlap", "hand-over", "stop-first", "auto"] {
+        let (mut desired, mut actual) = update(strategy);
+        let (digest, object) = with_memory(desired.revisions[&key(NEW)].1.clone(), "1Gi");
+        actual.revisions.get_mut(&key(NEW)).unwrap().object = digest;
+        desired.revisions.insert(key(NEW), (digest, object));
+        let settings = Settings { memory_bytes: (1 << 30) - 1 };
+        measure(&desired, &mut actual, &settings);
+        let plan = fitting(&desired, &actual, &Traffic::default(), &Targets::new(), &settings, NOW);
+        let of_old =
+            |action: &Action| matches!(action, Action::Prime { revision, .. } if *revision == key(OLD));
+        assert!(plan.actions.iter().all(of_old), "{strategy}: {:?}", plan.actions);
+        assert_eq!(routed(&desired, &actual), OLD, "{strategy}");
+    }
+}
+
+#[test]
 fn requests_wait_for_the_new_one_and_those_for_the_old_one_are_served_by_it() {
     let (desired, mut actual) = update("stop-first");
     assert_eq!(routed(&desired, &actual), OLD);
