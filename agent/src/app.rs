@@ -30,14 +30,14 @@ use crate::descriptors;
 use crate::enrol::Enrol;
 use crate::execute::{Executor, Tools};
 use crate::identity::{Identity, IdentityDir};
-use crate::keep::Keep;
+use crate::keep::{Keep, Record};
 use crate::link::{Link, LinkState, Traffic};
 use crate::node_info;
 use crate::outbox::Outbox;
+use crate::progress::{self, Progress};
 use crate::ready::ReadyRecord;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::restore;
-use crate::rollout;
 use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
 use crate::sync::Sync;
 use crate::tail;
@@ -251,10 +251,10 @@ fn serve(
     let (targets, target_changes) = watch::channel(Arc::default());
     let (decisions, decided) = watch::channel(BTreeMap::new());
     let settings = Settings { memory_bytes: node_info::memory_for_instances() };
-    let rollouts = watch::Sender::default();
-    tasks.lasting("rollout record", rollout::write(keep.clone(), rollouts.subscribe()));
-    let outputs = Outputs { table, report, outbox: outbox.clone(), rollouts, poke: poke.clone(), ready };
-    let records = (ready_record.clone(), rollout::load(keep));
+    let (progress, rollouts, takeovers) = progress(keep, tasks);
+    let (outbox, poked) = (outbox.clone(), poke.clone());
+    let outputs = Outputs { table, report, outbox: outbox.clone(), rollouts, takeovers, poke: poked, ready };
+    let records = (ready_record.clone(), progress);
     let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), settings, records, clock);
     // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
@@ -289,9 +289,20 @@ fn serve(
     tasks.lasting("reconciler", reconciler.run(inputs));
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
     tasks.lasting("ready record", ready_record.write(keep.clone()));
-    tasks.lasting("outbox", outbox.clone().write(keep.clone()));
+    tasks.lasting("outbox", outbox.write(keep.clone()));
     tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
     Ok(Served { address, executor, tables, meter, report: reports, decisions: decided, ready: readiness })
+}
+
+/// How far rollouts and takeovers are, and where to say it when that changes, to be written.
+fn progress(keep: &Keep, tasks: &mut Tasks) -> (Progress, watch::Sender<Vec<u8>>, watch::Sender<Vec<u8>>) {
+    let progress = Progress::load(keep);
+    let rollouts = watch::Sender::new(progress.rollouts.encode());
+    let takeovers = watch::Sender::new(progress.takeovers.encode());
+    let write = |record, changes| progress::write(keep.clone(), record, changes);
+    tasks.lasting("rollout record", write(Record::Rollouts, rollouts.subscribe()));
+    tasks.lasting("takeover record", write(Record::Takeovers, takeovers.subscribe()));
+    (progress, rollouts, takeovers)
 }
 
 /// Has the router serve HTTPS too, if the configuration says so.

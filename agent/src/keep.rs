@@ -6,6 +6,7 @@
 //! | `object/{hex}` | an object that manifest names |
 //! | `ready/{namespace}/{name}` | digest of the revision object an instance of which has been ready |
 //! | `rollouts` | how far the traffic of routes has moved |
+//! | `takeovers` | which revisions are taking the place of others, and which were undone |
 //! | `refused` | the last refusal, and how many there were |
 //! | `outbox`, `event/{seq}` | the outbox's name and next number, and its events |
 //!
@@ -23,7 +24,6 @@ use tombolo_store::{Batch, CommitError, OpenError, Recovery, Store};
 use crate::accepted::unverified;
 
 const MANIFEST: &str = "manifest";
-const ROLLOUTS: &str = "rollouts";
 const REFUSED: &str = "refused";
 const OUTBOX: &str = "outbox";
 const OBJECT: &str = "object/";
@@ -59,6 +59,22 @@ pub(crate) struct Refusals {
 pub(crate) struct OutboxMeta {
     pub(crate) id: String,
     pub(crate) next_seq: u64,
+}
+
+/// What is kept as one value, whose content others know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    Rollouts,
+    Takeovers,
+}
+
+impl Record {
+    fn key(self) -> &'static str {
+        match self {
+            Self::Rollouts => "rollouts",
+            Self::Takeovers => "takeovers",
+        }
+    }
 }
 
 /// Why something could not be kept. What was kept before is untouched.
@@ -164,14 +180,14 @@ impl Keep {
         self.store.commit_async(batch).await.map_err(KeepError::from)
     }
 
-    /// How far rollouts are, as last put.
-    pub(crate) fn rollouts(&self) -> Option<Vec<u8>> {
-        self.read(ROLLOUTS)
+    /// A record, as last put.
+    pub(crate) fn record(&self, record: Record) -> Option<Vec<u8>> {
+        self.read(record.key())
     }
 
-    pub(crate) async fn put_rollouts(&self, bytes: Vec<u8>) -> Result<(), KeepError> {
+    pub(crate) async fn put_record(&self, record: Record, bytes: Vec<u8>) -> Result<(), KeepError> {
         let mut batch = Batch::new();
-        batch.put(ROLLOUTS, bytes);
+        batch.put(record.key(), bytes);
         self.store.commit_async(batch).await.map_err(KeepError::from)
     }
 

@@ -19,6 +19,7 @@ use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_agent_core::status;
 use tombolo_agent_core::supervision::InstanceId;
+use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::report::{EventKind, NodeInfo, Report, RolledBack};
 use tombolo_api::{Digest, RevisionKey};
@@ -28,6 +29,7 @@ use crate::accepted::Accepted;
 use crate::clock::Clock;
 use crate::execute::{Doing, Executor, Outcome, Trouble};
 use crate::outbox::Outbox;
+use crate::progress::Progress;
 use crate::ready::ReadyRecord;
 use crate::supervisor::SupervisorEvent;
 
@@ -58,6 +60,8 @@ pub(crate) struct Outputs {
     pub(crate) outbox: Outbox,
     /// How far rollouts are, to be written.
     pub(crate) rollouts: watch::Sender<Vec<u8>>,
+    /// How far takeovers are, to be written.
+    pub(crate) takeovers: watch::Sender<Vec<u8>>,
     /// Tells the autoscaler that a request is held.
     pub(crate) poke: Arc<Notify>,
     /// Becomes true once desired state (if there is any) and instances are known, and stays so.
@@ -76,6 +80,8 @@ pub(crate) struct Reconciler {
     actual: Actual,
     targets: Arc<Targets>,
     rollouts: Rollouts,
+    /// What a former agent left, until the desired state is known.
+    left: Takeovers,
     /// Desired state or who serves is other than when rollouts were last stepped.
     routes_changed: bool,
     rollout_wake: Option<Moment>,
@@ -97,7 +103,7 @@ impl Reconciler {
         outputs: Outputs,
         meter: Arc<Meter>,
         settings: Settings,
-        (ready_record, rollouts): (ReadyRecord, Rollouts),
+        (ready_record, Progress { rollouts, takeovers }): (ReadyRecord, Progress),
         clock: Clock,
     ) -> Self {
         let actual = Actual { incarnation: incarnation(), ..Actual::default() };
@@ -112,6 +118,7 @@ impl Reconciler {
             actual,
             targets: Arc::default(),
             rollouts,
+            left: takeovers,
             routes_changed: true,
             rollout_wake: None,
             rollable: None,
@@ -368,6 +375,7 @@ impl Reconciler {
         let Some(accepted) = accepted else { return };
         let now = self.now();
         let desired = &accepted.desired;
+        let left = std::mem::take(&mut self.left);
         self.actual.revisions.retain(|key, _| desired.revisions.contains_key(key));
         for (key, (digest, object)) in &desired.revisions {
             if self.actual.revisions.get(key).is_some_and(|known| known.object == *digest) {
@@ -375,7 +383,9 @@ impl Reconciler {
             }
             let ready_once = self.ready_record.contains(key, digest);
             let misfit = plan::misfit(object, &self.settings);
-            let fresh = RevisionActual { misfit, ..RevisionActual::new(*digest, ready_once, now) };
+            let takes_over = !ready_once && misfit.is_none();
+            let takeover = if takes_over { left.of(key, digest) } else { Takeover::None };
+            let fresh = RevisionActual { misfit, takeover, ..RevisionActual::new(*digest, ready_once, now) };
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);
@@ -400,6 +410,7 @@ impl Reconciler {
         self.publish_table(self.now());
         let mut report = Report { info: self.info.clone(), ..Report::default() };
         if let Some(accepted) = &self.accepted {
+            self.record_takeovers();
             report.routes = status::routes(&accepted.desired, &self.actual, &self.rollouts);
             self.tell_undone(&self.outputs.report.borrow().routes, &report.routes);
             report.revisions = status::revisions(&accepted.desired, &self.actual, &self.wanted, &self.cuts);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tombolo_harness::{Function, Node, NodeOptions, Outcome, Site, condition, until};
+use tombolo_harness::{Function, Node, NodeOptions, Outcome, Site, condition, until, within};
 
 async fn site_and_node() -> Option<(Site, Node)> {
     let mut site = Site::start().await?;
@@ -255,7 +255,7 @@ async fn one_instance_at_a_time_where_that_is_asked_for() {
 
 #[tokio::test]
 async fn a_swap_that_does_not_get_ready_is_undone() {
-    let Some((site, node)) = site_and_node().await else { return };
+    let Some((site, mut node)) = site_and_node().await else { return };
     let function = || {
         Function::subject("subject")
             .annotation("tombolo.dev/update-strategy", "stop-first")
@@ -265,14 +265,64 @@ async fn a_swap_that_does_not_get_ready_is_undone() {
     site.hub.deploy_unready(&function().env("MODE", "deaf")).await;
     until("the reason at the hub", 120, || async {
         let text = site.hub.api.told("subject").await.map_err(|error| error.to_string())?;
-        if text.contains("NotReadyInTime") || text.contains("ProgressDeadlineExceeded") {
-            Ok(())
-        } else {
-            Err(text)
-        }
+        if text.contains("NotReadyInTime") { Ok(()) } else { Err(text) }
     })
     .await;
-    until("the old revision to serve again", 60, || async {
+    old_serves(&node).await;
+    // Neither a crash nor a power cut has it tried again.
+    for loses_power in [false, true] {
+        if loses_power {
+            node.power_off().expect("a node can lose power");
+        } else {
+            node.kill_agent();
+        }
+        node.start_agent().expect("the agent starts");
+        is_undone(&node).await;
+        old_serves(&node).await;
+        let swaps = node.log().matches("TakeOver {").count();
+        assert_eq!(swaps, 1, "swaps tried, loses_power: {loses_power}");
+    }
+}
+
+#[tokio::test]
+async fn an_automatic_swap_goes_on_after_a_crash_of_the_agent() {
+    let Some((site, mut node)) = site_and_node().await else { return };
+    let info = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells its memory");
+    let total_kib: u64 =
+        info.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("MemTotal comes first");
+    // One fits, not two.
+    let limit = format!("{}Ki", total_kib * 3 / 5);
+    let function = || {
+        Function::subject("subject")
+            .limit("memory", &limit)
+            .annotation("tombolo.dev/update-strategy", "auto")
+            .annotation("serving.knative.dev/progress-deadline", "10s")
+    };
+    deploy(&site, &node, function().env("VERSION", "1")).await;
+    site.hub.deploy_unready(&function().env("MODE", "deaf")).await;
+    until("the swap to begin", 60, || async {
+        if node.log().contains("TakeOver {") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    // Its beginning is written behind.
+    tokio::time::sleep(within(Duration::from_secs(1))).await;
+    node.kill_agent();
+    node.start_agent().expect("the agent starts");
+    is_undone(&node).await;
+    old_serves(&node).await;
+    assert_eq!(node.log().matches("TakeOver {").count(), 1);
+}
+
+async fn is_undone(node: &Node) {
+    until("the reason in the node's status", 60, || async {
+        let routes = node.status().await?["routes"].to_string();
+        if routes.contains("NotReadyInTime") { Ok(()) } else { Err(routes) }
+    })
+    .await;
+}
+
+async fn old_serves(node: &Node) {
+    until("the old revision to serve", 60, || async {
         let answer = node.answer("subject", "/").await?;
         if answer == "subject 1\n" { Ok(()) } else { Err(answer) }
     })

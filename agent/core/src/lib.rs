@@ -14,3 +14,4 @@ pub mod routes;
 pub mod status;
 pub mod supervision;
 pub mod table;
+pub mod takeovers;

@@ -1,10 +1,12 @@
 //! Acceptance against a store that is stopped at any moment, and what else is kept.
 
 use ed25519_dalek::SigningKey;
+use tombolo_agent_core::actual::{Moment, RevisionActual, Takeover};
+use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::NodeId;
 use tombolo_api::desired::{RouteObject, RouteTarget, encode_route};
 use tombolo_api::manifest::{FORMAT, Manifest, SignedManifest};
-use tombolo_api::report::EventKind;
+use tombolo_api::report::{EventKind, RolledBack};
 
 use super::*;
 use crate::accepted::Accepted;
@@ -90,15 +92,7 @@ fn killed_at_any_moment_leaves_the_old_or_the_new() {
     let state = tempfile::tempdir().unwrap();
     let mut last = 0;
     for round in 0..ROUNDS {
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "keep::tests::accept_for_ever"])
-            .env(CHILD, state.path())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(60 + round * 17 % 90));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_child("keep::tests::accept_for_ever", CHILD, state.path(), round);
         let (keep, damage) = Keep::open(state.path()).unwrap();
         assert_eq!(damage, None);
         let Some(found) = keep.manifest() else { continue };
@@ -115,6 +109,67 @@ fn killed_at_any_moment_leaves_the_old_or_the_new() {
         last = generation;
     }
     assert!(last > ROUNDS, "the child did not get to work");
+}
+
+const RECORDING_CHILD: &str = "TOMBOLO_TEST_RECORD_IN";
+
+/// The takeovers of a node with so many revisions.
+fn takeovers(count: usize) -> Takeovers {
+    let known = |number: usize| {
+        let takeover = match number % 2 {
+            0 => Takeover::Begun { started: None },
+            _ => Takeover::Undone(RolledBack { reason: "NotReadyInTime".into(), message: "m".repeat(99) }),
+        };
+        let fresh = RevisionActual::new(Digest::of(b"a"), false, Moment::default());
+        (RevisionKey::new("default", format!("a-{number:05}")), RevisionActual { takeover, ..fresh })
+    };
+    Takeovers::among(&(0..count).map(known).collect())
+}
+
+/// Not a test by itself: the process that [`a_record_is_whole_whenever_its_writer_is_killed`] kills.
+#[tokio::test]
+async fn record_for_ever() {
+    let Ok(dir) = std::env::var(RECORDING_CHILD) else { return };
+    let (keep, _) = Keep::open(Path::new(&dir)).unwrap();
+    for count in 1.. {
+        keep.put_record(Record::Takeovers, takeovers(count % 200).encode()).await.unwrap();
+        std::fs::write(Path::new(&dir).join("acked"), count.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn a_record_is_whole_whenever_its_writer_is_killed() {
+    let state = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for round in 0..8 {
+        kill_child("keep::tests::record_for_ever", RECORDING_CHILD, state.path(), round);
+        let (keep, damage) = Keep::open(state.path()).unwrap();
+        assert_eq!(damage, None);
+        let Some(found) = keep.record(Record::Takeovers) else { continue };
+        let acked: usize = std::fs::read_to_string(state.path().join("acked"))
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
+        let found = Takeovers::decode(&found).unwrap();
+        let expected = [acked, acked + 1].map(|count| takeovers(count % 200));
+        assert!(acked == 0 || expected.contains(&found), "round {round}: not what came after {acked}");
+        seen += 1;
+        let _ = std::fs::remove_file(state.path().join("acked"));
+    }
+    assert!(seen > 4, "the child did not get to work");
+}
+
+/// Runs a test of this program as a process of its own, and kills it in the middle.
+fn kill_child(test: &str, variable: &str, state: &Path, round: u64) {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(variable, state)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(60 + round * 17 % 90));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[tokio::test]

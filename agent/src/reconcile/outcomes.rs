@@ -339,6 +339,8 @@ impl Reconciler {
         self.actual.instances.insert(id.clone(), instance);
         match phase {
             Phase::Probing | Phase::Frozen => {
+                // How long it has run nobody knows any more.
+                self.note_start(&revision, now);
                 self.executor.probe(id, port, self.container(&revision), phase == Phase::Frozen);
             }
             Phase::Stopping { .. } => {

@@ -7,6 +7,7 @@ use tombolo_agent_core::actual::{Moment, Phase, Traffic};
 use tombolo_agent_core::annotations::{Scale, UpdateStrategy};
 use tombolo_agent_core::rollout::gate::Health;
 use tombolo_agent_core::table;
+use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::{Desired, RouteObject};
 use tombolo_api::report::{EventKind, RouteReport};
@@ -66,6 +67,18 @@ impl Reconciler {
             }
         }
         traffic
+    }
+
+    /// Has written what changed of takeovers.
+    pub(super) fn record_takeovers(&self) {
+        let takeovers = Takeovers::among(&self.actual.revisions).encode();
+        self.outputs.takeovers.send_if_modified(|current| {
+            let changed = *current != takeovers;
+            if changed {
+                *current = takeovers;
+            }
+            changed
+        });
     }
 
     /// Tells of rollouts that were undone since the last report.

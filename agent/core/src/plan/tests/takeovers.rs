@@ -189,6 +189,38 @@ fn what_is_pinned_elsewhere_is_not_stopped() {
 }
 
 #[test]
+fn an_undone_one_stays_undone_and_one_in_the_middle_goes_on_after_a_restart() {
+    let (desired, mut actual) = update("auto");
+    let why = RolledBack { reason: "NotReadyInTime".into(), message: "m".into() };
+    let settings = Settings { memory_bytes: 48 << 20 };
+    let after_restart = |actual: &Actual| {
+        let read = crate::takeovers::Takeovers::decode(
+            &crate::takeovers::Takeovers::among(&actual.revisions).encode(),
+        );
+        let mut again = Actual { instances: BTreeMap::new(), ..actual.clone() };
+        for (key, known) in &mut again.revisions {
+            known.takeover = read.as_ref().unwrap().of(key, &known.object);
+        }
+        let held = with_demand(OLD, 0, 1, NOW);
+        let actions = fitting(&desired, &again, &held, &Targets::new(), &settings, NOW).actions;
+        (actions, routed(&desired, &again))
+    };
+    let launches = |actions: &[Action], name: &str| {
+        let launches =
+            |action: &Action| matches!(action, Action::Launch { revision, .. } if revision.name == name);
+        actions.iter().any(launches)
+    };
+    actual.revisions.get_mut(&key(NEW)).unwrap().takeover = Takeover::Undone(why);
+    let (undone, serves) = after_restart(&actual);
+    assert!(launches(&undone, OLD) && !launches(&undone, NEW), "{undone:?}");
+    assert_eq!(serves, OLD);
+    actual.revisions.get_mut(&key(NEW)).unwrap().takeover = Takeover::Begun { started: Some(NOW) };
+    let (begun, serves) = after_restart(&actual);
+    assert!(!begun.contains(&Action::TakeOver { revision: key(NEW) }), "{begun:?}");
+    assert_eq!(serves, NEW, "auto, too: it would count as overlap without instances");
+}
+
+#[test]
 fn an_agent_that_starts_again_goes_on() {
     let (desired, mut actual) = update("stop-first");
     actual.instances.clear();
