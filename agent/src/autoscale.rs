@@ -2,8 +2,8 @@
 //! `tombolo_agent_core::autoscale` decide, and says how many instances each should have.
 //!
 //! Takes: the accepted desired state, the route table, the report (what runs), the router's counts, a poke when a request is
-//! held. Gives: targets, and decisions for those who look. Must not know how instances are made; bounds by the node's memory are
-//! the planner's.
+//! held, the router's word that a request changes the next decision. Gives: targets, and decisions for those who look. Must not
+//! know how instances are made; bounds by the node's memory are the planner's.
 //!
 //! A revision at rest has no scaler and costs nothing; while all are at rest this task sleeps.
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tombolo_agent_core::actual::{Moment, Target, Targets};
-use tombolo_agent_core::autoscale::parameters::{Defaults, Parameters, Reaction};
+use tombolo_agent_core::autoscale::parameters::{Defaults, Parameters};
 use tombolo_agent_core::autoscale::scaler::{Decision, Observed, Sample, Scaler};
 use tombolo_agent_core::autoscale::{SAMPLE_MS, TICK_MS};
 use tombolo_agent_core::limits;
@@ -25,9 +25,6 @@ use tombolo_router::{Meter, RevisionMeter};
 
 use crate::accepted::Accepted;
 use crate::clock::Clock;
-
-/// How often the requests of a revision that reacts fast are looked at: ten times as often as samples are taken.
-const FAST: Duration = Duration::from_millis(100);
 
 /// What the task works with.
 pub(crate) struct Autoscale {
@@ -48,7 +45,6 @@ pub(crate) struct Autoscale {
 struct Scaled {
     object: Digest,
     scaler: Scaler,
-    reaction: Reaction,
     /// Between decisions: Knative's, or the stable window if that is shorter.
     tick_ms: u64,
     decide_at: Moment,
@@ -70,10 +66,8 @@ impl Autoscale {
     pub(crate) async fn run(mut self) {
         let mut scaled = BTreeMap::new();
         let mut samples = ticks(Duration::from_millis(SAMPLE_MS));
-        let mut looks = ticks(FAST);
         loop {
             let awake = !scaled.is_empty();
-            let fast = scaled.values().any(|one: &Scaled| one.reaction == Reaction::Fast);
             tokio::select! {
                 changed = self.accepted.changed() => {
                     if changed.is_err() { return }
@@ -87,12 +81,13 @@ impl Autoscale {
                     self.sample(&mut scaled);
                     self.follow(&mut scaled);
                 }
-                _ = looks.tick(), if fast => self.look(&mut scaled),
+                () = self.meter.crowded() => self.look(&mut scaled),
                 () = self.poke.notified() => {
                     self.follow(&mut scaled);
                     self.look(&mut scaled);
                 }
             }
+            self.listen(&mut scaled);
             self.publish(&scaled);
         }
     }
@@ -114,7 +109,6 @@ impl Autoscale {
                 Some(one) if one.object != *digest => {
                     let parameters = parameters();
                     one.object = *digest;
-                    one.reaction = parameters.reaction;
                     one.scaler.reconfigure(parameters, now);
                 }
                 Some(_) => {}
@@ -129,7 +123,11 @@ impl Autoscale {
             let runs = running.get(key).copied().unwrap_or_default();
             let waits = held.get(key).is_some_and(|demand| demand.held > 0);
             let at_rest = one.scaler.is_at_rest() && runs.started == 0 && !waits;
-            accepted.desired.revisions.contains_key(key) && !at_rest
+            let stays = accepted.desired.revisions.contains_key(key) && !at_rest;
+            if !stays {
+                self.meter.set_calm(key, None);
+            }
+            stays
         });
     }
 
@@ -157,19 +155,41 @@ impl Autoscale {
 
     /// Requests that wait, and those of revisions that react fast, count at once.
     fn look(&self, scaled: &mut BTreeMap<RevisionKey, Scaled>) {
-        let now = self.clock.now();
         let running = running(&self.report.borrow());
         for (key, one) in scaled {
             let Some(meter) = self.meter.revision(key) else { continue };
-            let here = meter.held + meter.in_flight;
             let ready = running.get(key).map_or(0, |running| running.ready);
-            let observed = Observed { ready, reachable: true };
-            let demand = u32::try_from(here).unwrap_or(u32::MAX);
-            if one.scaler.decide_now(now, demand, observed).is_some() {
-                one.decided_at = now;
+            self.look_at(key, one, &meter, ready);
+        }
+    }
+
+    fn look_at(&self, key: &RevisionKey, one: &mut Scaled, meter: &RevisionMeter, ready: u32) {
+        let now = self.clock.now();
+        let demand = requests(meter);
+        if let Some(Decision { want, .. }) =
+            one.scaler.decide_now(now, demand, Observed { ready, reachable: true })
+        {
+            tracing::debug!(%key, demand, want, "requests ask for more instances");
+            one.decided_at = now;
+        }
+        let came = meter.last_activity.map(|instant| self.clock.moment(instant));
+        one.wake(meter.held > 0, came, now);
+    }
+
+    /// Has the router tell of the next request that changes a decision: what is decided at requests is bounded by what there is
+    /// to decide.
+    fn listen(&self, scaled: &mut BTreeMap<RevisionKey, Scaled>) {
+        let running = running(&self.report.borrow());
+        for (key, one) in scaled {
+            let ready = running.get(key).map_or(0, |running| running.ready);
+            let calm = one.scaler.calm_up_to(Observed { ready, reachable: true });
+            self.meter.set_calm(key, calm);
+            let Some(calm) = calm else { continue };
+            // Requests that came between the decision and now were not told of.
+            if let Some(meter) = self.meter.revision(key).filter(|meter| requests(meter) > calm) {
+                self.look_at(key, one, &meter, ready);
+                self.meter.set_calm(key, one.scaler.calm_up_to(Observed { ready, reachable: true }));
             }
-            let came = meter.last_activity.map(|instant| self.clock.moment(instant));
-            one.wake(meter.held > 0, came, now);
         }
     }
 
@@ -199,10 +219,9 @@ impl Scaled {
         last: Option<RevisionMeter>,
         now: Moment,
     ) -> Self {
-        let (reaction, tick_ms) = (parameters.reaction, parameters.stable_window_ms.min(TICK_MS));
+        let tick_ms = parameters.stable_window_ms.min(TICK_MS);
         Self {
             object,
-            reaction,
             tick_ms,
             // What is on its way to serve counts: an agent that was started again stops nothing.
             scaler: Scaler::new(parameters, runs.started, runs.ready_once, now),
@@ -237,6 +256,11 @@ impl Scaled {
         // Samples come a little late; the next decision must not slip to the one after.
         self.decide_at = now.after(self.tick_ms - SAMPLE_MS / 2);
     }
+}
+
+/// Requests of a revision that are here, waiting ones included.
+fn requests(meter: &RevisionMeter) -> u32 {
+    u32::try_from(meter.held + meter.in_flight).unwrap_or(u32::MAX)
 }
 
 fn ticks(period: Duration) -> tokio::time::Interval {

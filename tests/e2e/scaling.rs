@@ -57,6 +57,36 @@ async fn a_node_never_starts_more_than_its_memory_holds() {
 }
 
 #[tokio::test]
+async fn a_fast_revision_grows_at_the_requests_and_not_at_ticks() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7")).await;
+    // Without a limit of its own no request waits: only their number tells.
+    let function = Function::subject("eager")
+        .annotation("autoscaling.knative.dev/target", "2")
+        .annotation("autoscaling.knative.dev/target-utilization-percentage", "100")
+        .annotation("tombolo.dev/reaction", "fast");
+    site.hub.deploy(&function).await;
+    until("the first answer", 20, || node.answer("eager", "/")).await;
+    let raised = || node.log().matches("requests ask for more instances").count();
+    let before = raised();
+    let load = node.load("eager", "/wait?1000", 8, 1);
+    // What requests asked for stays for a stable window.
+    until("an instance for each two requests", 20, || async {
+        let running = node.instances("eager").await?.len();
+        if running == 4 { Ok(()) } else { Err(format!("{running} instances")) }
+    })
+    .await;
+    let outcomes = load.stop().await;
+    assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "{outcomes:?}");
+    assert!(raised() > before, "nothing was decided at a request");
+    let calm = raised();
+    for _ in 0..20 {
+        node.answer("eager", "/").await.expect("an instance is free");
+    }
+    assert_eq!(raised(), calm, "requests that find room change nothing");
+}
+
+#[tokio::test]
 async fn what_can_never_fit_a_node_is_refused_at_once_and_says_why() {
     let Some(mut site) = Site::start().await else { return };
     let node = site.node(NodeOptions::named("press-7")).await;

@@ -49,6 +49,7 @@ impl Meter {
             tunnel_grace,
             wake: OnceLock::new(),
             settled: Notify::new(),
+            crowded: Notify::new(),
             activations: Arc::default(),
         };
         Self {
@@ -73,6 +74,21 @@ impl Meter {
     pub fn revision(&self, key: &RevisionKey) -> Option<RevisionMeter> {
         let revisions = self.revisions.read().expect("no panic under this lock");
         revisions.get(key).map(|revision| read(revision, Instant::now()))
+    }
+
+    /// From now on a request with which more than `calm` of its revision are here, waiting ones included, ends
+    /// [`Meter::crowded`]; `None`: no request does. Without effect on a revision that is in no table.
+    pub fn set_calm(&self, key: &RevisionKey, calm: Option<u32>) {
+        let revisions = self.revisions.read().expect("no panic under this lock");
+        if let Some(revision) = revisions.get(key) {
+            revision.set_calm(calm);
+        }
+    }
+
+    /// Wait until a request has come to a crowd, see [`Meter::set_calm`]; of several since the last call only one is told. For one
+    /// caller at a time.
+    pub async fn crowded(&self) {
+        self.node.crowded.notified().await;
     }
 
     /// What the planner is told. `moment`: how it counts time.

@@ -4,7 +4,7 @@
 //! about a request is `tombolo_agent_core::activation`'s; here it is carried out. It must not know HTTP or connections.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ use crate::wake::Wake;
 /// How often an instance is chosen again because the chosen one filled up or left meanwhile; then the request waits in line.
 const RACES_MAX: u32 = 4;
 
+/// Of [`Revision::calm`].
+const NEVER: u32 = u32::MAX;
+
 /// Counters of the whole node.
 pub(crate) struct Node {
     pub(crate) start: Instant,
@@ -36,6 +39,8 @@ pub(crate) struct Node {
     /// Told whenever the table in force changed or a leaving instance served its last request.
     pub(crate) settled: Notify,
     pub(crate) activations: Arc<Activations>,
+    /// Told when a request comes to more than its revision's [`Revision::set_calm`]; many are told as one.
+    pub(crate) crowded: Notify,
 }
 
 /// What a route table says of a revision, with its instances found.
@@ -55,6 +60,8 @@ pub(crate) struct Revision {
     queue: Mutex<Queue>,
     /// Length of the queue, to be read without its lock.
     waiting: AtomicUsize,
+    /// Requests that may be here without anybody being told; [`NEVER`]: however many.
+    calm: AtomicU32,
     node: Arc<Node>,
     demand: mpsc::Sender<RevisionKey>,
 }
@@ -124,7 +131,14 @@ impl Revision {
         let queue = Queue { waiters, bytes: 0, next: 0, target, leaving, asked: false };
         let tally = Tally::new(node.start);
         let (queue, waiting, born) = (Mutex::new(queue), AtomicUsize::new(0), Instant::now());
-        Self { key, born, tally, queue, waiting, node, demand }
+        let calm = AtomicU32::new(NEVER);
+        Self { key, born, tally, queue, waiting, calm, node, demand }
+    }
+
+    /// Tell of every request with which more than so many are here; `None`: of none.
+    pub(crate) fn set_calm(&self, calm: Option<u32>) {
+        // One that comes at this very moment may go by untold; the next one is told, or it is seen at the next tick.
+        self.calm.store(calm.unwrap_or(NEVER), Ordering::Relaxed);
     }
 
     /// Requests that wait for an instance.
@@ -175,6 +189,7 @@ impl Revision {
         avoid: Option<&Arc<Instance>>,
         bytes: impl FnOnce() -> usize,
     ) -> Admission {
+        self.tell_of_crowd();
         match self.reserve(target, avoid) {
             Some(slot) => Admission::Go(slot),
             None => self.enqueue(bytes()),
@@ -185,6 +200,14 @@ impl Revision {
     fn reserve(self: &Arc<Self>, target: &Target, avoid: Option<&Arc<Instance>>) -> Option<Slot> {
         let in_line = target.backend.container_concurrency > 0 && self.waiting.load(Ordering::SeqCst) > 0;
         if in_line { None } else { self.enter(target, avoid) }
+    }
+
+    /// The request that asks is counted already.
+    fn tell_of_crowd(&self) {
+        let calm = self.calm.load(Ordering::Relaxed);
+        if calm != NEVER && self.tally.presence.count() > u64::from(calm) {
+            self.node.crowded.notify_one();
+        }
     }
 
     fn enqueue(self: &Arc<Self>, bytes: usize) -> Admission {

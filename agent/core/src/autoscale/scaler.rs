@@ -147,7 +147,8 @@ impl Scaler {
         self.decision()
     }
 
-    /// `demand` requests are here, waiting ones included: for a revision that reacts fast, at every request. `None`: nothing
+    /// `demand` requests are here, waiting ones included: for a revision that reacts fast, as soon as they are more than
+    /// [`Self::calm_up_to`]. `None`: nothing
     /// changes. Never lowers; what it raises stays for a stable window, as after a panic, unless it is the first instance.
     pub fn decide_now(&mut self, now: Moment, demand: u32, observed: Observed) -> Option<Decision> {
         if self.parameters.reaction != Reaction::Fast || demand == 0 {
@@ -172,6 +173,26 @@ impl Scaler {
             (self.desired, self.want) = (want, want);
         }
         Some(self.decision())
+    }
+
+    /// So many requests may be here before [`Self::decide_now`] wants more for one further; `None`: it would not, however many.
+    pub fn calm_up_to(&self, observed: Observed) -> Option<u32> {
+        let parameters = &self.parameters;
+        let most = match parameters.metric {
+            Metric::Concurrency => most(parameters, observed.ready) as u32,
+            Metric::Rps => 1,
+        };
+        if parameters.reaction != Reaction::Fast || self.within(most) <= self.want {
+            return None;
+        }
+        if self.within(1) > self.want {
+            return Some(0);
+        }
+        let calm = (f64::from(self.want) * parameters.target_value) as u32;
+        // The product may be rounded below what the division of `decide_now` makes of it.
+        let wants_more =
+            (f64::from(calm.saturating_add(1)) / parameters.target_value).ceil() as u32 > self.want;
+        Some(if wants_more { calm } else { calm.saturating_add(1) })
     }
 
     /// At zero instances, with nothing to wait for: until the next request, or a change of its reachability or bounds, it

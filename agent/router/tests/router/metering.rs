@@ -58,6 +58,43 @@ async fn the_average_concurrency_is_exact_and_counts_who_waits() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_to_a_crowd_is_told_of_and_many_as_one() {
+    let ground = ground!();
+    let gate = Arc::new(Semaphore::new(0));
+    let inner = Arc::clone(&gate);
+    ground.serve("i1", move |_| {
+        let gate = Arc::clone(&inner);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            text("done")
+        }
+    });
+    ground.put(table(Backend { container_concurrency: 3, ..backend(&["i1"]) })).await;
+    let is_crowded = async || {
+        let told = ground.meter.crowded();
+        tokio::time::timeout(Duration::from_millis(50), told).await.is_ok()
+    };
+    let mut tasks = Vec::new();
+    // How many requests may be here untold, how many there are then, and whether that is told.
+    for (calm, count, told) in
+        [(None, 1, false), (Some(2), 2, false), (Some(2), 5, true), (Some(5), 5, false)]
+    {
+        ground.meter.set_calm(&key("a"), calm);
+        while tasks.len() < count {
+            let mut client = ground.client().await;
+            tasks.push(tokio::spawn(async move { client.get("/").await.status() }));
+        }
+        until("all are there", || ground.in_flight() + ground.held() == count).await;
+        assert_eq!(is_crowded().await, told, "{count} with {calm:?}");
+        assert!(!is_crowded().await, "once");
+    }
+    gate.add_permits(5);
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn cold_starts_are_counted_with_how_long_they_took() {
     let ground = ground!();
     ground.put(table(backend(&[]))).await;

@@ -243,6 +243,31 @@ fn a_fast_revision_keeps_to_its_bounds_and_rate() {
 }
 
 #[test]
+fn a_fast_revision_is_calm_up_to_what_its_instances_are_to_take() {
+    let fast = ("tombolo.dev/reaction", "fast");
+    let target = ("autoscaling.knative.dev/target", "10");
+    let mut node = Node::new(&[fast, target, ("autoscaling.knative.dev/max-scale", "3")], 0, true);
+    assert_eq!(node.scaler.calm_up_to(node.observed), Some(0), "any request wakes it");
+    node.scaler.decide_now(node.now, 1, node.observed);
+    assert_eq!(node.scaler.calm_up_to(node.observed), Some(7), "7 of 10 are aimed at");
+    node.scaler.decide_now(node.now, 8, node.observed);
+    assert_eq!(
+        node.scaler.calm_up_to(node.observed),
+        Some(14),
+        "those asked for count as if they were there"
+    );
+    node.scaler.decide_now(node.now, 1_000, node.observed);
+    assert_eq!(node.scaler.calm_up_to(node.observed), None, "it may not have more");
+    assert_eq!(
+        Node::new(&[target], 1, true).scaler.calm_up_to(node.observed),
+        None,
+        "it does not react fast"
+    );
+    let rps = [fast, ("autoscaling.knative.dev/metric", "rps")];
+    assert_eq!(Node::new(&rps, 1, true).scaler.calm_up_to(node.observed), None, "only time tells");
+}
+
+#[test]
 fn a_fast_revision_that_was_woken_by_one_request_sleeps_as_soon_as_others() {
     let mut node = Node::new(&[("tombolo.dev/reaction", "fast")], 0, true);
     node.scaler.decide_now(node.now, 1, node.observed).unwrap();
@@ -278,6 +303,31 @@ fn changed_parameters_keep_what_was_measured() {
 }
 
 proptest! {
+    #[test]
+    fn one_request_more_than_calm_changes_the_decision_and_no_other_does(
+        target in 0.01f64..50.0, max in 0u32..30, activation in 0u32..4, rate in 1.1f64..1_000.0, ready in 0u32..40,
+        first in 1u32..1_000,
+    ) {
+        let annotations: Vec<_> = [
+            ("autoscaling.knative.dev/target", target.to_string()),
+            ("autoscaling.knative.dev/max-scale", max.to_string()),
+            ("autoscaling.knative.dev/activation-scale", activation.to_string()),
+            ("tombolo.dev/reaction", "fast".to_owned()),
+        ].into();
+        let annotations: Vec<_> = annotations.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let mut parameters = parameters(&annotations);
+        parameters.max_scale_up_rate = rate;
+        let now = Moment(START_MS);
+        let mut scaler = Scaler::new(parameters, ready, true, now);
+        let observed = Observed { ready, reachable: true };
+        scaler.decide_now(now, first, observed);
+        let raises = |demand| scaler.clone().decide_now(now, demand, observed).is_some();
+        match scaler.calm_up_to(observed) {
+            Some(calm) => prop_assert!(!raises(calm) && raises(calm + 1), "{calm}"),
+            None => prop_assert!(!raises(1_000_000)),
+        }
+    }
+
     /// Whatever comes: bounds hold, a request is never left at zero, and a decision at a request never lowers.
     #[test]
     fn bounds_hold_whatever_comes(
