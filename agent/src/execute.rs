@@ -27,11 +27,13 @@ use crate::tls::TimeFloor;
 mod collect;
 mod image;
 mod launch;
+mod preparing;
 mod probing;
 mod users;
 
 use collect::Wanted;
 use image::Prepared;
+use preparing::Preparations;
 
 /// What an instance's labels say, so that a restarted agent knows what it found.
 pub(crate) const LABEL_NAMESPACE: &str = "tombolo.dev/namespace";
@@ -151,6 +153,7 @@ struct Inner {
     outcomes: mpsc::Sender<Outcome>,
     /// Images that are complete, by revision object.
     prepared: Mutex<BTreeMap<Digest, Arc<Prepared>>>,
+    preparing: Preparations,
     in_use: Mutex<BTreeMap<InstanceId, InUse>>,
     probes: Mutex<BTreeMap<InstanceId, probe::Guard>>,
     /// Everything under way.
@@ -176,6 +179,7 @@ impl Executor {
             platform: Platform::host(),
             outcomes,
             prepared: Mutex::default(),
+            preparing: Preparations::default(),
             in_use: Mutex::default(),
             probes: Mutex::default(),
             tasks: Mutex::default(),
@@ -194,16 +198,9 @@ impl Executor {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
             let revision = object.key();
-            let preparing = inner.clone();
-            // In a task of its own, so that even a panic has an outcome.
-            let prepared =
-                tokio::spawn(async move { image::prepare(&preparing, digest, &object).await }).await;
-            let result = prepared.unwrap_or_else(|error| {
-                Err(Trouble::new(
-                    "ImagePreparationFailed",
-                    format!("a fault of the agent, please report it: {error}"),
-                ))
-            });
+            let (preparing, images) = (inner.clone(), inner.tools.images.clone());
+            let work = async move { image::prepare(&preparing, digest, &object).await };
+            let result = inner.preparing.run(digest, work, || images.beats()).await;
             inner.tell(Outcome::ImagePrepared { revision, object: digest, result }).await;
         });
     }

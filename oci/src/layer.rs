@@ -106,7 +106,7 @@ impl UnpackError {
 
 /// Unpacks `blob` into `directory`/[`ROOT`] and writes [`RECORD`] last. Syncing is the caller's.
 pub fn unpack(
-    blob: File,
+    blob: impl Read + Send + 'static,
     diff_id: &Digest,
     directory: &Path,
     limits: &Limits,

@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::FlockOperation;
@@ -41,7 +42,22 @@ struct Inner {
     root: PathBuf,
     /// Who fetches or unpacks which content right now, so that two images that share a layer do it once.
     claims: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    beats: AtomicU64,
     _lock: File,
+}
+
+/// A file of the store, every piece of which that is read counts as a beat.
+struct Beating {
+    store: Store,
+    file: File,
+}
+
+impl Read for Beating {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.store.beat();
+        Ok(count)
+    }
 }
 
 /// Why the store could not do what was asked.
@@ -104,7 +120,12 @@ impl Store {
         for directory in ["blobs", "."] {
             sync_directory(&root.join(directory))?;
         }
-        let store = Self(Arc::new(Inner { root: root.into(), claims: Mutex::default(), _lock: lock }));
+        let store = Self(Arc::new(Inner {
+            root: root.into(),
+            claims: Mutex::default(),
+            beats: AtomicU64::new(0),
+            _lock: lock,
+        }));
         for leftover in store.list("tmp")? {
             remove_tree(&leftover)?;
         }
@@ -114,6 +135,21 @@ impl Store {
     /// The store's directory.
     pub fn root(&self) -> &Path {
         &self.0.root
+    }
+
+    /// Grows with every piece of content that is received, read, unpacked or removed: while it stands still, whoever fetches or
+    /// unpacks is stuck.
+    pub fn beats(&self) -> u64 {
+        self.0.beats.load(Ordering::Relaxed)
+    }
+
+    /// Something of the content has moved.
+    pub(crate) fn beat(&self) {
+        self.0.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn beating(&self, file: File) -> Beating {
+        Beating { store: self.clone(), file }
     }
 
     /// Whether the blob is present, complete and verified when it came.
@@ -158,7 +194,7 @@ impl Store {
 
     /// Whether a blob on the disk is still what its name says. Reads all of it.
     pub fn verify(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let mut file = self.open_blob(digest)?;
+        let mut file = self.beating(self.open_blob(digest)?);
         let (actual, _) = digest_of(&mut file).map_err(failed("read", &self.blob_path(digest)))?;
         Ok(actual == *digest)
     }
@@ -219,7 +255,7 @@ impl Store {
         if let Some(path) = self.layer_path(diff_id) {
             return Ok(path);
         }
-        let blob = self.open_blob(digest)?;
+        let blob = self.beating(self.open_blob(digest)?);
         let staging = tempfile::Builder::new()
             .prefix("layer-")
             .tempdir_in(self.0.root.join("tmp"))
@@ -300,11 +336,13 @@ impl Store {
 
     /// Removes a blob, if it is present.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.beat();
         remove_tree(&self.blob_path(digest))
     }
 
     /// Removes an unpacked layer, if it is present: under another name first, so that a half-removed one is never used.
     pub fn remove_layer(&self, diff_id: &Digest) -> Result<(), StoreError> {
+        self.beat();
         let trash = tempfile::Builder::new()
             .prefix("trash-")
             .tempdir_in(self.0.root.join("tmp"))

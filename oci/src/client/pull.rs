@@ -254,7 +254,10 @@ impl Client {
         let mut end = Ok(());
         loop {
             match self.next_piece(&mut answer).await {
-                Ok(Some(piece)) => waiting.extend_from_slice(&piece),
+                Ok(Some(piece)) => {
+                    partial.beat();
+                    waiting.extend_from_slice(&piece);
+                }
                 Ok(None) if partial.missing() > waiting.len() as u64 => {
                     end = Err("it ended too early".into())
                 }

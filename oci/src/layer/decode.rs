@@ -2,7 +2,6 @@
 //!
 //! The compression is told from the first bytes, not from what a manifest claims. Must not know what an archive is.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +47,7 @@ enum Frames {
 
 /// Counts what is read from the blob.
 struct Counting {
-    file: File,
+    blob: Box<dyn Read + Send>,
     count: Arc<AtomicU64>,
 }
 
@@ -62,9 +61,9 @@ enum Overrun {
 }
 
 impl Stream {
-    pub(super) fn new(file: File, limits: &Limits) -> Result<Self, UnpackError> {
+    pub(super) fn new(blob: impl Read + Send + 'static, limits: &Limits) -> Result<Self, UnpackError> {
         let compressed = Arc::new(AtomicU64::new(0));
-        let counting = Counting { file, count: compressed.clone() };
+        let counting = Counting { blob: Box::new(blob), count: compressed.clone() };
         let mut source = BufReader::with_capacity(READ_BUFFER, counting);
         let start = source.fill_buf().map_err(failed("read", Path::new("the layer")))?;
         let decoder = if start.starts_with(&GZIP) {
@@ -134,7 +133,7 @@ impl Frames {
 
 impl Read for Counting {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
+        let count = self.blob.read(buffer)?;
         self.count.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }

@@ -30,7 +30,7 @@ pub struct Partial {
 impl Partial {
     pub(super) fn open(store: Store, digest: &Digest, size: u64) -> Result<Self, StoreError> {
         let path = store.partial_path(digest);
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -38,12 +38,19 @@ impl Partial {
             .open(&path)
             .map_err(failed("open", &path))?;
         let mut hasher = Sha256::new();
-        let len = hash_into(&mut file, &mut hasher).map_err(failed("read", &path))?;
+        let mut beating = store.beating(file);
+        let len = hash_into(&mut beating, &mut hasher).map_err(failed("read", &path))?;
+        let file = beating.file;
         let mut partial = Self { store, digest: *digest, size, path, file, hasher, len, synced: len };
         if len > size {
             partial.restart()?;
         }
         Ok(partial)
+    }
+
+    /// Bytes of it have come, though they are not written yet.
+    pub(crate) fn beat(&self) {
+        self.store.beat();
     }
 
     /// Bytes that are here.

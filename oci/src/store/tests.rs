@@ -56,6 +56,27 @@ fn what_a_crash_leaves_is_cleared_and_downloads_are_kept() {
 }
 
 #[test]
+fn every_piece_of_long_work_is_a_beat() {
+    let (_dir, store) = open();
+    // What is zero takes no room.
+    let content = vec![0; 10 * PIECE];
+    let digest = Digest::of(&content);
+    let beats_of = |work: &dyn Fn()| {
+        let before = store.beats();
+        work();
+        store.beats() - before
+    };
+    let partial =
+        beats_of(&|| store.partial(&digest, content.len() as u64).unwrap().write(&content).unwrap());
+    assert_eq!(partial, 1, "nothing was there to be read, and writing follows what comes");
+    let resumed = beats_of(&|| store.partial(&digest, content.len() as u64).unwrap().commit().unwrap());
+    let verified = beats_of(&|| assert!(store.verify(&digest).unwrap()));
+    let removed = beats_of(&|| store.remove_blob(&digest).unwrap());
+    assert!(resumed >= 10 && verified >= 10 && removed > 0, "{resumed} {verified} {removed}");
+    assert_eq!(beats_of(&|| ()), 0);
+}
+
+#[test]
 fn a_download_is_verified_as_a_whole() {
     let (_dir, store) = open();
     let digest = Digest::of(b"right");
