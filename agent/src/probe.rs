@@ -72,6 +72,15 @@ pub(crate) struct Passed {
     pub(crate) took: Duration,
 }
 
+/// Why an attempt did not pass, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    /// The instance did not answer as it should.
+    Failed(String),
+    /// Nothing was found out of the instance: the attempt itself could not be made. It counts as none.
+    Unknown(String),
+}
+
 /// All probes of one instance.
 pub(crate) struct Probes {
     startup: Option<Plan>,

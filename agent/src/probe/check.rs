@@ -9,7 +9,7 @@ use tombolo_api::quantity::IntOrString;
 use tombolo_api::serving::{Container, Probe};
 
 use super::schedule::Pace;
-use super::{Exec, Reach, connect, exec, grpc, http};
+use super::{Exec, Miss, Reach, connect, exec, grpc, http};
 
 /// How often a port is tried that must open: an attempt costs some 10 µs.
 const PORT_PACE: Pace =
@@ -21,6 +21,10 @@ const GIVEN_PACE: Pace = Pace { longest: Duration::from_secs(1), ..PORT_PACE };
 /// A command is a new process in the container, some milliseconds of work.
 const EXEC_PACE: Pace =
     Pace { shortest: Duration::from_millis(50), longest: Duration::from_secs(1), part: 4 };
+
+/// How long the end of a command may take to become known beyond the command's own time: whoever runs it may be starting anew,
+/// and others may be before it.
+const EXEC_ANSWER: Duration = Duration::from_secs(5);
 
 /// What is looked at.
 pub(super) enum Check {
@@ -99,29 +103,42 @@ impl Check {
         }
     }
 
-    /// Tries once; an error is the reason in words. `spare` keeps what saves work the next time.
+    /// Tries once. `spare` keeps what saves work the next time.
     pub(super) async fn attempt(
         &self,
         reach: &Reach,
         spare: &mut Option<OwnedFd>,
         timeout: Duration,
-    ) -> Result<(), String> {
-        let tried = tokio::time::timeout(timeout, async {
-            match self {
-                Self::Tcp { port } => connect::open(reach, spare, *port).await.map(drop).map_err(words),
-                Self::Http { port, request } => {
-                    let stream = connect::open(reach, spare, *port).await.and_then(connect::Open::stream);
-                    http::ask(stream.map_err(words)?, request).await
-                }
-                Self::Grpc { port, service } => {
-                    let stream = connect::open(reach, spare, *port).await.and_then(connect::Open::stream);
-                    grpc::ask(stream.map_err(words)?, service).await
-                }
-                Self::Exec { command, exec } => exec::ask(exec, command, timeout).await,
+    ) -> Result<(), Miss> {
+        let in_time = match self {
+            Self::Exec { command, exec } => {
+                let tried =
+                    tokio::time::timeout(timeout + EXEC_ANSWER, exec::ask(exec, command, timeout)).await;
+                tried.unwrap_or_else(|_| Err(Miss::Unknown("nobody says how it ended".to_owned())))
             }
-        });
-        let result = tried.await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
-        result.map_err(|why| format!("{self}: {why}"))
+            Self::Tcp { .. } | Self::Http { .. } | Self::Grpc { .. } => {
+                let tried = tokio::time::timeout(timeout, self.ask(reach, spare)).await;
+                let answer = tried.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
+                answer.map_err(Miss::Failed)
+            }
+        };
+        in_time.map_err(|miss| match miss {
+            Miss::Failed(why) => Miss::Failed(format!("{self}: {why}")),
+            Miss::Unknown(why) => Miss::Unknown(format!("{self}: {why}")),
+        })
+    }
+
+    /// Asks the instance over its network.
+    async fn ask(&self, reach: &Reach, spare: &mut Option<OwnedFd>) -> Result<(), String> {
+        let (Self::Tcp { port } | Self::Http { port, .. } | Self::Grpc { port, .. }) = self else {
+            return Ok(());
+        };
+        let open = connect::open(reach, spare, *port).await.map_err(words)?;
+        match self {
+            Self::Http { request, .. } => http::ask(open.stream().map_err(words)?, request).await,
+            Self::Grpc { service, .. } => grpc::ask(open.stream().map_err(words)?, service).await,
+            Self::Tcp { .. } | Self::Exec { .. } => Ok(()),
+        }
     }
 }
 
@@ -224,7 +241,7 @@ mod tests {
         let check = Check::Tcp { port };
         let mut spare = None;
         let refused = check.attempt(&reach, &mut spare, Duration::from_secs(10)).await.unwrap_err();
-        assert_eq!(refused, format!("port {port}: nothing listens there"));
+        assert_eq!(refused, Miss::Failed(format!("port {port}: nothing listens there")));
         let _listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         assert_eq!(check.attempt(&reach, &mut spare, Duration::from_secs(10)).await, Ok(()));
     }
@@ -239,7 +256,8 @@ mod tests {
         {
             let check = Check::of(&probe, "probe", None, port, None).unwrap();
             let failed = check.attempt(&reach, &mut None, Duration::from_millis(50)).await.unwrap_err();
-            assert!(failed.ends_with("no answer within 50ms"), "{failed}");
+            let in_words = matches!(&failed, Miss::Failed(why) if why.ends_with("no answer within 50ms"));
+            assert!(in_words, "{failed:?}");
         }
     }
 }

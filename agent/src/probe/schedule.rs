@@ -14,6 +14,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(1);
 const FAILURES: u32 = 3;
 
+/// Before an attempt of a regular schedule that could not be made is made after all; sooner if the period is shorter.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// A probe's numbers, the defaults filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timing {
@@ -115,6 +118,15 @@ impl Schedule {
     /// Takes the result of an attempt begun at `began` and ended `now`.
     pub(super) fn record(&mut self, began: Duration, now: Duration, passed: bool) -> Option<Verdict> {
         if passed { self.passed(began, now) } else { self.failed(began, now) }
+    }
+
+    /// An attempt could not be made: it counts as none, and is made again soon.
+    pub(super) fn put_off(&mut self, now: Duration) {
+        let pause = match self.eager {
+            Some(since) => self.pause(since, now),
+            None => AGAIN.min(self.timing.period),
+        };
+        self.next = now + pause;
     }
 
     /// From now on one attempt a period, the first one a period after the last pass.
@@ -224,6 +236,23 @@ mod tests {
             let mut schedule = Schedule::regular(timing(0, 10, successes, failures), ms(0));
             assert_eq!(verdicts(&mut schedule, results), expected, "{successes} {failures} {results}");
         }
+    }
+
+    #[test]
+    fn an_attempt_that_could_not_be_made_counts_as_none_and_is_made_again_soon() {
+        let mut schedule = Schedule::regular(timing(0, 10, 1, 2), ms(0));
+        assert_eq!(verdicts(&mut schedule, "-"), ".");
+        for at in [20_000, 21_000, 22_000] {
+            assert_eq!(schedule.next(), ms(at));
+            schedule.put_off(ms(at));
+        }
+        assert_eq!(
+            play(&mut schedule, "-+"),
+            [(23_000, Some(Verdict::Failed)), (33_000, Some(Verdict::Passed))]
+        );
+        let mut eager = Schedule::eager(timing(0, 10, 1, 1), ms(0));
+        eager.put_off(ms(0));
+        assert_eq!(play(&mut eager, "+"), [(100, Some(Verdict::Passed))]);
     }
 
     #[test]

@@ -38,7 +38,8 @@ pub(super) async fn serve(app: axum::Router) -> u16 {
     port
 }
 
-/// An instance whose probes are commands with given results: `+` passes, `-` fails, `z` hangs; the last goes on for ever.
+/// An instance whose probes are commands with given results: `+` passes, `-` fails, `z` takes all its time, `?` cannot be run, `_`
+/// is never heard of again; the last goes on for ever.
 struct Script {
     results: BTreeMap<&'static str, &'static str>,
     begun: Instant,
@@ -47,7 +48,7 @@ struct Script {
 }
 
 impl Script {
-    fn run(self: Arc<Self>, command: &str) -> Running {
+    fn run(self: Arc<Self>, command: &str, timeout: Duration) -> Running {
         let results = self.results[command];
         let mut attempts = self.attempts.lock().unwrap();
         let number = attempts.iter().filter(|(name, _)| name == command).count();
@@ -57,6 +58,11 @@ impl Script {
             match result {
                 '+' => Ok(Exit { status: 0, output: String::new() }),
                 '-' => Ok(Exit { status: 1, output: String::new() }),
+                '?' => Err(Miss::Unknown("the supervisor went away".to_owned())),
+                'z' => {
+                    tokio::time::sleep(timeout).await;
+                    Err(Miss::Failed(format!("did not end within {timeout:?}")))
+                }
                 _ => std::future::pending().await,
             }
         })
@@ -84,7 +90,7 @@ impl Watched {
         let results: BTreeMap<_, _> = results.iter().copied().collect();
         let script = Arc::new(Script { results, begun: Instant::now(), attempts: Mutex::default() });
         let runner = script.clone();
-        let exec: Exec = Arc::new(move |command, _| runner.clone().run(&command[0]));
+        let exec: Exec = Arc::new(move |command, timeout| runner.clone().run(&command[0], timeout));
         let reach = Reach { exec: Some(exec), ..here().0 };
         let probe = |name: &str| {
             script.results.contains_key(name).then(|| {
@@ -196,10 +202,30 @@ async fn a_dead_instance_is_given_up_after_failures_in_a_row() {
     let results = [("readiness", "+"), ("liveness", "+--+--z")];
     let mut watched = Watched::new(&results, |_, probe| probe.timeout_seconds = 2);
     assert_eq!(watched.event().await, at("Ready", 0));
-    let failed = "LivenessProbeFailed the liveness probe failed: command liveness: no answer within 2s";
+    let failed = "LivenessProbeFailed the liveness probe failed: command liveness: did not end within 2s";
     assert_eq!(watched.event().await, at(failed, 72_000));
     assert_eq!(watched.events.recv().await, None, "the watch is over");
     assert_eq!(watched.script.times("liveness")[..3], [10_000, 20_000, 30_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_could_not_be_made_restarts_nothing_and_is_made_again() {
+    let results = [("readiness", "+?+"), ("liveness", "--?_?????+--?-")];
+    let mut watched = Watched::new(&results, |_, probe| probe.timeout_seconds = 2);
+    assert_eq!(watched.event().await, at("Ready", 0));
+    let failed = "LivenessProbeFailed the liveness probe failed: command liveness: exited with 1";
+    // Failures at 10 and 20 s; from 30 s on nothing is known: tried again every second, but for one that is given up after 7 s.
+    // It passes at 44 s, fails at 54 and 64 s, and once more a second after the attempt of 74 s.
+    assert_eq!(watched.event().await, at(failed, 75_000));
+    assert_eq!(watched.script.times("liveness")[2..6], [30_000, 31_000, 39_000, 40_000]);
+    assert_eq!(watched.script.times("readiness")[..3], [0, 10_000, 11_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn startup_and_readiness_go_on_where_a_probe_could_not_be_made() {
+    let results = [("startup", "??+"), ("readiness", "???+")];
+    let mut watched = Watched::new(&results, |_, probe| probe.failure_threshold = 1);
+    assert_eq!(watched.event().await, at("Ready", 250));
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::pause::Pause;
 use super::schedule::{Schedule, Verdict};
-use super::{Check, Finding, Passed, Plan, Probes, Reach};
+use super::{Check, Finding, Miss, Passed, Plan, Probes, Reach};
 
 /// Ends when the instance has failed for good.
 pub(super) async fn run<T>(probes: Probes, reach: Reach, paused: watch::Receiver<bool>, tell: T)
@@ -102,19 +102,28 @@ impl Prober<'_> {
                 continue;
             };
             let ended = self.begun.elapsed();
-            match (self.schedule.record(began, ended, result.is_ok()), result) {
-                (Some(Verdict::Passed), _) => {
+            let (is_pass, why) = match result {
+                Ok(()) => (true, String::new()),
+                Err(Miss::Failed(why)) => (false, why),
+                Err(Miss::Unknown(why)) => {
+                    tracing::debug!(why, "a probe could not be made");
+                    self.schedule.put_off(ended);
+                    continue;
+                }
+            };
+            match self.schedule.record(began, ended, is_pass) {
+                Some(Verdict::Passed) => {
                     let (began, took) = ((self.begun + began).into_std(), ended.saturating_sub(began));
                     return Ok(Passed { began, took });
                 }
-                (Some(Verdict::Failed), Err(message)) => return Err(message),
-                _ => {}
+                Some(Verdict::Failed) => return Err(why),
+                None => {}
             }
         }
     }
 
     /// The next attempt when it is due: when it began and what came of it. `None` if the instance is paused before it ends.
-    async fn attempt(&mut self) -> Option<(Duration, Result<(), String>)> {
+    async fn attempt(&mut self) -> Option<(Duration, Result<(), Miss>)> {
         let Self { check, timeout, schedule, reach, paused, begun, pause, spare } = self;
         let attempt = async {
             pause.wait(schedule.next().saturating_sub(begun.elapsed())).await;
