@@ -194,7 +194,7 @@ impl Executor {
     }
 
     /// Looks the image of a revision up; fetches and unpacks what is missing.
-    pub(crate) fn prepare_image(&self, digest: Digest, object: RevisionObject) {
+    pub(crate) fn prepare_image(&self, digest: Digest, object: Arc<RevisionObject>) {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
             let revision = object.key();
@@ -206,7 +206,7 @@ impl Executor {
     }
 
     /// Creates an instance, to wait.
-    pub(crate) fn prime(&self, instance: InstanceId, digest: Digest, object: RevisionObject) {
+    pub(crate) fn prime(&self, instance: InstanceId, digest: Digest, object: Arc<RevisionObject>) {
         let inner = self.inner.clone();
         lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
         self.inner.spawn(async move {
@@ -230,7 +230,7 @@ impl Executor {
     }
 
     /// Creates and starts an instance, and probes it.
-    pub(crate) fn launch(&self, instance: InstanceId, digest: Digest, object: RevisionObject) {
+    pub(crate) fn launch(&self, instance: InstanceId, digest: Digest, object: Arc<RevisionObject>) {
         let inner = self.inner.clone();
         lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
         self.inner.spawn(async move {

@@ -4,6 +4,7 @@
 //! end, optional and skipped when absent: otherwise every object of every fleet changes its digest with an upgrade.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -153,7 +154,7 @@ fn encode(kind: ObjectKind, namespace: &str, name: &str, object: &impl Serialize
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// By key; the digest says whether it changed.
-    pub revisions: BTreeMap<RevisionKey, (Digest, RevisionObject)>,
+    pub revisions: BTreeMap<RevisionKey, (Digest, Arc<RevisionObject>)>,
     /// By namespace and name.
     pub routes: BTreeMap<(String, String), RouteObject>,
 }
@@ -190,7 +191,7 @@ impl Desired {
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }
-                self.revisions.insert(object.key(), (entry.digest, object));
+                self.revisions.insert(object.key(), (entry.digest, Arc::new(object)));
             }
             ObjectKind::Route => {
                 let object: RouteObject =

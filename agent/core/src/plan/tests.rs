@@ -1,5 +1,7 @@
 //! Tables and properties of the planner. `execute` is the world: it does what the plan says, at once and successfully.
 
+use std::sync::Arc;
+
 use tombolo_api::desired::{RouteObject, RouteTarget};
 use tombolo_api::serving::keys;
 
@@ -36,7 +38,7 @@ fn given(objects: &[(Digest, RevisionObject)]) -> (Desired, Actual) {
     let mut desired = Desired::default();
     let mut actual = Actual { incarnation: "abcde".into(), ..Actual::default() };
     for (digest, object) in objects {
-        desired.revisions.insert(object.key(), (*digest, object.clone()));
+        desired.revisions.insert(object.key(), (*digest, Arc::new(object.clone())));
         let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(*digest, false, NOW) };
         actual.revisions.insert(object.key(), known);
     }

@@ -74,7 +74,7 @@ impl Node {
             annotations: BTreeMap::new(),
             spec: RevisionSpec::default(),
         };
-        self.desired.revisions.insert(key(name), (Digest::of(content.as_bytes()), object));
+        self.desired.revisions.insert(key(name), (Digest::of(content.as_bytes()), object.into()));
     }
 
     /// These revisions are on the node and ready, and candidates, the first preferred.

@@ -25,7 +25,7 @@ fn add_revision(desired: &mut Desired, actual: &mut Actual, name: &str, ready_on
     let digest = encode_revision(&object).entry.digest;
     let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(digest, ready_once, NOW) };
     actual.revisions.insert(object.key(), known);
-    desired.revisions.insert(object.key(), (digest, object));
+    desired.revisions.insert(object.key(), (digest, object.into()));
     digest
 }
 
