@@ -37,6 +37,7 @@ use crate::outbox::Outbox;
 use crate::progress::{self, Progress};
 use crate::ready::ReadyRecord;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
+use crate::rest::Rest;
 use crate::restore;
 use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
 use crate::sync::Sync;
@@ -88,6 +89,8 @@ pub struct Agent {
     executor: Executor,
     supervisor: Supervisor,
     outbox: Outbox,
+    accepted: watch::Receiver<Option<Arc<Accepted>>>,
+    report: watch::Receiver<Report>,
     stop: CancellationToken,
     /// Tasks that end when `stop` is cancelled.
     ending: JoinSet<&'static str>,
@@ -181,6 +184,7 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let kept = OwnedFd::from(listener.try_clone().context("router.listen")?);
     let served = serve(&shared, images, (supervisor.clone(), supervisor_events), listener, &mut tasks)?;
     let (router_address, executor) = (served.address, served.executor.clone());
+    let (accepted, report) = (shared.accepted.subscribe(), served.report.clone());
     let admin_listen = shared.config.admin.listen;
     let shown = connect(shared, dir, served, &mut tasks);
     let admin = Admin::bind(admin_listen, shown).await;
@@ -193,7 +197,18 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     }
     tracing::info!(router = %router_address, admin = %admin_address, "the agent serves");
     let Tasks { stop, ending, lasting } = tasks;
-    Ok(Agent { router_address, admin_address, executor, supervisor, outbox, stop, ending, lasting })
+    Ok(Agent {
+        router_address,
+        admin_address,
+        executor,
+        supervisor,
+        outbox,
+        accepted,
+        report,
+        stop,
+        ending,
+        lasting,
+    })
 }
 
 /// The socket that requests come in on: the one that a former agent left with the supervisor, where it is as configured,
@@ -326,6 +341,11 @@ impl Agent {
     /// Where `/status` and the like answer.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
+    }
+
+    /// Tells when bursts of work are over.
+    pub fn rest(&self) -> Rest {
+        Rest::new(self.accepted.clone(), self.report.clone())
     }
 
     /// Resolves only when a task ended that must not end.

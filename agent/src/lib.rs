@@ -25,6 +25,7 @@ mod probe;
 mod progress;
 mod ready;
 mod reconcile;
+mod rest;
 mod restore;
 mod supervisor;
 mod sync;
@@ -32,3 +33,4 @@ mod tail;
 mod tls;
 
 pub use app::{Agent, Instances, Start, start};
+pub use rest::Rest;

@@ -10,7 +10,7 @@ use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tombolo_agent::config::Config;
-use tombolo_agent::{Agent, Instances, Start, memory};
+use tombolo_agent::{Agent, Instances, Rest, Start, memory};
 use tombolo_config::{LogConfig, LogFormat};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -25,9 +25,6 @@ const BLOCKING_THREADS_MAX: usize = 8;
 /// How long an idle thread for file work is kept.
 const BLOCKING_KEEP: Duration = Duration::from_secs(2);
 
-/// From the start until instances are found, the hub is reached and everything was done once.
-const START_UP: Duration = Duration::from_secs(3);
-
 /// Runs functions on this node, with or without its hub.
 #[derive(Parser)]
 #[command(name = "tombolo-agent", version)]
@@ -41,6 +38,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    memory::limit_arenas();
     let args = Args::parse();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,7 +76,7 @@ async fn serve(start: Start) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut agent = tombolo_agent::start(start).await?;
     notify(NotifyState::Ready);
-    tokio::spawn(come_to_rest());
+    tokio::spawn(shrink(agent.rest()));
     let result = tokio::select! {
         error = agent.failed() => Err(error),
         _ = terminate.recv() => Ok(()),
@@ -91,12 +89,14 @@ async fn serve(start: Start) -> anyhow::Result<()> {
     result.and(stopped)
 }
 
-/// Gives back the memory of what only the start needed, once it is over.
-async fn come_to_rest() {
-    tokio::time::sleep(START_UP).await;
-    match memory::unmap_code() {
-        Ok(bytes) => tracing::debug!(bytes, "unmapped the program's code"),
-        Err(error) => tracing::debug!(%error, "the program's code stays mapped"),
+/// Gives back the memory of what only a burst of work needed, whenever one is over.
+async fn shrink(mut rest: Rest) {
+    while rest.reached().await.is_some() {
+        memory::trim();
+        match memory::unmap_program() {
+            Ok(bytes) => tracing::debug!(bytes, "unmapped the program's file"),
+            Err(error) => tracing::debug!(%error, "the program's file stays mapped"),
+        }
     }
 }
 
