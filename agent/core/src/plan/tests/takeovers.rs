@@ -114,9 +114,9 @@ fn auto_stops_first_where_one_more_does_not_fit() {
 fn one_that_can_never_fit_takes_nobodys_place() {
     for strategy in ["overlap", "hand-over", "stop-first", "auto"] {
         let (mut desired, mut actual) = update(strategy);
-        let (digest, object) = with_memory(desired.revisions[&key(NEW)].1.clone(), "1Gi");
+        let (digest, object) = with_memory((*desired.revisions[&key(NEW)].1).clone(), "1Gi");
         actual.revisions.get_mut(&key(NEW)).unwrap().object = digest;
-        desired.revisions.insert(key(NEW), (digest, object));
+        desired.revisions.insert(key(NEW), (digest, object.into()));
         let settings = Settings { memory_bytes: (1 << 30) - 1 };
         measure(&desired, &mut actual, &settings);
         let plan = fitting(&desired, &actual, &Traffic::default(), &Targets::new(), &settings, NOW);
