@@ -74,7 +74,7 @@ async fn bytes_pass_both_ways_until_both_sides_have_ended() {
     expect(&mut client, "last").await;
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     ground.meter.drained(&without, &id("i1")).await;
-    assert_eq!(ground.in_flight(), 0);
+    until("nothing is in flight", || ground.in_flight() == 0).await;
 }
 
 #[tokio::test]
