@@ -45,21 +45,25 @@ impl Breakdown {
     }
 
     /// `TIER-mean`, and its parts: held (with the stages waited for, and `TIER-hold-rest` for deciding, routing and being
-    /// woken), forwarded, and `TIER-rest` for the connection, the head of the request and the body of the answer. Milliseconds
-    /// for each request.
+    /// woken), unless requests wake an instance without being held; forwarded; and `TIER-rest` for the connection, the head of
+    /// the request and the body of the answer. Milliseconds for each request.
     pub(crate) fn means_ms(&self) -> Vec<(String, f64)> {
         let stage = |name: &str| self.stages.get(name).filter(|(count, _)| *count > 0.0);
-        let requests = stage("hold").map_or(f64::NAN, |(count, _)| *count);
+        let requests = stage("forward").map_or(f64::NAN, |(count, _)| *count);
         let mean = |name: &str| stage(name).map(|(_, sum)| sum * 1000.0 / requests);
-        let (whole, hold) = (self.whole.mean_ms(), mean("hold").unwrap_or(f64::NAN));
+        let whole = self.whole.mean_ms();
         let forward = mean("forward").unwrap_or(f64::NAN);
-        let held: Vec<_> = HELD.iter().filter_map(|name| Some((*name, mean(name)?))).collect();
-        let known: f64 = held.iter().map(|(_, mean)| mean).sum();
-        let mut rows = vec![("mean".to_owned(), whole), ("hold-mean".to_owned(), hold)];
-        rows.extend(held.iter().map(|(name, mean)| (format!("hold-{name}-mean"), *mean)));
-        rows.push(("hold-rest-mean".to_owned(), hold - known));
+        let mut rows = vec![("mean".to_owned(), whole)];
+        let hold = mean("hold");
+        if let Some(hold) = hold {
+            let waited: Vec<_> = HELD.iter().filter_map(|name| Some((*name, mean(name)?))).collect();
+            let known: f64 = waited.iter().map(|(_, mean)| mean).sum();
+            rows.push(("hold-mean".to_owned(), hold));
+            rows.extend(waited.iter().map(|(name, mean)| (format!("hold-{name}-mean"), *mean)));
+            rows.push(("hold-rest-mean".to_owned(), hold - known));
+        }
         rows.push(("forward-mean".to_owned(), forward));
-        rows.push(("rest-mean".to_owned(), whole - hold - forward));
+        rows.push(("rest-mean".to_owned(), whole - hold.unwrap_or_default() - forward));
         rows.into_iter().map(|(name, mean)| (format!("{}-{name}", self.tier), mean)).collect()
     }
 }
@@ -101,6 +105,8 @@ mod tests {
             ("primed", "hold", 0.006),
             ("primed", "start", 0.001),
             ("primed", "forward", 0.0005),
+            ("frozen", "forward", 0.002),
+            ("frozen", "thaw", 0.001),
             ("cold", "hold", 9.0),
         ] {
             let labels = format!("{{tier=\"{tier}\",stage=\"{stage}\"}}");
@@ -130,5 +136,15 @@ mod tests {
         for (name, mean) in expected {
             assert!((rows[name] - mean).abs() < 1e-6, "{name} {rows:?}");
         }
+    }
+
+    #[test]
+    fn who_is_not_held_is_forwarded_at_once() {
+        let mut breakdown = Breakdown::new("frozen");
+        breakdown.add(Duration::from_millis(3), &Stages::new(), &parse(&text(1.0), "frozen"));
+        let rows: Vec<_> =
+            breakdown.means_ms().into_iter().map(|(name, mean)| (name, mean.round())).collect();
+        let expected = [("mean", 3.0), ("forward-mean", 2.0), ("rest-mean", 1.0)];
+        assert_eq!(rows, expected.map(|(name, mean)| (format!("frozen-{name}"), mean)));
     }
 }
