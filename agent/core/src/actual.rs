@@ -160,8 +160,9 @@ pub struct InstanceActual {
 ///
 /// ```text
 /// Priming ─▶ Primed ─▶ Launching ─▶ Probing ─▶ Ready ⇄ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
-///                                                ▲         └─▶ Freezing ─▶ Frozen ─▶ Stopping
-///                                                └──────────────── Thawing ◀─┘
+///                                                ▲       ▲ └─▶ Freezing ─▶ Frozen
+///                                                │       └──────────────────┤
+///                                                └──────────────── Thawing ◀┘
 /// ```
 ///
 /// `Launching` is also a beginning of its own. From everywhere it can come to `Ended`; where an outcome is lost or a step
