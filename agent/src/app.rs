@@ -242,23 +242,13 @@ fn serve(
     listener: TcpListener,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Served> {
-    let Shared { config, keep, outbox, floor, identity, accepted, .. } = shared;
+    let Shared { config, keep, outbox, floor, accepted, .. } = shared;
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
     let (demand_sender, demand) = mpsc::channel(DEMAND);
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
     let wake = supervisor.waker();
     let meter = Arc::new(Meter::new());
-    let tools = Tools {
-        supervisor,
-        dialer: dialer.clone(),
-        activations: meter.activations().clone(),
-        images,
-        identity: identity.subscribe(),
-        floor: floor.clone(),
-        state_dir: config.state_dir.clone(),
-        run_dir: config.run_dir.clone(),
-    };
-    let executor = Executor::new(tools, outcome_sender);
+    let executor = Executor::new(tools(shared, images, supervisor, &dialer, &meter), outcome_sender);
     let (table, tables) = watch::channel(Arc::new(RouteTable::default()));
     let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
     let (reports, readiness) = (report.subscribe(), ready.subscribe());
@@ -307,6 +297,26 @@ fn serve(
     tasks.lasting("outbox", outbox.write(keep.clone()));
     tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
     Ok(Served { address, executor, tables, meter, report: reports, decisions: decided, ready: readiness })
+}
+
+/// What the executor works with.
+fn tools(
+    shared: &Shared,
+    images: tombolo_oci::Store,
+    supervisor: Supervisor,
+    dialer: &Dialer,
+    meter: &Meter,
+) -> Tools {
+    Tools {
+        supervisor,
+        dialer: dialer.clone(),
+        activations: meter.activations().clone(),
+        images,
+        identity: shared.identity.subscribe(),
+        floor: shared.floor.clone(),
+        state_dir: shared.config.state_dir.clone(),
+        run_dir: shared.config.run_dir.clone(),
+    }
 }
 
 /// How far rollouts and takeovers are, and where to say it when that changes, to be written.
