@@ -303,7 +303,8 @@ impl Reconciler {
     ) {
         self.actual.named += 1;
         let (revision, port) = (object.key(), object.spec.port());
-        let entry = InstanceActual { revision, object: digest, port, pid: 0, phase, since: now };
+        let entry =
+            InstanceActual { revision, object: digest, port, pid: 0, phase, since: now, unready: None };
         self.actual.instances.insert(instance, entry);
     }
 
@@ -363,8 +364,9 @@ impl Reconciler {
             let (port, seconds) = (instance.port, deadline_ms / 1000);
             let what =
                 format!("the program did not pass its readiness probe on port {port} within {seconds} s");
+            let why = instance.unready.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
             let trouble =
-                Trouble::new("ProgressDeadlineExceeded", format!("{what}: it must listen on $PORT"));
+                Trouble::new("ProgressDeadlineExceeded", format!("{what}: it must listen on $PORT{why}"));
             self.crashed(&instance, false, trouble, now);
         }
     }

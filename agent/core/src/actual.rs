@@ -154,6 +154,8 @@ pub struct InstanceActual {
     pub phase: Phase,
     /// When it entered `phase`.
     pub since: Moment,
+    /// Why its readiness probe failed last, in words.
+    pub unready: Option<String>,
 }
 
 /// Where an instance is in its life on this node.

@@ -276,8 +276,12 @@ impl Revision {
         None
     }
 
-    /// Let a frozen instance go on, and tell of it; whether it will.
+    /// Let a frozen instance go on for a request that has entered it, and tell of it; whether it will.
     fn wake(&self, instance: &Instance) -> bool {
+        // Whoever entered before has done so; if in vain, the reconciler does, for it sees requests there.
+        if instance.load() > 1 {
+            return true;
+        }
         let woken = self.node.wake.get().is_some_and(|wake| wake.wake(&instance.endpoint.instance));
         if woken {
             // A full channel is no loss, see `ask`.

@@ -171,6 +171,9 @@ impl Reconciler {
             }
             Finding::NotReady { message } => {
                 tracing::warn!(%instance, message, "an instance is not ready");
+                if let Some(known) = self.actual.instances.get_mut(&instance) {
+                    known.unready = Some(message);
+                }
                 if self.is_in(&instance, &Phase::Ready) {
                     self.set_phase(&instance, Phase::Probing, now);
                 }
@@ -333,8 +336,15 @@ impl Reconciler {
             false => phase,
         };
         tracing::info!(instance = %id, %revision, pid = record.pid, ?phase, "adopted an instance");
-        let instance =
-            InstanceActual { revision: revision.clone(), object, port, pid: record.pid, phase, since: now };
+        let instance = InstanceActual {
+            revision: revision.clone(),
+            object,
+            port,
+            pid: record.pid,
+            phase,
+            since: now,
+            unready: None,
+        };
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {

@@ -100,7 +100,7 @@ fn asking(desired: &Desired, want: u32, at: Moment) -> Targets {
 }
 
 fn instance(revision: &str, object: Digest, phase: Phase) -> InstanceActual {
-    InstanceActual { revision: key(revision), object, port: 8080, pid: 7, phase, since: NOW }
+    InstanceActual { revision: key(revision), object, port: 8080, pid: 7, phase, since: NOW, unready: None }
 }
 
 fn ended() -> Phase {

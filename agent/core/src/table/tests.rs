@@ -99,7 +99,15 @@ fn only_ready_instances_are_endpoints() {
     let object = add_revision(&mut desired, &mut actual, "s-00001", true);
     let key = RevisionKey::new("default", "s-00001");
     for (name, phase) in [("a", Phase::Ready), ("b", Phase::Probing), ("c", Phase::Draining)] {
-        let made = InstanceActual { revision: key.clone(), object, port: 8080, pid: 1, phase, since: NOW };
+        let made = InstanceActual {
+            revision: key.clone(),
+            object,
+            port: 8080,
+            pid: 1,
+            phase,
+            since: NOW,
+            unready: None,
+        };
         actual.instances.insert(InstanceId(name.into()), made);
     }
     let table = build(&desired, &actual, NOW);
@@ -126,7 +134,15 @@ fn frozen_instances_stand_by_while_none_is_ready() {
         ("d", object, Phase::Draining),
         ("e", old, Phase::Frozen),
     ] {
-        let made = InstanceActual { revision: key.clone(), object, port: 8080, pid: 1, phase, since: NOW };
+        let made = InstanceActual {
+            revision: key.clone(),
+            object,
+            port: 8080,
+            pid: 1,
+            phase,
+            since: NOW,
+            unready: None,
+        };
         actual.instances.insert(InstanceId(name.into()), made);
     }
     assert_eq!(standby(&actual), ["a", "b"]);

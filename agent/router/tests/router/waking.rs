@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use http::StatusCode;
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::watch;
 use tombolo_agent_core::routes::Backend;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_router::Wake;
@@ -32,6 +33,19 @@ impl Alarm {
     }
 }
 
+/// Instance `i1`, which answers once the value is true.
+fn serve_when_released(ground: &Ground) -> watch::Sender<bool> {
+    let (release, released) = watch::channel(false);
+    ground.serve("i1", move |_| {
+        let mut released = released.clone();
+        async move {
+            drop(released.wait_for(|free| *free).await);
+            text(Bytes::from_static(b"awake"))
+        }
+    });
+    release
+}
+
 #[tokio::test]
 async fn a_request_wakes_a_frozen_instance_and_goes_there() {
     let alarm = Arc::new(Alarm::default());
@@ -49,24 +63,36 @@ async fn a_request_wakes_a_frozen_instance_and_goes_there() {
 }
 
 #[tokio::test]
+async fn a_crowd_wakes_it_once() {
+    let alarm = Arc::new(Alarm::default());
+    let Some(ground) = Ground::waking(alarm.clone()) else { return };
+    let release = serve_when_released(&ground);
+    ground.put(table(frozen(&["i1"]))).await;
+    let mut asked = Vec::new();
+    for present in 1..=5 {
+        let mut client = ground.client().await;
+        asked.push(tokio::spawn(async move { client.get("/").await.status() }));
+        until("it is there", || ground.in_flight() == present).await;
+    }
+    assert_eq!(alarm.woken(), [id("i1")]);
+    release.send_replace(true);
+    for status in asked {
+        assert_eq!(status.await.unwrap(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn frozen_instances_take_no_more_than_others() {
     let alarm = Arc::new(Alarm::default());
     let Some(ground) = Ground::waking(alarm.clone()) else { return };
-    let (sender, release) = tokio::sync::watch::channel(false);
-    ground.serve("i1", move |_| {
-        let mut release = release.clone();
-        async move {
-            drop(release.wait_for(|free| *free).await);
-            text(Bytes::from_static(b"awake"))
-        }
-    });
+    let release = serve_when_released(&ground);
     ground.put(table(Backend { container_concurrency: 1, ..frozen(&["i1"]) })).await;
     let asked: Vec<_> = [ground.client().await, ground.client().await].into_iter().collect();
     let asked =
         asked.into_iter().map(|mut client| tokio::spawn(async move { client.get("/").await.status() }));
     let asked: Vec<_> = asked.collect();
     until("one is there and one is held", || ground.in_flight() == 1 && ground.held() == 1).await;
-    sender.send_replace(true);
+    release.send_replace(true);
     for status in asked {
         assert_eq!(status.await.unwrap(), StatusCode::OK);
     }
