@@ -11,6 +11,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 static SICK: AtomicBool = AtomicBool::new(false);
@@ -120,8 +121,16 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
             format!("{}", eaten.iter().map(|byte| u64::from(*byte)).sum::<u64>()).into_bytes()
         }
         "/fork" => {
-            let sleeper = |_| std::thread::Builder::new().spawn(|| std::thread::sleep(Duration::from_secs(3)));
-            format!("{}", (0..number()).map(sleeper).take_while(Result::is_ok).count()).into_bytes()
+            // None ends before the last one was made, however slow the machine.
+            let gate = Arc::new(Mutex::new(()));
+            let shut = gate.lock();
+            let sleeper = |_| {
+                let gate = Arc::clone(&gate);
+                std::thread::Builder::new().spawn(move || drop(gate.lock()))
+            };
+            let made = (0..number()).map(sleeper).take_while(Result::is_ok).count();
+            drop(shut);
+            format!("{made}").into_bytes()
         }
         "/log" => {
             println!("{argument}");
