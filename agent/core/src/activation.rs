@@ -1,4 +1,5 @@
-//! What becomes of one request: forwarded to a ready instance, held until there is one, or refused with a reason.
+//! What becomes of one request: forwarded to an instance that is ready or can be woken, held until there is one, or refused
+//! with a reason.
 //!
 //! Pure: it must not know sockets, queues, clocks or where randomness comes from; the router hands in what it counts.
 

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod rollout;
 pub mod routes;
 pub mod status;
+pub mod stored;
 pub mod supervision;
 pub mod table;
 pub mod takeovers;

@@ -84,7 +84,7 @@ pub struct Situation<'a> {
 pub enum Action {
     /// Send SIGKILL.
     Kill { instance: InstanceId },
-    /// Send SIGTERM, and let it run if it is frozen.
+    /// Send SIGTERM.
     Terminate { instance: InstanceId },
     /// Take it out of the route table, and let it go on if it is frozen: it may have been given a request.
     Drain { instance: InstanceId },

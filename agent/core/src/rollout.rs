@@ -22,7 +22,6 @@ use state::{Goal, Phase, Surroundings, Track};
 use steps::Share;
 
 pub use state::Stepped;
-pub use stored::StoredError;
 
 /// All rollouts of a node, finished ones too: who served before is where the next one starts.
 #[derive(Clone, Debug, Default, PartialEq)]

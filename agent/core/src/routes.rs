@@ -48,7 +48,8 @@ pub struct Split {
 /// A revision as the router sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Instances that passed their readiness probe. Empty: hold requests, ask for an instance, unless `unavailable`.
+    /// Instances that passed their readiness probe. Empty, and nothing in `standby`: hold requests, ask for an instance, unless
+    /// `unavailable`.
     pub ready: Vec<Endpoint>,
     /// Frozen instances, which take requests as soon as they are woken. Of use only while none is ready.
     pub standby: Vec<Endpoint>,

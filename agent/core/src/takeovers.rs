@@ -9,6 +9,7 @@ use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{RevisionActual, Takeover};
+use crate::stored::{self, StoredError};
 
 /// Of the encoding. A higher one was written by a newer release.
 const VERSION: u32 = 1;
@@ -17,27 +18,11 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Takeovers(BTreeMap<RevisionKey, (Digest, State)>);
 
-/// Why stored takeovers cannot be gone on with: those that had begun begin anew, those that were undone are tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum StoredError {
-    #[error("the stored takeovers are no takeovers")]
-    Malformed(#[source] serde_json::Error),
-    #[error(
-        "the stored takeovers have version {0}, this release reads {VERSION}: install the newer release again to go on with them"
-    )]
-    Version(u32),
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum State {
     Begun,
     Undone(RolledBack),
-}
-
-#[derive(Deserialize)]
-struct Header {
-    version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,13 +74,9 @@ impl Takeovers {
         serde_json::to_vec(&stored).expect("takeovers are plain data")
     }
 
-    /// What [`Takeovers::encode`] wrote.
+    /// What [`Takeovers::encode`] wrote. Without it, those that had begun begin anew, and those that were undone are tried again.
     pub fn decode(bytes: &[u8]) -> Result<Self, StoredError> {
-        let header: Header = serde_json::from_slice(bytes).map_err(StoredError::Malformed)?;
-        if header.version != VERSION {
-            return Err(StoredError::Version(header.version));
-        }
-        let stored: Stored = serde_json::from_slice(bytes).map_err(StoredError::Malformed)?;
+        let stored: Stored = stored::decode(bytes, VERSION)?;
         Ok(Self(stored.takeovers.into_iter().map(|one| (one.revision, (one.object, one.state))).collect()))
     }
 }

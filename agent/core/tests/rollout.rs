@@ -9,8 +9,9 @@ mod recorded;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::rollout::steps::{Pace, Share, Shift};
-use tombolo_agent_core::rollout::{Rollouts, StoredError};
+use tombolo_agent_core::stored::StoredError;
 
 /// Where the recordings' clocks start, nanoseconds since 1970.
 const START_NS: i64 = 946_684_800_000_000_000;
@@ -160,7 +161,7 @@ fn stored_rollouts_keep_their_encoding() {
 #[test]
 fn stored_rollouts_that_cannot_be_read_are_said_to_be_so() {
     let newer = Rollouts::decode(br#"{"version":2,"anything":[]}"#);
-    assert!(matches!(newer, Err(StoredError::Version(2))));
+    assert!(matches!(newer, Err(StoredError::Version { found: 2, .. })));
     assert!(matches!(Rollouts::decode(b"{}"), Err(StoredError::Malformed(_))));
     let golden = include_str!("golden/rollouts-1.json");
     let bent = Rollouts::decode(golden.replace("\"percent\":26}", "\"percent\":27}").as_bytes()).unwrap();

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use tombolo_agent_core::actual::{Moment, RevisionActual, Takeover};
-use tombolo_agent_core::takeovers::{StoredError, Takeovers};
+use tombolo_agent_core::stored::StoredError;
+use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
@@ -45,7 +46,7 @@ fn what_version_1_wrote_is_read_and_written_the_same() {
 fn what_cannot_be_read_is_told_apart() {
     assert!(matches!(Takeovers::decode(b""), Err(StoredError::Malformed(_))));
     let newer = GOLDEN.replacen("\"version\":1", "\"version\":2", 1);
-    assert!(matches!(Takeovers::decode(newer.as_bytes()), Err(StoredError::Version(2))));
+    assert!(matches!(Takeovers::decode(newer.as_bytes()), Err(StoredError::Version { found: 2, .. })));
     let unknown = GOLDEN.replacen("\"begun\"", "\"paused\"", 1);
     assert!(matches!(Takeovers::decode(unknown.as_bytes()), Err(StoredError::Malformed(_))));
 }

@@ -4,25 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Track;
 use super::{Rollouts, TargetKey};
+use crate::stored::{self, StoredError};
 
 /// Of the encoding. A higher one was written by a newer release.
 const VERSION: u32 = 1;
-
-/// Why stored rollouts cannot be gone on with: the newest revisions get all at once.
-#[derive(Debug, thiserror::Error)]
-pub enum StoredError {
-    #[error("the stored rollouts are no rollouts")]
-    Malformed(#[source] serde_json::Error),
-    #[error(
-        "the stored rollouts have version {0}, this release reads {VERSION}: install the newer release again to go on with them"
-    )]
-    Version(u32),
-}
-
-#[derive(Deserialize)]
-struct Header {
-    version: u32,
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -47,13 +32,10 @@ impl Rollouts {
         serde_json::to_vec(&Stored { version: VERSION, targets }).expect("rollouts are plain data")
     }
 
-    /// What [`Rollouts::encode`] wrote. A target whose shares do not add up is left out.
+    /// What [`Rollouts::encode`] wrote. A target whose shares do not add up is left out. Without it, the newest
+    /// revisions get all at once.
     pub fn decode(bytes: &[u8]) -> Result<Self, StoredError> {
-        let header: Header = serde_json::from_slice(bytes).map_err(StoredError::Malformed)?;
-        if header.version != VERSION {
-            return Err(StoredError::Version(header.version));
-        }
-        let stored: Stored = serde_json::from_slice(bytes).map_err(StoredError::Malformed)?;
+        let stored: Stored = stored::decode(bytes, VERSION)?;
         let valid = stored.targets.into_iter().filter(|target| target.track.is_valid());
         Ok(Self { targets: valid.map(|target| (target.target, target.track)).collect() })
     }

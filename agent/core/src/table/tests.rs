@@ -12,6 +12,12 @@ fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
 
 const NOW: Moment = Moment(1_000);
 
+fn add_instance(actual: &mut Actual, name: &str, revision: &RevisionKey, object: Digest, phase: Phase) {
+    let revision = revision.clone();
+    let made = InstanceActual { revision, object, port: 8080, pid: 1, phase, since: NOW, unready: None };
+    actual.instances.insert(InstanceId(name.into()), made);
+}
+
 fn add_revision(desired: &mut Desired, actual: &mut Actual, name: &str, ready_once: bool) -> Digest {
     let object = RevisionObject {
         namespace: "default".into(),
@@ -99,16 +105,7 @@ fn only_ready_instances_are_endpoints() {
     let object = add_revision(&mut desired, &mut actual, "s-00001", true);
     let key = RevisionKey::new("default", "s-00001");
     for (name, phase) in [("a", Phase::Ready), ("b", Phase::Probing), ("c", Phase::Draining)] {
-        let made = InstanceActual {
-            revision: key.clone(),
-            object,
-            port: 8080,
-            pid: 1,
-            phase,
-            since: NOW,
-            unready: None,
-        };
-        actual.instances.insert(InstanceId(name.into()), made);
+        add_instance(&mut actual, name, &key, object, phase);
     }
     let table = build(&desired, &actual, NOW);
     let ready: Vec<_> =
@@ -134,16 +131,7 @@ fn frozen_instances_stand_by_while_none_is_ready() {
         ("d", object, Phase::Draining),
         ("e", old, Phase::Frozen),
     ] {
-        let made = InstanceActual {
-            revision: key.clone(),
-            object,
-            port: 8080,
-            pid: 1,
-            phase,
-            since: NOW,
-            unready: None,
-        };
-        actual.instances.insert(InstanceId(name.into()), made);
+        add_instance(&mut actual, name, &key, object, phase);
     }
     assert_eq!(standby(&actual), ["a", "b"]);
     actual.instances.get_mut(&InstanceId("c".into())).unwrap().phase = Phase::Ready;
