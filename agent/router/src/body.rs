@@ -118,6 +118,15 @@ impl RequestBody {
         }
     }
 
+    /// Undo that these frames were taken.
+    pub(crate) fn put_back(&mut self, frames: Vec<Frame<Bytes>>) {
+        if let Self::Stream { ahead, .. } = self {
+            for frame in frames.into_iter().rev() {
+                ahead.push_front(frame);
+            }
+        }
+    }
+
     /// Read a small body into memory; at once done for another. Never returns if the client leaves: its request is dropped.
     pub(crate) async fn read_ahead(&mut self) {
         let Self::Stream { incoming, ahead, ended, gate, .. } = self else { return };

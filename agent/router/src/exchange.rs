@@ -22,8 +22,8 @@ use crate::body::{Gate, Progress, READ_AHEAD_MAX, RequestBody};
 use crate::deadline::{Limit, Limits};
 use crate::grpc;
 use crate::headers::{self, Found, Hop};
-use crate::instance::{Connection, Instance};
-use crate::reply::Reply;
+use crate::instance::Instance;
+use crate::reply::{Reply, Source};
 use crate::revision::{Admission, Release, Slot, Waiter};
 use crate::sample::Refused;
 use crate::session::{Open, Routed};
@@ -61,9 +61,7 @@ struct Exchange {
 
 /// An answer whose head has come, and what its request occupies.
 struct Answered {
-    response: Response<Incoming>,
-    /// `None`: HTTP/2.
-    connection: Option<Connection>,
+    response: Response<Source>,
     slot: Slot,
 }
 
@@ -112,14 +110,7 @@ impl Exchange {
         parts.extensions.clear();
         let body = RequestBody::new(incoming, start, gate.clone());
         let upload = body.progress();
-        let mut request = Request::from_parts(parts, body);
-        if let Some(gate) = gate.clone() {
-            hyper::ext::on_informational(&mut request, move |answer| {
-                if answer.status() == StatusCode::CONTINUE {
-                    gate.open();
-                }
-            });
-        }
+        let request = Request::from_parts(parts, body);
         open.visit(&routed.revision, start);
         Ok(Self { routed, open, start, limits, request: Some(request), upgrade, gate, upload, release: None })
     }
@@ -133,11 +124,11 @@ impl Exchange {
                 Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
             }
             match self.send(&slot.instance).await {
-                Sent::Answered(response, connection) => {
+                Sent::Answered(response) => {
                     if let Some(release) = &self.release {
                         self.routed.revision.answered(release);
                     }
-                    return Ok(Answered { response, connection, slot });
+                    return Ok(Answered { response, slot });
                 }
                 Sent::Nothing(_) if retries < RETRIES_MAX => {
                     retries += 1;
@@ -197,35 +188,34 @@ impl Exchange {
 
     /// Pass an instance's answer on.
     fn answer(mut self, answered: Answered) -> Response<Reply> {
-        let Answered { mut response, connection, slot } = answered;
+        let Answered { mut response, slot } = answered;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         headers::prepare_answer(response.headers_mut(), switched);
         if switched {
-            return self.switch(Answered { response, connection, slot });
+            return self.switch(Answered { response, slot });
         }
         let now = Instant::now();
         self.open.answered(response.status(), self.start, now);
-        let (mut parts, incoming) = response.into_parts();
+        let (mut parts, source) = response.into_parts();
         parts.version = if self.open.is_multiplexed() { Version::HTTP_2 } else { Version::HTTP_11 };
-        let held = (slot, self.open);
-        let reply = Reply::new(incoming, connection, held, self.limits, self.upload, now);
+        let reply = Reply::new(source, (slot, self.open), self.limits, self.upload, now);
         Response::from_parts(parts, reply)
     }
 
     /// The instance has switched protocols: the client's connection does too, once it has got this answer.
     fn switch(mut self, answered: Answered) -> Response<Reply> {
-        let Answered { mut response, connection, slot } = answered;
-        let (Some(client), Some(connection)) = (self.upgrade.take(), connection) else {
+        let (parts, source) = answered.response.into_parts();
+        let (Some(client), Source::Http1(instance)) = (self.upgrade.take(), source) else {
             let what = "it switched protocols without being asked to";
             let answer = Answer::lost(&self.routed.revision.key, &what);
             return self.refuse(answer);
         };
-        self.open.answered(response.status(), self.start, Instant::now());
-        let instance = hyper::upgrade::on(&mut response);
+        self.open.answered(parts.status, self.start, Instant::now());
+        let (stream, early) = instance.into_switched();
         let session = Arc::clone(&self.open.session);
-        let idle_ms = self.limits.idle_ms;
-        session.set_tunnel(Tunnel { client, instance, connection, slot, open: self.open, idle_ms });
-        response.map(|_| Reply::Whole(None))
+        let (slot, idle_ms) = (answered.slot, self.limits.idle_ms);
+        session.set_tunnel(Tunnel { client, instance: stream, early, slot, open: self.open, idle_ms });
+        Response::from_parts(parts, Reply::Whole(None))
     }
 
     fn late(&self, limit: Limit) -> Answer {

@@ -1,32 +1,26 @@
 //! An instance as the router holds it: how many requests are at it, and its open connections.
 //!
-//! A connection to an HTTP/1 instance has no task of its own: whoever uses it drives it, which saves two task switches for
-//! each request, and an idle one costs nothing. It must not know hosts, splits or queues.
+//! It must not know hosts, splits or queues.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use tombolo_agent_core::routes::Endpoint;
 
 use crate::body::RequestBody;
 use crate::dialer::Dialer;
+use crate::http1::Upstream;
 use crate::worker::{lane, lanes};
 
-/// Idle connections that a thread keeps for one instance: as many as a busy front end has requests at once; one costs about 20 KiB.
+/// Idle connections that a thread keeps for one instance: as many as a busy front end has requests at once; one costs about 12 KiB.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 
 /// How long an idle connection is kept. Below the 5 s after which Node.js closes one, since a new one costs only about 50 µs.
 pub(crate) const IDLE_CONNECTION_MAX_AGE: Duration = Duration::from_secs(4);
-
-/// Read and write buffer of a connection, and so the largest head of an answer.
-const CONNECTION_BUFFER_MAX: usize = 64 * 1024;
 
 /// Set in `requests` while the instance is not in the route table: takes no new requests, finishes those it has.
 const RETIRED: u32 = 1 << 31;
@@ -45,17 +39,10 @@ pub(crate) struct Instance {
 #[derive(Default)]
 struct Lane {
     /// With the moment since when. The one used last is at the end.
-    idle: Mutex<Vec<(Connection, Instant)>>,
+    idle: Mutex<Vec<(Box<Upstream>, Instant)>>,
     multiplexed: Mutex<Option<http2::SendRequest<RequestBody>>>,
     /// Held while the one HTTP/2 connection is made.
     connecting: tokio::sync::Mutex<()>,
-}
-
-/// An HTTP/1 connection to an instance.
-pub(crate) struct Connection {
-    pub(crate) sender: http1::SendRequest<RequestBody>,
-    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
-    ended: bool,
 }
 
 /// Why there is no connection.
@@ -137,7 +124,7 @@ impl Instance {
 
     /// Close connections that were idle for too long.
     pub(crate) fn sweep(&self, now: Instant) {
-        let fresh = |(_, since): &(Connection, Instant)| {
+        let fresh = |(_, since): &(Box<Upstream>, Instant)| {
             now.saturating_duration_since(*since) < IDLE_CONNECTION_MAX_AGE
         };
         for lane in &self.lanes {
@@ -146,21 +133,22 @@ impl Instance {
     }
 
     /// An idle connection that is still alive, the one used last first, and for how long it was idle.
-    pub(crate) fn checkout(&self, now: Instant, cx: &mut Context<'_>) -> Option<(Connection, Duration)> {
+    pub(crate) fn checkout(&self, now: Instant) -> Option<(Box<Upstream>, Duration)> {
         loop {
-            let (mut connection, since) = self.lane().idle.lock().expect("no panic under this lock").pop()?;
+            let (connection, since) = self.lane().idle.lock().expect("no panic under this lock").pop()?;
             let idle = now.saturating_duration_since(since);
-            if idle < IDLE_CONNECTION_MAX_AGE && connection.poll_usable(cx) {
+            if idle < IDLE_CONNECTION_MAX_AGE && connection.is_quiet() {
                 return Some((connection, idle));
             }
         }
     }
 
     /// Keep a connection whose exchange is over. One that still has to send or receive is closed.
-    pub(crate) fn checkin(&self, connection: Connection, now: Instant) {
-        if connection.ended || !connection.sender.is_ready() {
+    pub(crate) fn checkin(&self, mut connection: Box<Upstream>, now: Instant) {
+        if !connection.is_free() {
             return;
         }
+        connection.rest();
         let mut idle = self.lane().idle.lock().expect("no panic under this lock");
         // Looked at under the lock: an instance that leaves marks itself first and then empties the list.
         if idle.len() < IDLE_CONNECTIONS_MAX && self.open_load().is_some() {
@@ -168,11 +156,9 @@ impl Instance {
         }
     }
 
-    pub(crate) async fn connect(&self, dialer: &Dialer) -> Result<Connection, ConnectError> {
+    pub(crate) async fn connect(&self, dialer: &Dialer) -> Result<Box<Upstream>, ConnectError> {
         let stream = dialer.dial(&self.endpoint.instance, self.endpoint.port).await?;
-        let (sender, driver) =
-            http1::Builder::new().max_buf_size(CONNECTION_BUFFER_MAX).handshake(TokioIo::new(stream)).await?;
-        Ok(Connection { sender, driver: Box::pin(driver.with_upgrades()), ended: false })
+        Ok(Box::new(Upstream::new(stream)))
     }
 
     /// The instance's HTTP/2 connection, made if there is none.
@@ -207,28 +193,5 @@ impl Instance {
             *slot = None;
         }
         slot.clone()
-    }
-}
-
-impl Connection {
-    /// Let the connection read and write what it can.
-    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.ended && self.driver.as_mut().poll(cx).is_ready() {
-            self.ended = true;
-        }
-    }
-
-    /// Whether the next request can go out on it now.
-    fn poll_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.drive(cx);
-        !self.ended && matches!(self.sender.poll_ready(cx), Poll::Ready(Ok(())))
-    }
-
-    /// Drive until the peer has switched protocols and the raw stream was handed over.
-    pub(crate) async fn finish(self) {
-        if !self.ended {
-            // Its error reaches whoever waits for the raw stream.
-            drop(self.driver.await);
-        }
     }
 }

@@ -8,6 +8,7 @@
 //!   │                   │          │  └────▶ tunnel (switched protocols)
 //!   ▼                   ▼          ▼
 //! table ───────────▶ revision ─▶ instance ─▶ dialer ─▶ the instance's network namespace
+//!                                    └─────▶ http1
 //! ```
 
 mod activations;
@@ -18,6 +19,7 @@ mod dialer;
 mod exchange;
 mod grpc;
 mod headers;
+mod http1;
 mod instance;
 mod meter;
 mod metrics;

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::body::{BoxError, Progress};
 use crate::deadline::Limits;
 use crate::grpc;
-use crate::instance::Connection;
+use crate::http1::Upstream;
 use crate::revision::Slot;
 use crate::session::Open;
 
@@ -34,11 +34,17 @@ pub(crate) enum Reply {
     Piped { pieces: mpsc::Receiver<Piece>, ended: bool },
 }
 
+/// Where an instance's answer comes from.
+pub(crate) enum Source {
+    /// With the connection, which nobody else drives.
+    Http1(Box<Upstream>),
+    Http2(Incoming),
+}
+
 /// A body in progress, and what it occupies.
 pub(crate) struct Streaming {
-    incoming: Incoming,
-    /// `None`: HTTP/2, whose connection drives itself.
-    connection: Option<Connection>,
+    /// `None` once the body has ended.
+    source: Option<Source>,
     /// `None` once the body has ended.
     held: Option<(Slot, Open)>,
     limits: Limits,
@@ -64,17 +70,16 @@ enum Broken {
 impl Reply {
     /// Pass on an instance's answer.
     pub(crate) fn new(
-        incoming: Incoming,
-        connection: Option<Connection>,
+        source: Source,
         held: (Slot, Open),
         limits: Limits,
         upload: Option<Arc<Progress>>,
         now: Instant,
     ) -> Self {
         let multiplexed = held.1.is_multiplexed();
-        let ended = incoming.is_end_stream();
-        let held = Some(held);
-        let mut streaming = Streaming { incoming, connection, held, limits, moved: now, upload, told: false };
+        let ended = source.is_end_stream();
+        let (source, held) = (Some(source), Some(held));
+        let mut streaming = Streaming { source, held, limits, moved: now, upload, told: false };
         if ended {
             streaming.end(now);
             return Self::Whole(None);
@@ -118,7 +123,7 @@ impl Body for Reply {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(text) => text.is_none(),
-            Self::Streamed(streaming) => streaming.incoming.is_end_stream(),
+            Self::Streamed(streaming) => streaming.source.as_ref().is_none_or(Source::is_end_stream),
             Self::Piped { ended, .. } => *ended,
         }
     }
@@ -126,9 +131,39 @@ impl Body for Reply {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Streamed(streaming) => streaming.incoming.size_hint(),
+            Self::Streamed(streaming) => {
+                streaming.source.as_ref().map_or(SizeHint::with_exact(0), Source::size_hint)
+            }
             // The answer's own Content-Length says it.
             Self::Piped { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Http1(connection) => {
+                connection.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(BoxError::from)))
+            }
+            Self::Http2(incoming) => {
+                let frame = Pin::new(incoming).poll_frame(cx);
+                frame.map(|frame| frame.map(|frame| frame.map_err(BoxError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.is_end_stream(),
+            Self::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(connection) => connection.size_hint(),
+            Self::Http2(incoming) => incoming.size_hint(),
         }
     }
 }
@@ -138,24 +173,18 @@ impl Streaming {
         if self.told {
             return Poll::Ready(None);
         }
-        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        if polled.is_pending()
-            && let Some(connection) = &mut self.connection
-        {
-            connection.drive(cx);
-            polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        }
-        let Poll::Ready(frame) = polled else {
+        let Some(source) = &mut self.source else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = source.poll_frame(cx) else {
             ready!(self.poll_late(cx));
             return Poll::Ready(Some(self.break_off(grpc::DEADLINE_EXCEEDED, Broken::Late.into())));
         };
         match &frame {
-            Some(Ok(_)) if !self.incoming.is_end_stream() => self.touch(),
+            Some(Ok(_)) if !source.is_end_stream() => self.touch(),
             Some(Err(_)) => {}
             // All of it has arrived, and so the connection is free.
             Some(Ok(_)) | None => self.end(Instant::now()),
         }
-        Poll::Ready(frame.map(|frame| frame.or_else(|error| self.break_off(grpc::UNAVAILABLE, error.into()))))
+        Poll::Ready(frame.map(|frame| frame.or_else(|error| self.break_off(grpc::UNAVAILABLE, error))))
     }
 
     /// Close the connection: the exchange cannot be completed. A gRPC call is told so by trailers, which end it.
@@ -197,17 +226,16 @@ impl Streaming {
 
     /// Everything has arrived: leave the connection to the next request.
     fn end(&mut self, now: Instant) {
-        if let Some((slot, _open)) = self.held.take()
-            && let Some(connection) = self.connection.take()
-        {
+        let source = self.source.take();
+        if let (Some((slot, _open)), Some(Source::Http1(connection))) = (self.held.take(), source) {
             slot.instance.checkin(connection, now);
         }
     }
 
     /// The exchange cannot be completed: close the connection.
     fn abandon(&mut self) {
-        self.connection = None;
-        self.end(Instant::now());
+        self.source = None;
+        self.held = None;
     }
 
     /// Pass the body on, waiting for its client no longer than the limits allow.

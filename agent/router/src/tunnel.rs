@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join3;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use bytes::{Buf, BytesMut};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
 
-use crate::instance::Connection;
 use crate::revision::Slot;
 use crate::session::Open;
 
@@ -24,9 +24,9 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// Two connections about to become one.
 pub(crate) struct Tunnel {
     pub(crate) client: OnUpgrade,
-    pub(crate) instance: OnUpgrade,
-    /// Must be driven until it hands over its stream.
-    pub(crate) connection: Connection,
+    pub(crate) instance: TcpStream,
+    /// What came with the instance's answer, of the new protocol already.
+    pub(crate) early: BytesMut,
     pub(crate) slot: Slot,
     pub(crate) open: Open,
     /// Longest silence, milliseconds; 0: no limit. A tunnel has no limit of its whole length.
@@ -35,23 +35,25 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     pub(crate) async fn run(self) {
-        let Self { client, instance, connection, slot, open, idle_ms } = self;
-        let (client, instance, ()) = join3(client, instance, connection.finish()).await;
-        match (client, instance) {
-            (Ok(client), Ok(instance)) => tokio::select! {
-                () = carry(client, instance, idle_ms) => {}
+        let Self { client, instance, early, slot, open, idle_ms } = self;
+        match client.await {
+            Ok(client) => tokio::select! {
+                () = carry(TokioIo::new(client), (instance, early), idle_ms) => {}
                 () = slot.overstayed() => tracing::debug!("tunnel was closed: its instance leaves"),
             },
-            (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "protocols were not switched"),
+            Err(error) => tracing::debug!(%error, "protocols were not switched"),
         }
         drop((slot, open));
     }
 }
 
-async fn carry(client: Upgraded, instance: Upgraded, idle_ms: u64) {
+async fn carry<C>(client: C, (instance, early): (TcpStream, BytesMut), idle_ms: u64)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
     let heard = Heard { start: Instant::now(), at_ms: AtomicU64::new(0) };
-    let mut client = Listening { stream: TokioIo::new(client), heard: &heard };
-    let mut instance = Listening { stream: TokioIo::new(instance), heard: &heard };
+    let mut client = Listening { stream: client, early: BytesMut::new(), heard: &heard };
+    let mut instance = Listening { stream: instance, early, heard: &heard };
     let copy = copy_bidirectional_with_sizes(&mut client, &mut instance, BUFFER_BYTES, BUFFER_BYTES);
     tokio::select! {
         copied = copy => if let Err(error) = copied {
@@ -83,17 +85,25 @@ impl Heard {
     }
 }
 
-struct Listening<'a> {
-    stream: TokioIo<Upgraded>,
+struct Listening<'a, S> {
+    stream: S,
+    /// Comes before what the stream gives.
+    early: BytesMut,
     heard: &'a Heard,
 }
 
-impl AsyncRead for Listening<'_> {
+impl<S: AsyncRead + Unpin> AsyncRead for Listening<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.early.is_empty() {
+            let count = self.early.len().min(buf.remaining());
+            buf.put_slice(&self.early[..count]);
+            self.early.advance(count);
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if read.is_ready() {
             self.heard.at_ms.store(self.heard.start.elapsed().as_millis() as u64, Ordering::Relaxed);
@@ -102,7 +112,7 @@ impl AsyncRead for Listening<'_> {
     }
 }
 
-impl AsyncWrite for Listening<'_> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<'_, S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -3,21 +3,21 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
 use super::{Exchange, within};
 use crate::answer::Answer;
 use crate::body::RequestBody;
 use crate::deadline::Limit;
-use crate::instance::{ConnectError, Connection, Instance};
+use crate::instance::{ConnectError, Instance};
+use crate::reply::Source;
 
 /// From this idle time on the instance may be closing a connection just when it is used again: programs close after a
-/// second or more. A request that may be repeated is then copied before it is sent, which below this costs nothing.
+/// second or more. A request that may be repeated is then sent again.
 const SUSPECT_AFTER: Duration = Duration::from_millis(500);
 
 /// How long an instance may be silent about `Expect: 100-continue` before it gets the body all the same, as with curl.
@@ -25,17 +25,16 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// What became of sending a request.
 pub(super) enum Sent {
-    /// With the connection it came on, if that is HTTP/1.
-    Answered(Response<Incoming>, Option<Connection>),
+    Answered(Response<Source>),
     /// The instance has seen nothing of it, and it may be sent again. With the answer to give if it is not.
     Nothing(Answer),
     Lost(Answer),
 }
 
 /// Why there is no head of an answer.
-enum Silence {
+enum Silence<E> {
     Late(Limit),
-    Failed(Box<TrySendError<Request<RequestBody>>>),
+    Failed(E),
 }
 
 impl Exchange {
@@ -49,7 +48,7 @@ impl Exchange {
     }
 
     async fn send_http1(&mut self, instance: &Instance) -> Sent {
-        let mut pooled = poll_fn(|cx| Poll::Ready(instance.checkout(Instant::now(), cx))).await;
+        let mut pooled = instance.checkout(Instant::now());
         loop {
             let (mut connection, idle) = match pooled.take() {
                 Some((connection, idle)) => (connection, Some(idle)),
@@ -64,21 +63,26 @@ impl Exchange {
                     }
                 }
             };
-            let request = self.request.take().expect("what was not sent is there");
-            if idle.is_some_and(|idle| idle >= SUSPECT_AFTER) {
-                self.request = repeatable(&request);
-            }
-            let answering = connection.sender.try_send_request(request);
-            let error = match self.await_head(Some(&mut connection), answering).await {
-                Ok(response) => return Sent::Answered(response, Some(connection)),
+            let request = self.request.as_mut().expect("what was not sent is there");
+            let repeatable = request.method().is_idempotent() && request.body().is_empty();
+            connection.begin(request, self.gate.clone());
+            let fault = match self.await_head(|cx| connection.poll_head(cx)).await {
+                Ok(response) => return Sent::Answered(response.map(|()| Source::Http1(connection))),
                 Err(Silence::Late(limit)) => return Sent::Lost(self.late(limit)),
-                Err(Silence::Failed(error)) => self.recover(*error),
+                Err(Silence::Failed(fault)) => fault,
             };
-            match self.request {
-                // The pooled connection was dead already: once more, on a new one.
-                Some(_) if idle.is_some() => {}
-                Some(_) => return Sent::Nothing(self.lost(&error)),
-                None => return Sent::Lost(self.lost(&error)),
+            if fault.is_final() {
+                return Sent::Lost(self.lost(&fault, fault.is_malformed()));
+            }
+            match (connection.take_unsent(), &mut self.request) {
+                (Some(body), Some(request)) => *request.body_mut() = body,
+                // It does no more when it is received twice (RFC 9110, 9.2.2).
+                (None, Some(_)) if repeatable && idle.is_some_and(|idle| idle >= SUSPECT_AFTER) => {}
+                _ => return Sent::Lost(self.lost(&fault, false)),
+            }
+            // A pooled connection was dead already: once more, on a new one.
+            if idle.is_none() {
+                return Sent::Nothing(self.lost(&fault, false));
             }
         }
     }
@@ -97,43 +101,31 @@ impl Exchange {
             }
         };
         let request = self.request.take().expect("what was not sent is there");
-        let answering = sender.try_send_request(request);
-        match self.await_head(None, answering).await {
-            Ok(response) => Sent::Answered(response, None),
+        let mut answering = pin!(sender.try_send_request(request));
+        match self.await_head(|cx| answering.as_mut().poll(cx)).await {
+            Ok(response) => Sent::Answered(response.map(Source::Http2)),
             Err(Silence::Late(limit)) => Sent::Lost(self.late(limit)),
-            Err(Silence::Failed(error)) => {
-                let error = self.recover(*error);
-                let answer = self.lost(&error);
-                if self.request.is_some() { Sent::Nothing(answer) } else { Sent::Lost(answer) }
-            }
+            Err(Silence::Failed(error)) => self.recover(error),
         }
     }
 
     /// After a failure: keep the request if it may be sent again.
-    fn recover(&mut self, mut error: TrySendError<Request<RequestBody>>) -> hyper::Error {
-        match error.take_message() {
-            Some(unsent) => self.request = Some(unsent),
-            // An instance that answers nonsense has seen the request.
-            None if error.error().is_parse() => self.request = None,
-            None => {}
-        }
-        error.into_error()
+    fn recover(&mut self, mut error: TrySendError<Request<RequestBody>>) -> Sent {
+        self.request = error.take_message();
+        let error = error.into_error();
+        let answer = self.lost(&error, error.is_parse());
+        if self.request.is_some() { Sent::Nothing(answer) } else { Sent::Lost(answer) }
     }
 
-    /// Drive the exchange until the answer begins. `connection`: HTTP/1, which nobody else drives.
-    async fn await_head(
+    /// Drive the exchange until the answer begins.
+    async fn await_head<T, E>(
         &mut self,
-        mut connection: Option<&mut Connection>,
-        answering: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
-    ) -> Result<Response<Incoming>, Silence> {
-        let mut answering = pin!(answering);
+        mut poll_head: impl FnMut(&mut Context<'_>) -> Poll<Result<T, E>>,
+    ) -> Result<T, Silence<E>> {
         let sent = Instant::now();
         poll_fn(|cx| {
-            if let Some(connection) = &mut connection {
-                connection.drive(cx);
-            }
-            if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
-                return Poll::Ready(answer.map_err(|error| Silence::Failed(Box::new(error))));
+            if let Poll::Ready(answer) = poll_head(cx) {
+                return Poll::Ready(answer.map_err(Silence::Failed));
             }
             let moved = self.upload.as_ref().map_or(sent, |upload| upload.last_moved().max(sent));
             let limit = self.limits.awaiting(sent, moved);
@@ -152,24 +144,11 @@ impl Exchange {
         Answer::unreachable(&self.routed.revision.key, error)
     }
 
-    fn lost(&self, error: &hyper::Error) -> Answer {
+    fn lost(&self, error: &dyn std::error::Error, malformed: bool) -> Answer {
         if self.upload.as_ref().is_some_and(|upload| upload.is_broken()) {
             return Answer::bad_request("the request's body is malformed or was not sent to its end");
         }
         let revision = &self.routed.revision.key;
-        if error.is_parse() { Answer::malformed(revision, error) } else { Answer::lost(revision, error) }
+        if malformed { Answer::malformed(revision, &error) } else { Answer::lost(revision, &error) }
     }
-}
-
-/// A copy of a request that does no more when it is received twice (RFC 9110, 9.2.2) and has no body.
-fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.method().is_idempotent() || !request.body().is_empty() {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
 }
