@@ -11,6 +11,7 @@ use tombolo_api::RevisionKey;
 
 use crate::grpc;
 use crate::headers::{PROBE_HASH, Probe};
+use crate::http1::Malformed;
 
 /// Carries the reason word of an answer the router made itself.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-tombolo-reason");
@@ -36,6 +37,16 @@ impl Answer {
 
     pub(crate) fn bad_request(text: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", text.to_owned())
+    }
+
+    /// The client does not speak HTTP/1 as it should.
+    pub(crate) fn malformed_request(why: Malformed) -> Self {
+        let status = match why {
+            Malformed::LargeHead | Malformed::ManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Malformed::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, "BadRequest", format!("the request is not HTTP as it is served here: {why}"))
     }
 
     pub(crate) fn no_tunnel() -> Self {

@@ -15,16 +15,25 @@ use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::http1::Arriving;
+
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body up to this size is read while its request is held: only then does hyper look further and see that a client has left.
+/// A body up to this size is read while its request is held: only behind it is seen that a client has left.
 pub(crate) const READ_AHEAD_MAX: u64 = 8 * 1024;
+
+/// A request's body as it comes from the client.
+pub(crate) enum ClientBody {
+    Empty,
+    Http1(Arriving),
+    Http2(Incoming),
+}
 
 /// A request's body.
 pub(crate) enum RequestBody {
     Empty,
     Stream {
-        incoming: Incoming,
+        incoming: ClientBody,
         ahead: VecDeque<Frame<Bytes>>,
         ended: bool,
         progress: Arc<Progress>,
@@ -98,7 +107,7 @@ impl Gate {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, start: Instant, gate: Option<Arc<Gate>>) -> Self {
+    pub(crate) fn new(incoming: ClientBody, start: Instant, gate: Option<Arc<Gate>>) -> Self {
         if incoming.is_end_stream() {
             Self::Empty
         } else {
@@ -147,6 +156,41 @@ impl RequestBody {
     }
 }
 
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(arriving) => Pin::new(arriving).poll_frame(cx),
+            Self::Http2(incoming) => {
+                let frame = Pin::new(incoming).poll_frame(cx);
+                frame.map(|frame| frame.map(|frame| frame.map_err(BoxError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(arriving) => arriving.is_end_stream(),
+            Self::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http1(arriving) => arriving.size_hint(),
+            Self::Http2(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
@@ -175,7 +219,7 @@ impl Body for RequestBody {
         if let Some(Err(_)) = &frame {
             progress.broken.store(true, Ordering::Relaxed);
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -14,11 +14,9 @@ use futures_util::future::{Either, select};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use crate::answer::Answer;
-use crate::body::{Gate, Progress, READ_AHEAD_MAX, RequestBody};
+use crate::body::{ClientBody, Gate, Progress, READ_AHEAD_MAX, RequestBody};
 use crate::deadline::{Limit, Limits};
 use crate::grpc;
 use crate::headers::{self, Found, Hop};
@@ -50,8 +48,8 @@ struct Exchange {
     limits: Limits,
     /// As the instance gets it. `None` once an instance may have seen something of it.
     request: Option<Request<RequestBody>>,
-    /// The client's side of a switch of protocols, if it asked for one.
-    upgrade: Option<OnUpgrade>,
+    /// The client asked to switch protocols.
+    upgrade: bool,
     /// Closed until the instance wants the body, if the client asked.
     gate: Option<Arc<Gate>>,
     upload: Option<Arc<Progress>>,
@@ -69,23 +67,23 @@ struct Answered {
 pub(crate) fn serve(
     open: Open,
     routed: Result<Routed, Answer>,
-    request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
+    request: Request<ClientBody>,
+) -> impl Future<Output = Response<Reply>> + use<> {
     let is_call = open.is_call;
     match routed.and_then(|routed| Exchange::prepare(open, routed, request)) {
-        Err(answer) => Either::Left(ready(Ok(own(answer, is_call)))),
+        Err(answer) => Either::Left(ready(own(answer, is_call))),
         Ok(mut exchange) => Either::Right(async move {
-            Ok(match exchange.run().await {
+            match exchange.run().await {
                 Ok(answered) => exchange.answer(answered),
                 Err(answer) => exchange.refuse(answer),
-            })
+            }
         }),
     }
 }
 
 impl Exchange {
     /// Turn what the client sent into what the instance gets.
-    fn prepare(mut open: Open, routed: Routed, mut request: Request<Incoming>) -> Result<Self, Answer> {
+    fn prepare(mut open: Open, routed: Routed, mut request: Request<ClientBody>) -> Result<Self, Answer> {
         let start = Instant::now();
         let backend = &routed.target.backend;
         let found = Found::in_headers(request.headers());
@@ -102,7 +100,7 @@ impl Exchange {
         if let Some(default_route) = routed.default_route {
             headers::set_default_route(request.headers_mut(), default_route);
         }
-        let upgrade = wish.upgrade.map(|_| hyper::upgrade::on(&mut request));
+        let upgrade = wish.upgrade.is_some();
         let gate = (wish.expects_continue && !request.body().is_end_stream()).then(Arc::<Gate>::default);
         let (mut parts, incoming) = request.into_parts();
         parts.version = if to_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
@@ -205,17 +203,16 @@ impl Exchange {
     /// The instance has switched protocols: the client's connection does too, once it has got this answer.
     fn switch(mut self, answered: Answered) -> Response<Reply> {
         let (parts, source) = answered.response.into_parts();
-        let (Some(client), Source::Http1(instance)) = (self.upgrade.take(), source) else {
+        let (true, Source::Http1(instance)) = (self.upgrade, source) else {
             let what = "it switched protocols without being asked to";
             let answer = Answer::lost(&self.routed.revision.key, &what);
             return self.refuse(answer);
         };
         self.open.answered(parts.status, self.start, Instant::now());
         let (stream, early) = instance.into_switched();
-        let session = Arc::clone(&self.open.session);
         let (slot, idle_ms) = (answered.slot, self.limits.idle_ms);
-        session.set_tunnel(Tunnel { client, instance: stream, early, slot, open: self.open, idle_ms });
-        Response::from_parts(parts, Reply::Whole(None))
+        let tunnel = Tunnel { instance: stream, early, slot, open: self.open, idle_ms };
+        Response::from_parts(parts, Reply::Switched(Box::new(tunnel)))
     }
 
     fn late(&self, limit: Limit) -> Answer {

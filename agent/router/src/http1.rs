@@ -7,13 +7,17 @@
 //! socket ─▶ inbox ─▶ heads, framing ─▶ request or answer ─▶ heads, framing ─▶ outbox ─▶ socket
 //! ```
 
+mod date;
+mod downstream;
 mod framing;
 mod heads;
 mod inbox;
 mod outbox;
 mod upstream;
 
-pub(crate) use upstream::{Fault, Upstream};
+pub(crate) use downstream::{Arriving, Broken, Downstream, Outcome};
+pub(crate) use inbox::Inbox;
+pub(crate) use upstream::Upstream;
 
 /// Largest head of a request or an answer, bytes. nginx allows 32 KiB.
 pub(crate) const HEAD_MAX: usize = 64 * 1024;

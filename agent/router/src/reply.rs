@@ -20,6 +20,7 @@ use crate::grpc;
 use crate::http1::Upstream;
 use crate::revision::Slot;
 use crate::session::Open;
+use crate::tunnel::Tunnel;
 
 /// Pieces of an answer that wait for an HTTP/2 client; one is at most 64 KiB here.
 const PIECES_AHEAD_MAX: usize = 2;
@@ -32,6 +33,8 @@ pub(crate) enum Reply {
     Streamed(Streaming),
     /// Passed on by a task of its own: a stream of several on a connection is not polled while its client reads nothing.
     Piped { pieces: mpsc::Receiver<Piece>, ended: bool },
+    /// Nothing, and then the connection is another one.
+    Switched(Box<Tunnel>),
 }
 
 /// Where an instance's answer comes from.
@@ -104,6 +107,7 @@ impl Body for Reply {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Self::Whole(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Switched(_) => Poll::Ready(None),
             Self::Streamed(streaming) => streaming.poll_frame(cx),
             Self::Piped { ended: true, .. } => Poll::Ready(None),
             Self::Piped { pieces, ended } => match ready!(pieces.poll_recv(cx)) {
@@ -123,6 +127,7 @@ impl Body for Reply {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(text) => text.is_none(),
+            Self::Switched(_) => true,
             Self::Streamed(streaming) => streaming.source.as_ref().is_none_or(Source::is_end_stream),
             Self::Piped { ended, .. } => *ended,
         }
@@ -131,6 +136,7 @@ impl Body for Reply {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Switched(_) => SizeHint::with_exact(0),
             Self::Streamed(streaming) => {
                 streaming.source.as_ref().map_or(SizeHint::with_exact(0), Source::size_hint)
             }

@@ -4,24 +4,16 @@
 //! that one timer serves all of them. It must not know instances or what is done with a request.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::net::TcpStream;
-use tokio::sync::oneshot;
-use tokio_rustls::rustls::ServerConfig;
 
 use crate::answer::Answer;
+use crate::body::ClientBody;
 use crate::deadline::Watchdog;
 use crate::dialer::Dialer;
 use crate::exchange;
@@ -29,9 +21,9 @@ use crate::grpc;
 use crate::headers::{self, Client};
 use crate::reply::Reply;
 use crate::revision::{Revision, Target};
-use crate::stream::{Pulse, Stream};
 use crate::table::{Host, Routes};
-use crate::tunnel::Tunnel;
+
+mod serve;
 
 /// Value of `deadline_ms` while there is none.
 const NO_DEADLINE: u64 = u64::MAX;
@@ -50,9 +42,6 @@ pub(crate) struct Session {
     free_since_ms: AtomicU64,
     /// Of the open HTTP/1 request, milliseconds after `start`.
     deadline_ms: AtomicU64,
-    pulse: Arc<Pulse>,
-    /// What the connection turns into when it has switched protocols.
-    tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// A request of a session, from its arrival to the end of its answer.
@@ -94,65 +83,7 @@ impl Session {
             open: AtomicUsize::new(0),
             free_since_ms: AtomicU64::new(0),
             deadline_ms: AtomicU64::new(NO_DEADLINE),
-            pulse: Arc::default(),
-            tunnel: Mutex::default(),
         })
-    }
-
-    /// Serve the connection until it ends. `stop`: no new requests from now on.
-    pub(crate) async fn serve(
-        self: Arc<Self>,
-        stream: TcpStream,
-        tls: Option<Arc<ServerConfig>>,
-        builder: &auto::Builder<TokioExecutor>,
-        mut stop: oneshot::Receiver<()>,
-    ) {
-        let stream = match Stream::open(stream, tls, Arc::clone(&self.pulse)).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "a client's connection was not secured");
-                return;
-            }
-        };
-        let entrance = Entrance { session: Arc::clone(&self), known: RefCell::default() };
-        let service = service_fn(move |request| entrance.enter(request));
-        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        let mut watchdog = Watchdog::default();
-        let mut stopping = false;
-        let ended = poll_fn(|cx| {
-            if !stopping && Pin::new(&mut stop).poll(cx).is_ready() {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-                return Poll::Ready(ended);
-            }
-            ready!(watchdog.poll_passed(self.next_look(), cx));
-            // A request that is late notices it when it is polled now. What is late after that does not listen.
-            if self.open.load(Ordering::Relaxed) == 0 {
-                if self.pulse.has_heard() {
-                    // A head that began and does not end.
-                    self.pulse.set_last_words(Answer::slow_head().into_bytes());
-                }
-                connection.as_mut().graceful_shutdown();
-            }
-            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-                return Poll::Ready(ended);
-            }
-            watchdog.poll_passed(self.next_look(), cx).map(Ok)
-        });
-        if let Err(error) = ended.await {
-            tracing::debug!(%error, "client connection ended");
-        }
-        let tunnel = self.tunnel.lock().expect("no panic under this lock").take();
-        if let Some(tunnel) = tunnel {
-            tunnel.run().await;
-        }
-    }
-
-    /// Leave what the connection turns into once the answer in progress has been sent.
-    pub(crate) fn set_tunnel(&self, tunnel: Tunnel) {
-        *self.tunnel.lock().expect("no panic under this lock") = Some(tunnel);
     }
 
     /// When the connection is late unless something happens.
@@ -172,7 +103,7 @@ impl Session {
 }
 
 impl Open {
-    fn new(session: &Arc<Session>, request: &Request<Incoming>) -> Self {
+    fn new(session: &Arc<Session>, request: &Request<ClientBody>) -> Self {
         session.open.fetch_add(1, Ordering::Relaxed);
         let multiplexed = request.version() == Version::HTTP_2;
         let watchdog = multiplexed.then(Watchdog::default);
@@ -234,7 +165,6 @@ impl Drop for Open {
             }
         }
         session.deadline_ms.store(NO_DEADLINE, Ordering::Relaxed);
-        session.pulse.forget();
         let free_since = now.saturating_duration_since(session.start);
         session.free_since_ms.store(free_since.as_millis() as u64, Ordering::Relaxed);
         session.open.fetch_sub(1, Ordering::Relaxed);
@@ -242,7 +172,7 @@ impl Drop for Open {
 }
 
 /// Where a session's requests come in.
-struct Entrance {
+pub(crate) struct Entrance {
     session: Arc<Session>,
     known: RefCell<Option<Known>>,
 }
@@ -256,15 +186,19 @@ struct Known {
 }
 
 impl Entrance {
-    fn enter(
+    pub(crate) fn new(session: &Arc<Session>) -> Self {
+        Self { session: Arc::clone(session), known: RefCell::default() }
+    }
+
+    pub(crate) fn enter(
         &self,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
+        request: Request<ClientBody>,
+    ) -> impl Future<Output = Response<Reply>> + use<> {
         let open = Open::new(&self.session, &request);
         exchange::serve(open, self.route(&request), request)
     }
 
-    fn route(&self, request: &Request<Incoming>) -> Result<Routed, Answer> {
+    fn route(&self, request: &Request<ClientBody>) -> Result<Routed, Answer> {
         if request.method() == Method::CONNECT {
             return Err(Answer::no_tunnel());
         }

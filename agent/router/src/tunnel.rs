@@ -9,21 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 
 use crate::revision::Slot;
 use crate::session::Open;
+use crate::stream::{Early, Stream};
 
 /// Buffer for each direction.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// Two connections about to become one.
+/// A connection to an instance that has switched protocols.
 pub(crate) struct Tunnel {
-    pub(crate) client: OnUpgrade,
     pub(crate) instance: TcpStream,
     /// What came with the instance's answer, of the new protocol already.
     pub(crate) early: BytesMut,
@@ -34,26 +32,23 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) async fn run(self) {
-        let Self { client, instance, early, slot, open, idle_ms } = self;
-        match client.await {
-            Ok(client) => tokio::select! {
-                () = carry(TokioIo::new(client), (instance, early), idle_ms) => {}
-                () = slot.overstayed() => tracing::debug!("tunnel was closed: its instance leaves"),
-            },
-            Err(error) => tracing::debug!(%error, "protocols were not switched"),
+    /// Carry bytes. `client`: its connection, and what it has sent already.
+    pub(crate) async fn run(self, client: (Stream, BytesMut)) {
+        let Self { instance, early, slot, open, idle_ms } = self;
+        tokio::select! {
+            () = carry(client, (instance, early), idle_ms) => {}
+            () = slot.overstayed() => tracing::debug!("tunnel was closed: its instance leaves"),
         }
         drop((slot, open));
     }
 }
 
-async fn carry<C>(client: C, (instance, early): (TcpStream, BytesMut), idle_ms: u64)
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-{
+async fn carry(client: (Stream, BytesMut), (instance, early): (TcpStream, BytesMut), idle_ms: u64) {
     let heard = Heard { start: Instant::now(), at_ms: AtomicU64::new(0) };
-    let mut client = Listening { stream: client, early: BytesMut::new(), heard: &heard };
-    let mut instance = Listening { stream: instance, early, heard: &heard };
+    let client = Early { stream: client.0, early: client.1 };
+    let instance = Early { stream: instance, early };
+    let mut client = Listening { stream: client, heard: &heard };
+    let mut instance = Listening { stream: instance, heard: &heard };
     let copy = copy_bidirectional_with_sizes(&mut client, &mut instance, BUFFER_BYTES, BUFFER_BYTES);
     tokio::select! {
         copied = copy => if let Err(error) = copied {
@@ -87,8 +82,6 @@ impl Heard {
 
 struct Listening<'a, S> {
     stream: S,
-    /// Comes before what the stream gives.
-    early: BytesMut,
     heard: &'a Heard,
 }
 
@@ -98,12 +91,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<'_, S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.early.is_empty() {
-            let count = self.early.len().min(buf.remaining());
-            buf.put_slice(&self.early[..count]);
-            self.early.advance(count);
-            return Poll::Ready(Ok(()));
-        }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if read.is_ready() {
             self.heard.at_ms.store(self.heard.start.elapsed().as_millis() as u64, Ordering::Relaxed);

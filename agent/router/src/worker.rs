@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet};
@@ -23,12 +21,6 @@ use crate::session::Session;
 
 /// Threads at most. An edge node's instances need the rest of its cores, and eight threads pass on 200,000 requests a second.
 const THREADS_MAX: usize = 8;
-
-/// Read and write buffer of a client's connection, and so the largest head of a request. nginx allows 32 KiB.
-const CONNECTION_BUFFER_MAX: usize = 64 * 1024;
-
-/// Requests at a time on one HTTP/2 connection; more wait at the client. The usual value.
-const STREAMS_MAX: u32 = 200;
 
 /// How long open requests may go on after the router was told to stop. Restarting an agent should not take longer.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -120,7 +112,6 @@ struct Connections {
     tasks: JoinSet<()>,
     /// Dropping one tells its connection to stop.
     stops: HashMap<Id, oneshot::Sender<()>>,
-    builder: Arc<auto::Builder<TokioExecutor>>,
     max: usize,
     /// Counted by whoever sends connections here, and down by this.
     count: Arc<AtomicUsize>,
@@ -128,14 +119,7 @@ struct Connections {
 
 impl Connections {
     fn new(max: usize, count: Arc<AtomicUsize>) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        // The session watches the time itself.
-        builder.http1().max_buf_size(CONNECTION_BUFFER_MAX).header_read_timeout(None);
-        builder
-            .http2()
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(CONNECTION_BUFFER_MAX as u32);
-        Self { tasks: JoinSet::new(), stops: HashMap::new(), builder: Arc::new(builder), max, count }
+        Self { tasks: JoinSet::new(), stops: HashMap::new(), max, count }
     }
 
     fn add(&mut self, Arrival { mut stream, session, tls }: Arrival) {
@@ -156,8 +140,7 @@ impl Connections {
             }
         };
         let (stop, stopped) = oneshot::channel();
-        let builder = Arc::clone(&self.builder);
-        let task = self.tasks.spawn(async move { session.serve(stream, tls, &builder, stopped).await });
+        let task = self.tasks.spawn(async move { session.serve(stream, tls, stopped).await });
         self.stops.insert(task.id(), stop);
     }
 

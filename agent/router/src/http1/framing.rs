@@ -265,7 +265,10 @@ mod tests {
         assert_eq!(whole(Framing::Length(5), b"abc"), said("abc", "", false));
         assert_eq!(whole(Framing::UntilClose, b"abc"), said("abc", "", false));
         assert_eq!(whole(Framing::Chunked, b"3\r\nabc\r\n0\r\n\r\nGET"), said("abc", "GET", true));
-        assert_eq!(whole(Framing::Chunked, b"3;x=y\r\nabc\r\n0\r\na: b\r\n\r\nGET"), said("abc", "GET", true));
+        assert_eq!(
+            whole(Framing::Chunked, b"3;x=y\r\nabc\r\n0\r\na: b\r\n\r\nGET"),
+            said("abc", "GET", true)
+        );
         assert_eq!(whole(Framing::Chunked, b"3\r\nabc\r\n0\r\n"), said("abc", "", false));
     }
 

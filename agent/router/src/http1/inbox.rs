@@ -53,9 +53,11 @@ impl Inbox {
 
     /// Give back room that only large bodies need.
     pub(crate) fn rest(&mut self) {
-        if self.bytes.capacity() > 2 * READ_MIN {
-            self.bytes = BytesMut::new();
+        if self.bytes.is_empty() {
+            if self.bytes.capacity() > 2 * READ_MIN {
+                self.bytes = BytesMut::new();
+            }
+            self.read = READ_MIN;
         }
-        self.read = READ_MIN;
     }
 }

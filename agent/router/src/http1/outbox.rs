@@ -139,7 +139,11 @@ mod tests {
     }
 
     impl AsyncWrite for Narrow {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
             let count = bytes.len().min(self.width);
             self.taken.extend_from_slice(&bytes[..count]);
             Poll::Ready(Ok(count))

@@ -119,7 +119,8 @@ impl Upstream {
         heads::put_request(request, framing, self.outbox.text());
         self.method.clone_from(request.method());
         let body = std::mem::replace(request.body_mut(), RequestBody::Empty);
-        self.upload = (!body.is_empty()).then(|| Upload { body, encoder: Encoder::new(framing), ended: false });
+        self.upload =
+            (!body.is_empty()).then(|| Upload { body, encoder: Encoder::new(framing), ended: false });
         self.gate = gate;
         self.keep = true;
     }
