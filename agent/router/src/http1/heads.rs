@@ -147,10 +147,9 @@ fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
 }
 
 fn digits(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let (first, rest) = text.split_first()?;
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    rest.iter().try_fold(digit(first)?, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?))
 }
 
 /// Whether chunks are all there is of encodings.
@@ -289,6 +288,7 @@ fn range(place: &Place) -> Range<usize> {
 }
 
 /// Where the names and values of fields stand.
+#[inline(always)]
 fn places(head: &[u8], fields: &[httparse::Header<'_>]) -> SmallVec<[(Place, Place); 24]> {
     fields.iter().map(|field| (place(head, field.name.as_bytes()), place(head, field.value))).collect()
 }
@@ -356,3 +356,6 @@ fn complete(parsed: httparse::Status<usize>, received: &BytesMut) -> Result<Opti
         _ => Err(Malformed::LargeHead),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ mod ground;
 mod grpc;
 mod holding;
 mod http2;
+mod keeping;
 mod metering;
 mod netns;
 mod probing;
