@@ -16,7 +16,7 @@ const COPIED_MAX: usize = 4 * 1024;
 const GATHERED_MAX: usize = 16 * 1024;
 
 /// What an idle connection keeps of its buffer, bytes.
-const KEPT_MAX: usize = 4 * 1024;
+const KEPT_MAX: usize = 8 * 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
