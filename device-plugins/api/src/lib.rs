@@ -1,6 +1,7 @@
 //! The kubelet device-plugin API v1beta1, as the kubelet and every device plugin speak it over Unix sockets: messages,
 //! client and server of both services. It must not know what any device is, nor who uses it.
 
+mod authority;
 mod incoming;
 
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint, Error};
 
-pub use incoming::Incoming;
+pub use incoming::{Connection, Incoming, incoming};
 
 /// Generated from `proto/deviceplugin.proto`.
 #[allow(unreachable_pub, unused_qualifications, clippy::all)]

@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
-use tombolo_device_api::Incoming;
+use tombolo_device_api::{Incoming, incoming};
 
 /// How long a socket that lies in the way is asked whether somebody is behind it.
 const PROBE_MAX: Duration = Duration::from_secs(2);
@@ -62,7 +62,7 @@ impl Bound {
             _ => failed(error),
         })?;
         let id = FileId::of(path).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        Ok((Self { path: path.to_owned(), id }, Incoming::new(listener)))
+        Ok((Self { path: path.to_owned(), id }, incoming(listener)))
     }
 
     /// Whether the socket is still there, and the same.

@@ -19,7 +19,7 @@ use tombolo_device_api::v1beta1::{
     ContainerPreferredAllocationRequest, Empty, ListAndWatchResponse, PreferredAllocationRequest,
     RegisterRequest,
 };
-use tombolo_device_api::{Incoming, KUBELET_SOCKET, VERSION, connect};
+use tombolo_device_api::{KUBELET_SOCKET, VERSION, connect, incoming};
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -76,7 +76,7 @@ impl FakeKubelet {
         let refuses = Arc::new(Mutex::new(None));
         let desk = RegistrationServer::new(Desk { accepted, refuses: Arc::clone(&refuses) });
         let server = tokio::spawn(async move {
-            let serving = Server::builder().add_service(desk).serve_with_incoming(Incoming::new(listener));
+            let serving = Server::builder().add_service(desk).serve_with_incoming(incoming(listener));
             serving.await.expect("the kubelet serves");
         });
         Self { directory: directory.to_owned(), registrations, set_aside: Vec::new(), server, refuses }
