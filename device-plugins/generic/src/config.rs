@@ -16,7 +16,7 @@ use serde::{Deserialize, de};
 use tombolo_device_sdk::{Permissions, ResourceName};
 
 pub use crate::pattern::{DevPath, HardwareId, PatternError, PciClass, Text};
-use crate::tree::Roots;
+use tombolo_device_sdk::machine::Roots;
 
 /// How often devices are looked for without a sign of change: for what makes none, like a driver that is bound to a device.
 const INTERVAL_S: u32 = 30;

@@ -8,7 +8,7 @@ use tombolo_device_sdk::{DeviceId, Health, ScanError};
 
 use crate::config::{Entry, Match, ResourceConfig, Unit};
 use crate::identity::{self, Serials};
-use crate::tree::{Hardware, Node, NodeKind, Roots};
+use tombolo_device_sdk::machine::{Hardware, Node, NodeKind, Roots};
 
 /// A device that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub fn find(resource: &ResourceConfig) -> Result<Vec<Found>, ScanError> {
 /// The nodes that every container of the resource gets.
 pub fn extra(resource: &ResourceConfig) -> Vec<FoundNode> {
     let ResourceConfig { entry, roots, .. } = resource;
-    entry.extra.iter().flat_map(|path| roots.nodes(path)).map(FoundNode::from).collect()
+    entry.extra.iter().flat_map(|path| roots.nodes(path.below_dev())).map(FoundNode::from).collect()
 }
 
 impl Match {
@@ -91,7 +91,7 @@ fn candidates(one: &Match, roots: &Roots, serials: &Serials) -> Vec<Candidate> {
         (true, true) => roots.pci(),
         (true, false) => return of_nodes(one, roots, serials),
     };
-    let at_path = one.path.as_ref().map(|path| roots.nodes(path));
+    let at_path = one.path.as_ref().map(|path| roots.nodes(path.below_dev()));
     let mut candidates = Vec::new();
     for hardware in hardware.iter().filter(|hardware| one.covers(hardware)) {
         let own = match &at_path {
@@ -116,7 +116,7 @@ fn candidates(one: &Match, roots: &Roots, serials: &Serials) -> Vec<Candidate> {
 
 /// Devices of a match that names no hardware.
 fn of_nodes(one: &Match, roots: &Roots, serials: &Serials) -> Vec<Candidate> {
-    let all = one.path.as_ref().map_or_else(|| roots.all_nodes(), |path| roots.nodes(path));
+    let all = one.path.as_ref().map_or_else(|| roots.all_nodes(), |path| roots.nodes(path.below_dev()));
     let nodes = all.into_iter().filter(|node| one.allows(node, roots));
     if one.device == Unit::Node {
         return nodes.map(|node| single(node, one, serials)).collect();
@@ -170,7 +170,8 @@ fn judge(id: DeviceId, candidate: Candidate, missing: Option<&str>) -> Found {
 
 /// Why no container of this resource can start, if one of the extra paths is not there.
 fn missing_extra(entry: &Entry, roots: &Roots) -> Option<String> {
-    let missing = entry.extra.iter().find(|path| path.is_literal() && roots.nodes(path).is_empty())?;
+    let missing =
+        entry.extra.iter().find(|path| path.is_literal() && roots.nodes(path.below_dev()).is_empty())?;
     Some(format!("{missing} is not there, which every container of this resource needs"))
 }
 

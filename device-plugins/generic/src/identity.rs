@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tombolo_device_sdk::DeviceId;
 
 use crate::config::Identity;
-use crate::tree::{Hardware, Node, read};
+use tombolo_device_sdk::machine::{Hardware, Node, read};
 
 /// The longest id that is made of readable parts; the SDK allows 63, and a share's number is to follow.
 const ID_CHARS_MAX: usize = 56;

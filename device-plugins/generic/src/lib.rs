@@ -7,6 +7,3 @@ pub mod scan;
 
 mod identity;
 mod pattern;
-mod tree;
-
-pub use tree::Roots;

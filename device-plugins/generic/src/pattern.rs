@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use glob::Pattern;
+use tombolo_device_sdk::machine::hex4;
 
 /// `vendor:product`, four hexadecimal digits each; `*` stands for every product of a vendor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +70,6 @@ impl Text {
     pub fn covers(&self, text: &str) -> bool {
         self.0.matches(text)
     }
-}
-
-/// Four hexadecimal digits.
-pub(crate) fn hex4(text: &str) -> Option<u16> {
-    (text.len() == 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        .then(|| u16::from_str_radix(text, 16).ok())
-        .flatten()
 }
 
 fn pattern(text: &str) -> Result<Pattern, PatternError> {

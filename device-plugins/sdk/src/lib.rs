@@ -19,6 +19,7 @@ mod service;
 mod session;
 mod socket;
 
+pub mod machine;
 pub mod metrics;
 pub mod program;
 
@@ -45,6 +46,12 @@ pub trait Scan: Send + 'static {
     /// # Errors
     /// They cannot be given to a container; its start fails.
     fn edits(&self, devices: &[DeviceId]) -> Result<Edits, EditsError>;
+
+    /// How long a device that disappears stays in the list as it was, because it is likely to come back: one that changes
+    /// its USB id is away for a moment.
+    fn linger(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Which of the devices go well together. By default those of one NUMA node.
     fn prefer(&self, wanted: &Wanted<'_>) -> Vec<DeviceId> {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
-use tombolo_device_generic::Roots;
 use tombolo_device_generic::config::{Config, ResourceConfig};
 use tombolo_device_generic::find::{Found, find};
 use tombolo_device_sdk::Health;
+use tombolo_device_sdk::machine::Roots;
 
 /// null, zero, full, random, urandom: whoever opens one does no harm.
 pub(crate) const MINORS: [u64; 5] = [3, 5, 7, 8, 9];

@@ -1,5 +1,5 @@
-//! Reading `/dev`, `/sys` and udev's data below roots that can be moved. What disappears while it is read is not there. It
-//! must not know what is looked for.
+//! For plugins whose hardware shows in the file system: reading `/dev`, `/sys` and udev's data below roots that can be moved.
+//! What disappears while it is read is not there. It must not know what is looked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use glob::MatchOptions;
 use serde::Deserialize;
-
-use crate::pattern::{DevPath, hex4};
 
 /// How deep nodes lie below their hardware: interfaces, classes and ports are at most so many directories.
 const DEPTH_MAX: usize = 8;
@@ -32,18 +30,18 @@ impl Default for Roots {
 
 /// Something in `/dev`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Node {
+pub struct Node {
     /// Where it lies, links followed.
-    pub(crate) host: PathBuf,
+    pub host: PathBuf,
     /// Where it was found, as if the root were `/dev`.
-    pub(crate) shown: PathBuf,
-    pub(crate) kind: NodeKind,
+    pub shown: PathBuf,
+    pub kind: NodeKind,
     /// What the kernel says of it, if it does.
-    pub(crate) sysfs: Option<PathBuf>,
+    pub sysfs: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NodeKind {
+pub enum NodeKind {
     Character,
     Block,
     /// A file or a socket.
@@ -54,25 +52,25 @@ pub(crate) enum NodeKind {
 
 /// What a node belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Hardware {
+pub enum Hardware {
     Usb { directory: PathBuf, vendor: u16, product: u16, serial: Option<String> },
     Pci { directory: PathBuf, vendor: u16, product: u16, class: String },
 }
 
 impl Hardware {
     /// Its directory in sysfs.
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         let (Self::Usb { directory, .. } | Self::Pci { directory, .. }) = self;
         directory
     }
 
     /// The port of a USB device (`1-1.4`), the address of a PCI function (`0000:01:00.0`).
-    pub(crate) fn place(&self) -> String {
+    pub fn place(&self) -> String {
         self.directory().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// What lies in this directory of sysfs, if it is hardware of its own.
-    pub(crate) fn at(directory: &Path) -> Option<Self> {
+    pub fn at(directory: &Path) -> Option<Self> {
         let number = |name| hex4(read(directory, name)?.trim_start_matches("0x"));
         let own = || directory.to_owned();
         if let (Some(vendor), Some(product)) = (number("idVendor"), number("idProduct")) {
@@ -84,22 +82,22 @@ impl Hardware {
     }
 
     /// The nearest hardware that has `directory` in it.
-    pub(crate) fn of(directory: &Path) -> Option<Self> {
+    pub fn of(directory: &Path) -> Option<Self> {
         directory.ancestors().take(DEPTH_MAX).find_map(Self::at)
     }
 }
 
 impl Roots {
-    /// What lies at these paths, directories left out, in the order of their names.
-    pub(crate) fn nodes(&self, path: &DevPath) -> Vec<Node> {
+    /// What lies at the paths of this pattern below `/dev`, directories left out, in the order of their names.
+    pub fn nodes(&self, pattern: &str) -> Vec<Node> {
         let root = glob::Pattern::escape(&self.dev.to_string_lossy());
         let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
-        let found = glob::glob_with(&format!("{root}/{}", path.below_dev()), options);
+        let found = glob::glob_with(&format!("{root}/{}", pattern), options);
         found.into_iter().flatten().flatten().filter_map(|path| self.node(&path)).collect()
     }
 
     /// What the kernel has a node for below this directory of sysfs, that of further hardware left out.
-    pub(crate) fn nodes_below(&self, hardware: &Hardware) -> Vec<Node> {
+    pub fn nodes_below(&self, hardware: &Hardware) -> Vec<Node> {
         let mut names = BTreeSet::new();
         walk(hardware.directory(), DEPTH_MAX, &mut |directory| {
             if directory != hardware.directory() && Hardware::at(directory).is_some() {
@@ -112,13 +110,13 @@ impl Roots {
     }
 
     /// The node of the hardware itself.
-    pub(crate) fn own_node(&self, hardware: &Hardware) -> Option<Node> {
+    pub fn own_node(&self, hardware: &Hardware) -> Option<Node> {
         let directory = hardware.directory();
         device_name(directory).map(|name| self.named(&name, directory.to_owned()))
     }
 
     /// Every node the kernel has.
-    pub(crate) fn all_nodes(&self) -> Vec<Node> {
+    pub fn all_nodes(&self) -> Vec<Node> {
         let kinds = ["char", "block"].map(|kind| self.sys.join("dev").join(kind));
         let links = kinds.iter().flat_map(|kind| entries(kind));
         let directories: BTreeSet<_> = links.filter_map(|link| link.canonicalize().ok()).collect();
@@ -126,16 +124,16 @@ impl Roots {
         directories.into_iter().filter_map(named).collect()
     }
 
-    pub(crate) fn usb(&self) -> Vec<Hardware> {
+    pub fn usb(&self) -> Vec<Hardware> {
         self.bus("usb")
     }
 
-    pub(crate) fn pci(&self) -> Vec<Hardware> {
+    pub fn pci(&self) -> Vec<Hardware> {
         self.bus("pci")
     }
 
     /// What udev and the kernel say of a node.
-    pub(crate) fn properties(&self, node: &Node) -> BTreeMap<String, String> {
+    pub fn properties(&self, node: &Node) -> BTreeMap<String, String> {
         let Some(directory) = &node.sysfs else { return BTreeMap::new() };
         let mut properties = kernel_properties(directory);
         if let Ok(subsystem) = fs::read_link(directory.join("subsystem")) {
@@ -150,7 +148,7 @@ impl Roots {
     }
 
     /// The NUMA node of what lies at `directory` of sysfs.
-    pub(crate) fn numa(directory: &Path) -> Option<u32> {
+    pub fn numa(directory: &Path) -> Option<u32> {
         // -1 says that there is none.
         directory.ancestors().take(DEPTH_MAX).find_map(|directory| read(directory, "numa_node"))?.parse().ok()
     }
@@ -190,13 +188,19 @@ impl Roots {
     }
 }
 
+/// Four hexadecimal digits, as hardware's makers and products are numbered.
+pub fn hex4(text: &str) -> Option<u16> {
+    let digits = text.len() == 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    digits.then(|| u16::from_str_radix(text, 16).ok()).flatten()
+}
+
 /// Major and minor number, as the kernel packs them for user space.
 fn numbers(rdev: u64) -> (u64, u64) {
     ((rdev >> 8) & 0xfff | (rdev >> 32) & !0xfff, rdev & 0xff | (rdev >> 12) & !0xff)
 }
 
 /// An attribute in sysfs, or another small file.
-pub(crate) fn read(directory: &Path, name: &str) -> Option<String> {
+pub fn read(directory: &Path, name: &str) -> Option<String> {
     fs::read_to_string(directory.join(name)).ok().map(|text| text.trim().to_owned())
 }
 
