@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -91,16 +91,18 @@ impl Scanner {
             }
         };
         let mut failures = 0;
+        let mut away = Away::default();
         loop {
             let attempt = tokio::select! {
                 attempt = attempt(&self.scan) => attempt,
                 () = self.cancel.cancelled() => return,
             };
             let pause = match attempt {
-                Ok(devices) => {
+                Ok(found) => {
+                    let devices = away.with(found, &self.listing.borrow(), Instant::now());
                     self.publish(devices, failures);
                     failures = 0;
-                    self.interval
+                    away.until(Instant::now()).map_or(self.interval, |left| left.min(self.interval))
                 }
                 Err(error) => {
                     failures += 1;
@@ -157,14 +159,48 @@ impl Scanner {
     }
 }
 
+/// What a scan found.
+struct Found {
+    devices: BTreeMap<DeviceId, Device>,
+    linger: Duration,
+}
+
+/// Devices that disappeared and are likely to come back, each with when that is not likely any more.
+#[derive(Default)]
+struct Away(BTreeMap<DeviceId, Instant>);
+
+impl Away {
+    /// What was found, and those of the last list that are away.
+    fn with(&mut self, found: Found, last: &Listing, now: Instant) -> BTreeMap<DeviceId, Device> {
+        let Found { mut devices, linger } = found;
+        self.0.retain(|id, _| !devices.contains_key(id));
+        for device in last.devices() {
+            if devices.contains_key(&device.id) {
+                continue;
+            }
+            let until = *self.0.entry(device.id.clone()).or_insert(now + linger);
+            if now < until {
+                devices.insert(device.id.clone(), device.clone());
+            }
+        }
+        self.0.retain(|_, until| now < *until);
+        devices
+    }
+
+    /// How long until the first of them is gone.
+    fn until(&self, now: Instant) -> Option<Duration> {
+        self.0.values().min().map(|until| until.saturating_duration_since(now))
+    }
+}
+
 /// One scan on a thread of its own. One that hangs keeps the lock, so that there is never a second one.
-async fn attempt(scan: &SharedScan) -> Result<BTreeMap<DeviceId, Device>, AttemptError> {
+async fn attempt(scan: &SharedScan) -> Result<Found, AttemptError> {
     let scan = Arc::clone(scan);
     let work = async move {
         let mut scan = scan.lock_owned().await;
-        tokio::task::spawn_blocking(move || scan.scan()).await
+        tokio::task::spawn_blocking(move || scan.scan().map(|devices| (devices, scan.linger()))).await
     };
-    let found = timeout(SCAN_MAX, work)
+    let (found, linger) = timeout(SCAN_MAX, work)
         .await
         .map_err(|_| AttemptError::Hangs)?
         .map_err(|_| AttemptError::Panicked)??;
@@ -174,7 +210,7 @@ async fn attempt(scan: &SharedScan) -> Result<BTreeMap<DeviceId, Device>, Attemp
             return Err(AttemptError::Twice(twice.id));
         }
     }
-    Ok(devices)
+    Ok(Found { devices, linger })
 }
 
 /// Returns when something watched changed; never, if nothing can be noticed.
@@ -205,5 +241,46 @@ fn tell_differences(resource: &ResourceName, old: &Listing, new: &Listing) {
     }
     for device in old.devices().filter(|device| new.device(device.id.as_str()).is_none()) {
         tracing::warn!(%resource, device = %device.id, "the device is gone");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices(ids: &[&str]) -> BTreeMap<DeviceId, Device> {
+        let device = |id: &&str| Device { id: id.parse().unwrap(), health: Health::Healthy, numa: None };
+        ids.iter().map(device).map(|device| (device.id.clone(), device)).collect()
+    }
+
+    #[test]
+    fn a_device_that_comes_back_in_time_was_never_gone() {
+        let linger = Duration::from_secs(5);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut away = Away::default();
+        let mut last = Listing::Known(devices(&["a", "b"]));
+        for (seconds, found, listed, left) in [
+            (0, vec!["a", "b"], vec!["a", "b"], None),
+            (10, vec!["a"], vec!["a", "b"], Some(5)),
+            (12, vec![], vec!["a", "b"], Some(3)),
+            (14, vec!["b"], vec!["a", "b"], Some(3)),
+            (16, vec!["b"], vec!["a", "b"], Some(1)),
+            (17, vec!["b"], vec!["b"], None),
+            (18, vec![], vec!["b"], Some(5)),
+            (60, vec![], vec![], None),
+        ] {
+            let found = Found { devices: devices(&found), linger };
+            let with = away.with(found, &last, at(seconds));
+            assert_eq!(with, devices(&listed), "after {seconds} s");
+            assert_eq!(away.until(at(seconds)), left.map(Duration::from_secs), "after {seconds} s");
+            last = Listing::Known(with);
+        }
+        let at_once = away.with(
+            Found { devices: devices(&[]), linger: Duration::ZERO },
+            &Listing::Known(devices(&["a"])),
+            start,
+        );
+        assert_eq!((at_once.len(), away.until(start)), (0, None));
     }
 }

@@ -273,6 +273,16 @@ async fn a_deleted_socket_is_made_again() {
 }
 
 #[tokio::test]
+async fn a_kubelet_that_forgets_the_resource_is_told_again() {
+    let ground = Ground::start(&["a"]).await;
+    let mut kubelet = ground.kubelet().await;
+    drop(kubelet.plugin(LAMP).await);
+    // Its socket is as it was; only that it does not follow the list tells that it has forgotten.
+    kubelet.plugin(LAMP).await.list(&[("a", "Healthy")]).await;
+    ground.end().await;
+}
+
+#[tokio::test]
 async fn a_refusal_is_tried_again() {
     let ground = Ground::start(&["a"]).await;
     let plugins = ground.plugins();

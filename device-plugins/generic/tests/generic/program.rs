@@ -1,16 +1,21 @@
 //! The program itself, on a made-up machine, against a fake kubelet.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tombolo_fake_kubelet::{FakeKubelet, SOON};
 
 use crate::ground::{MINORS, Machine, file};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The program, which does not outlive its test.
 struct Program(Child);
@@ -29,7 +34,7 @@ impl Program {
                 if let Some(status) = self.0.try_wait().unwrap() {
                     return status;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(PAUSE).await;
             }
         };
         let status = tokio::time::timeout(SOON, ended).await.expect("it ends");
@@ -113,10 +118,29 @@ async fn an_accelerator_that_comes_back_under_another_id_stays_one_device() {
     };
     assert_eq!(node(plugin.allocate(&["usb-1-4"]).await.unwrap()), "/dev/bus/usb/001/004");
     machine.unplug(&before, &["bus/usb/001/004"]);
-    plugin.list(&[]).await;
-    machine.usb("1-4", "18d1:9302", None, 5);
-    plugin.list(&[("usb-1-4", "Healthy")]).await;
-    assert_eq!(node(plugin.allocate(&["usb-1-4"]).await.unwrap()), "/dev/bus/usb/001/005");
+    let away = async {
+        while let Ok(given) = plugin.allocate(&["usb-1-4"]).await {
+            assert_eq!(node(given), "/dev/bus/usb/001/004");
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::time::timeout(SOON, away).await.expect("what is away cannot be had");
+    let after = machine.usb("1-4", "18d1:9302", None, 5);
+    let back = async {
+        loop {
+            match plugin.allocate(&["usb-1-4"]).await {
+                Ok(given) => return node(given),
+                Err(_away) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, back).await.expect("it comes back"), "/dev/bus/usb/001/005");
+    machine.unplug(&after, &["bus/usb/001/005"]);
+    assert_eq!(
+        plugin.next_list().await,
+        Some(BTreeMap::new()),
+        "the first change that is told is that it is gone"
+    );
 }
 
 #[tokio::test]
