@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tombolo_device_generic::config::Config;
+use tombolo_fake_machine::{MINORS, Machine, write};
 
-use crate::ground::{MINORS, Machine, write};
+use crate::ground::shown;
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles")
@@ -71,7 +72,7 @@ fn every_profile_finds_its_hardware() {
         let text = fs::read_to_string(&path).unwrap();
         let wanted =
             expected.get(&*name).unwrap_or_else(|| panic!("the machine of this test has nothing for {name}"));
-        assert_eq!(&machine.found(&text), wanted, "{name}");
+        assert_eq!(&shown(&machine, &text), wanted, "{name}");
         seen.insert(name);
     }
     assert_eq!(seen.len(), expected.len(), "{seen:?}");

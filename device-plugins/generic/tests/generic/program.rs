@@ -11,8 +11,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tombolo_fake_kubelet::{FakeKubelet, SOON};
+use tombolo_fake_machine::{MINORS, Machine};
 
-use crate::ground::{MINORS, Machine, file};
+use crate::ground::{file, roots};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -52,7 +53,7 @@ impl Drop for Program {
 
 fn command(machine: &Machine, text: &str) -> Command {
     let config = machine.path("generic.toml");
-    fs::write(&config, format!("{}{text}", machine.roots_text())).unwrap();
+    fs::write(&config, format!("{}{text}", roots(machine))).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tombolo-device-plugin-generic"));
     command.arg("--config").arg(config);
     command
