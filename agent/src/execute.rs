@@ -9,13 +9,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{RwLock, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::supervision::{
     Answer, ExitRecord, InstanceId, InstancePhase, InstanceRecord, Refusal, Request,
 };
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
-use tombolo_oci::{Platform, Store, StoreError};
+use tombolo_oci::{Platform, Store};
 use tombolo_router::{Activations, Dialer};
 
 use crate::identity::Identity;
@@ -25,15 +26,19 @@ use crate::supervisor::{CallError, Supervisor};
 use crate::tls::TimeFloor;
 
 mod collect;
+mod devices;
 mod image;
 mod launch;
 mod preparing;
 mod probing;
+mod trouble;
 mod users;
 
 use collect::Wanted;
+pub(crate) use devices::devices_of;
 use image::Prepared;
 use preparing::Preparations;
+pub(crate) use trouble::Trouble;
 
 /// What an instance's labels say, so that a restarted agent knows what it found.
 pub(crate) const LABEL_NAMESPACE: &str = "tombolo.dev/namespace";
@@ -119,15 +124,6 @@ pub(crate) enum Doing {
     Frozen,
 }
 
-/// Why an action failed: for the status, as every refusal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trouble {
-    /// One CamelCase word.
-    pub(crate) reason: String,
-    /// What happened and what to do.
-    pub(crate) message: String,
-}
-
 /// What the executor works with.
 pub(crate) struct Tools {
     pub(crate) supervisor: Supervisor,
@@ -206,12 +202,18 @@ impl Executor {
     }
 
     /// Creates an instance, to wait.
-    pub(crate) fn prime(&self, instance: InstanceId, digest: Digest, object: Arc<RevisionObject>) {
+    pub(crate) fn prime(
+        &self,
+        instance: InstanceId,
+        digest: Digest,
+        object: Arc<RevisionObject>,
+        devices: Devices,
+    ) {
         let inner = self.inner.clone();
         lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
         self.inner.spawn(async move {
             let _permit = inner.launches.acquire().await;
-            let result = launch::prime(&inner, &instance, digest, &object).await;
+            let result = launch::prime(&inner, &instance, digest, &object, &devices).await;
             if result.is_err() {
                 inner.forget(&instance);
             }
@@ -230,12 +232,18 @@ impl Executor {
     }
 
     /// Creates and starts an instance, and probes it.
-    pub(crate) fn launch(&self, instance: InstanceId, digest: Digest, object: Arc<RevisionObject>) {
+    pub(crate) fn launch(
+        &self,
+        instance: InstanceId,
+        digest: Digest,
+        object: Arc<RevisionObject>,
+        devices: Devices,
+    ) {
         let inner = self.inner.clone();
         lock(&inner.in_use).insert(instance.clone(), InUse { revision: object.key(), image: None });
         self.inner.spawn(async move {
             let permit = inner.launches.acquire().await;
-            let result = launch::launch(&inner, &instance, digest, &object).await;
+            let result = launch::launch(&inner, &instance, digest, &object, &devices).await;
             drop(permit);
             let reach = inner.reach(&instance);
             let probes = Probes::of(object.spec.serving_container(), object.spec.port(), &reach);
@@ -459,25 +467,6 @@ impl Inner {
         self.tools.activations.forget(instance);
         // Collected later if it cannot be removed now.
         let _ = std::fs::remove_dir_all(launch::bundle_dir(&self.tools.run_dir, instance));
-    }
-}
-
-impl Trouble {
-    pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into() }
-    }
-
-    /// An error of the node's file system.
-    fn of_io(act: &str, path: &std::path::Path, error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::disk_full(path),
-            _ => Self::new("StorageFailed", format!("cannot {act} {}: {error}", path.display())),
-        }
-    }
-
-    fn disk_full(path: &std::path::Path) -> Self {
-        let message = StoreError::DiskFull { path: path.to_owned() }.to_string();
-        Self::new("DiskFull", format!("{message}; what runs goes on"))
     }
 }
 

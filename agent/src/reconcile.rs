@@ -14,6 +14,7 @@ use tombolo_agent_core::actual::{
     Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets,
 };
 use tombolo_agent_core::annotations::Scale;
+use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
 use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::routes::RouteTable;
@@ -202,7 +203,7 @@ impl Reconciler {
             targets: &self.targets,
             settings: &self.settings,
         };
-        let Plan { actions, wake, wanted, cuts } = plan::plan(&situation, now);
+        let Plan { actions, wake, wanted, cuts, .. } = plan::plan(&situation, now);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
         let turns = |action: &Action| matches!(action, Action::TakeOver { .. } | Action::Undo { .. });
@@ -276,17 +277,17 @@ impl Reconciler {
                 }
                 self.executor.prepare_image(*digest, object.clone());
             }
-            Action::Launch { instance, revision } => {
+            Action::Launch { instance, revision, devices } => {
                 let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
-                self.executor.launch(instance.clone(), *digest, object.clone());
-                self.add_instance(instance, *digest, object, Phase::Launching, now);
+                self.executor.launch(instance.clone(), *digest, object.clone(), devices.clone());
+                self.add_instance((instance, devices), *digest, object, Phase::Launching, now);
                 self.actual.last_start = now;
                 self.note_start(&revision, now);
             }
-            Action::Prime { instance, revision } => {
+            Action::Prime { instance, revision, devices } => {
                 let Some((digest, object)) = accepted.desired.revisions.get(&revision) else { return };
-                self.executor.prime(instance.clone(), *digest, object.clone());
-                self.add_instance(instance, *digest, object, Phase::Priming, now);
+                self.executor.prime(instance.clone(), *digest, object.clone(), devices.clone());
+                self.add_instance((instance, devices), *digest, object, Phase::Priming, now);
             }
             Action::TakeOver { revision } => self.take_over(&revision),
             Action::Undo { revision, why } => self.undo(&revision, why),
@@ -295,7 +296,7 @@ impl Reconciler {
 
     fn add_instance(
         &mut self,
-        instance: InstanceId,
+        (instance, devices): (InstanceId, Devices),
         digest: Digest,
         object: &RevisionObject,
         phase: Phase,
@@ -303,8 +304,8 @@ impl Reconciler {
     ) {
         self.actual.named += 1;
         let (revision, port) = (object.key(), object.spec.port());
-        let entry =
-            InstanceActual { revision, object: digest, port, pid: 0, phase, since: now, unready: None };
+        let made = InstanceActual::new(revision, digest, port, phase, now);
+        let entry = InstanceActual { devices, ..made };
         self.actual.instances.insert(instance, entry);
     }
 
@@ -415,7 +416,8 @@ impl Reconciler {
             self.record_takeovers();
             report.routes = status::routes(&accepted.desired, &self.actual, &self.rollouts);
             self.tell_undone(&self.outputs.report.borrow().routes, &report.routes);
-            report.revisions = status::revisions(&accepted.desired, &self.actual, &self.wanted, &self.cuts);
+            let (desired, wanted, cuts) = (&accepted.desired, &self.wanted, &self.cuts);
+            report.revisions = status::revisions(desired, &self.actual, wanted, cuts, self.now());
         }
         self.outputs.report.send_if_modified(|current| {
             let changed = *current != report;

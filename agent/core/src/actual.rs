@@ -2,10 +2,12 @@
 //! the outcomes of actions and by what the supervisor, the probes and the router report.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
+use crate::devices::{Devices, Inventory, Known, LOST_GRACE_MS};
 use crate::routes::Unavailable;
 use crate::supervision::{ExitRecord, InstanceId};
 
@@ -36,6 +38,7 @@ pub struct Actual {
     pub named: u64,
     /// When an instance was last started or thawed.
     pub last_start: Moment,
+    pub devices: Known,
 }
 
 /// Instances by the revision they are of.
@@ -48,6 +51,17 @@ impl Actual {
             index.entry(&instance.revision).or_default().push((id, instance));
         }
         ByRevision(index)
+    }
+}
+
+impl Actual {
+    /// Takes in what the node's devices are now: since when which instances have lost theirs.
+    pub fn note_devices(&mut self, inventory: Arc<Inventory>, now: Moment) {
+        for instance in self.instances.values_mut() {
+            let lost = inventory.is_lost(&instance.devices);
+            instance.lost_since = lost.then(|| instance.lost_since.unwrap_or(now));
+        }
+        self.devices.inventory = inventory;
     }
 }
 
@@ -156,6 +170,32 @@ pub struct InstanceActual {
     pub since: Moment,
     /// Why its readiness probe failed last, in words.
     pub unready: Option<String>,
+    /// They are its own until it is gone, whatever its phase.
+    pub devices: Devices,
+    /// Since when a device of it is unhealthy or not there.
+    pub lost_since: Option<Moment>,
+}
+
+impl InstanceActual {
+    /// One without devices that is not made yet.
+    pub fn new(revision: RevisionKey, object: Digest, port: u16, phase: Phase, now: Moment) -> Self {
+        Self {
+            revision,
+            object,
+            port,
+            pid: 0,
+            phase,
+            since: now,
+            unready: None,
+            devices: Devices::new(),
+            lost_since: None,
+        }
+    }
+
+    /// When it has been without a device for so long that it ends; `None`: it has what it was given.
+    pub fn ends_at(&self) -> Option<Moment> {
+        self.lost_since.map(|since| since.after(LOST_GRACE_MS))
+    }
 }
 
 /// Where an instance is in its life on this node.

@@ -7,6 +7,7 @@ pub mod annotations;
 pub mod autoscale;
 pub mod backoff;
 pub mod bundle;
+pub mod devices;
 pub mod limits;
 pub mod plan;
 pub mod rollout;

@@ -3,8 +3,9 @@
 //! Removals come before additions. The plan leaves no choice to its execution. Every deadline that would change the answer
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
-//! [`scale`]: how many instances a revision has. [`room`]: what of that fits. [`life`]: what becomes of one instance.
-//! [`slots`]: those that wait. [`takeover`]: revisions that must not run beside the one before them.
+//! [`scale`]: how many instances a revision has. [`devices`]: what of that there are devices for, and which. [`room`]: what of
+//! that fits. [`life`]: what becomes of one instance. [`slots`]: those that wait. [`takeover`]: revisions that must not run beside
+//! the one before them.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +16,11 @@ use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, ByRevision, InstanceActual, Moment, Phase, RevisionActual, Targets, Traffic};
 use crate::annotations::Scale;
+use crate::devices::{self as inventory, Asked, Choice, Devices};
 use crate::routes::RouteTable;
 use crate::supervision::InstanceId;
 
+mod devices;
 mod life;
 mod room;
 mod scale;
@@ -101,9 +104,9 @@ pub enum Action {
     /// Start the program of a primed one.
     Start { instance: InstanceId },
     /// Create and start an instance.
-    Launch { instance: InstanceId, revision: RevisionKey },
+    Launch { instance: InstanceId, revision: RevisionKey, devices: Devices },
     /// Create an instance, to wait.
-    Prime { instance: InstanceId, revision: RevisionKey },
+    Prime { instance: InstanceId, revision: RevisionKey, devices: Devices },
     /// Requests are for this revision from now on, and wait for it; those before it end.
     TakeOver { revision: RevisionKey },
     /// It did not get ready: requests are for the one before again.
@@ -137,6 +140,8 @@ pub enum WakeReason {
     CrashForget,
     Refill,
     TakeoverDeadline,
+    DeviceLost,
+    DevicesAwaited,
 }
 
 /// What to do now, and when to ask again if nothing changes before.
@@ -148,6 +153,8 @@ pub struct Plan {
     pub wanted: BTreeMap<RevisionKey, u32>,
     /// Why a revision gets fewer than it should have.
     pub cuts: BTreeMap<RevisionKey, String>,
+    /// Which devices to give is left to their plugins' preference: asked for and not known yet.
+    pub choices: BTreeSet<Choice>,
 }
 
 /// Plans the next steps.
@@ -160,10 +167,13 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
         routed: OnceCell::new(),
         now,
     };
-    let mut draft = Draft { named: situation.actual.named, ..Draft::default() };
+    let held = situation.actual.instances.values().map(|instance| &instance.devices);
+    let free = situation.actual.devices.inventory.free(held);
+    let mut draft = Draft { named: situation.actual.named, free, ..Draft::default() };
     pass.takeovers = pass.find_takeovers(&mut draft);
     let mut scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope), scope)).collect();
-    let cuts = pass.fit(&mut scopes);
+    let mut cuts = pass.fit_devices(&mut scopes, &mut draft);
+    cuts.extend(pass.fit(&mut scopes));
     for (want, scope) in &scopes {
         pass.supply(scope, *want, &mut draft);
         pass.retire_surplus(scope, *want, &mut draft);
@@ -174,9 +184,9 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
         pass.plan_instance(id, instance, &wanted, &mut draft);
     }
     pass.keep_slots(&scopes, &mut draft);
-    let Draft { mut removals, additions, wake, .. } = draft;
+    let Draft { mut removals, additions, wake, choices, .. } = draft;
     removals.extend(additions);
-    Plan { actions: removals, wake, wanted, cuts }
+    Plan { actions: removals, wake, wanted, cuts, choices }
 }
 
 /// When `instance` will have been ready long enough for its revision's crashes to be forgotten; `None` if there is nothing
@@ -205,6 +215,7 @@ struct Scope<'a> {
     object: &'a RevisionObject,
     known: &'a RevisionActual,
     scale: Scale,
+    asked: Asked,
 }
 
 /// A plan in the making.
@@ -215,6 +226,11 @@ struct Draft {
     wake: Option<(Moment, WakeReason)>,
     /// Instances named so far, those of this plan included.
     named: u64,
+    /// Devices that nobody has, those given in this plan taken out.
+    free: Devices,
+    choices: BTreeSet<Choice>,
+    /// What those ask for that have no instance for want of devices.
+    short: Vec<Asked>,
 }
 
 impl Draft {
@@ -241,6 +257,11 @@ impl Draft {
         })
     }
 
+    /// Whether somebody has no instance for want of such devices.
+    fn is_short_of(&self, devices: &Devices) -> bool {
+        self.short.iter().any(|asked| asked.keys().any(|name| devices.contains_key(name)))
+    }
+
     fn name_instance(&mut self, revision: &str, incarnation: &str) -> InstanceId {
         self.named += 1;
         instance_id(revision, incarnation, self.named)
@@ -252,7 +273,8 @@ impl<'a> Pass<'a> {
         let actual = self.situation.actual;
         self.situation.desired.revisions.iter().filter_map(|(key, (digest, object))| {
             let known = actual.revisions.get(key).filter(|known| known.object == *digest)?;
-            Some(Scope { key, digest, object, known, scale: Scale::of(&object.annotations) })
+            let (scale, asked) = (Scale::of(&object.annotations), inventory::asked(object));
+            Some(Scope { key, digest, object, known, scale, asked })
         })
     }
 
@@ -260,6 +282,11 @@ impl<'a> Pass<'a> {
     fn current(&self, scope: &Scope<'a>) -> impl Iterator<Item = (&'a InstanceId, &'a InstanceActual)> {
         let digest = *scope.digest;
         self.index.of(scope.key).iter().copied().filter(move |(_, instance)| instance.object == digest)
+    }
+
+    /// Whether it has been without a device for too long.
+    fn is_lost(&self, instance: &InstanceActual) -> bool {
+        instance.ends_at().is_some_and(|at| self.now >= at)
     }
 
     /// Whether a route leads to the revision now.

@@ -8,7 +8,8 @@ use tombolo_api::report::{
     InstanceReport, Report, RevisionPhase, RevisionReport, RouteReport, ShareReport, TargetReport, Tier,
 };
 
-use crate::actual::{Actual, ImageState, InstanceActual, Phase, RevisionActual, Takeover};
+use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
+use crate::devices;
 use crate::rollout::Rollouts;
 use crate::supervision::InstanceId;
 use crate::table;
@@ -20,13 +21,24 @@ pub fn revisions(
     actual: &Actual,
     wanted: &BTreeMap<RevisionKey, u32>,
     cuts: &BTreeMap<RevisionKey, String>,
+    now: Moment,
 ) -> Vec<RevisionReport> {
     let index = actual.by_revision();
     let mut reports = Vec::new();
     for (key, (digest, object)) in &desired.revisions {
         let known = actual.revisions.get(key).filter(|revision| revision.object == *digest);
-        let (phase, mut reason, mut message) =
+        let (mut phase, mut reason, mut message) =
             known.map_or((RevisionPhase::Preparing, String::new(), String::new()), judge);
+        let is_up = index.of(key).iter().any(|(_, instance)| instance.phase.is_up());
+        if reason.is_empty()
+            && !is_up
+            && let Some(obstacle) = devices::obstacle(&devices::asked(object), &actual.devices, now)
+        {
+            if phase == RevisionPhase::Preparing && !obstacle.passes {
+                phase = RevisionPhase::Failed;
+            }
+            (reason, message) = (obstacle.why.reason, obstacle.why.message);
+        }
         if let Some(cut) = cuts.get(key).filter(|_| reason.is_empty()) {
             let (word, text) = cut.split_once(": ").unwrap_or(("InsufficientMemory", cut));
             (reason, message) = (word.into(), text.into());

@@ -8,6 +8,7 @@ use tombolo_api::serving::ProtocolName;
 use tombolo_api::{Digest, RevisionKey};
 
 use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
+use crate::devices;
 use crate::limits::request_timeouts;
 use crate::rollout::Rollouts;
 use crate::rollout::steps::Share;
@@ -133,7 +134,8 @@ fn backend(
         .map(|(id, instance)| Endpoint { instance: (*id).clone(), port: instance.port })
         .collect();
     let unavailable = if ready.is_empty() {
-        actual.revisions.get(key).and_then(|revision| why_not(revision, now))
+        let known = actual.revisions.get(key).and_then(|revision| why_not(revision, now));
+        known.or_else(|| without_devices(object, actual, now).filter(|_| instances.is_empty()))
     } else {
         None
     };
@@ -161,6 +163,12 @@ pub(crate) fn why_not(revision: &RevisionActual, now: Moment) -> Option<Unavaila
     let crashes = &revision.crashes;
     (crashes.recent > 0 && now < crashes.retry_at)
         .then(|| Unavailable { reason: crashes.reason.clone(), message: crashes.message.clone() })
+}
+
+/// Why waiting for devices would be in vain.
+fn without_devices(object: &RevisionObject, actual: &Actual, now: Moment) -> Option<Unavailable> {
+    let obstacle = devices::obstacle(&devices::asked(object), &actual.devices, now)?;
+    (!obstacle.passes).then_some(obstacle.why)
 }
 
 /// A route to a revision that is not among the node's objects: nothing to wait for until the next manifest.

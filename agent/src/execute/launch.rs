@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::bundle::{self, BundleError, HostFiles};
+use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::limits::Limits;
 use tombolo_agent_core::supervision::{Answer, CreateSpec, InstanceId, Refusal, Request};
 use tombolo_api::Digest;
@@ -18,7 +19,7 @@ use tombolo_router::Stage;
 
 use super::image::Prepared;
 use super::{
-    InUse, Inner, LABEL_IMAGE, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Trouble, lock,
+    InUse, Inner, LABEL_IMAGE, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Trouble, devices, lock,
 };
 use crate::log_files;
 use crate::supervisor::CallError;
@@ -37,10 +38,11 @@ pub(super) async fn launch(
     instance: &InstanceId,
     digest: Digest,
     object: &RevisionObject,
+    devices: &Devices,
 ) -> Result<i32, Trouble> {
     let began = Instant::now();
     inner.tools.activations.begin(instance, IdleTier::Cold);
-    let pid = prime(inner, instance, digest, object).await?;
+    let pid = prime(inner, instance, digest, object, devices).await?;
     inner.tools.activations.ended(instance, Stage::Create, began.elapsed());
     start(inner, instance).await.map(|()| pid)
 }
@@ -66,12 +68,13 @@ pub(super) async fn prime(
     instance: &InstanceId,
     digest: Digest,
     object: &RevisionObject,
+    devices: &Devices,
 ) -> Result<i32, Trouble> {
     let prepared = lock(&inner.prepared).get(&digest).cloned();
     let prepared = prepared.ok_or_else(|| Trouble::new("ImageMissing", "the image was removed meanwhile"))?;
     let in_use = InUse { revision: object.key(), image: Some(prepared.image) };
     lock(&inner.in_use).insert(instance.clone(), in_use);
-    let spec = create_spec(inner, instance, digest, object, &prepared)?;
+    let spec = create_spec(inner, instance, digest, (object, devices), &prepared)?;
     let created = create(inner, instance, spec).await;
     if created.is_err() {
         remove(inner, instance).await;
@@ -122,7 +125,7 @@ fn create_spec(
     inner: &Inner,
     instance: &InstanceId,
     digest: Digest,
-    object: &RevisionObject,
+    (object, devices): (&RevisionObject, &Devices),
     prepared: &Arc<Prepared>,
 ) -> Result<CreateSpec, Trouble> {
     let tools = &inner.tools;
@@ -147,7 +150,11 @@ fn create_spec(
         upper_bytes: if is_read_only(object) { 0 } else { limits.upper_bytes },
         user_namespace: true,
         log,
-        labels: labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<BTreeMap<_, _>>(),
+        labels: labels
+            .into_iter()
+            .chain(devices::label(devices))
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect::<BTreeMap<_, _>>(),
     })
 }
 

@@ -11,7 +11,9 @@ use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
 
 use super::Reconciler;
-use crate::execute::{Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble};
+use crate::execute::{
+    Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble, devices_of,
+};
 use crate::probe::{Finding, ProbeEvent};
 use crate::supervisor::{CallError, SupervisorEvent};
 
@@ -336,15 +338,9 @@ impl Reconciler {
             false => phase,
         };
         tracing::info!(instance = %id, %revision, pid = record.pid, ?phase, "adopted an instance");
-        let instance = InstanceActual {
-            revision: revision.clone(),
-            object,
-            port,
-            pid: record.pid,
-            phase,
-            since: now,
-            unready: None,
-        };
+        let devices = devices_of(&record);
+        let made = InstanceActual::new(revision.clone(), object, port, phase, now);
+        let instance = InstanceActual { pid: record.pid, devices, ..made };
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {

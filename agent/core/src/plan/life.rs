@@ -26,6 +26,25 @@ impl Pass<'_> {
         if draft.names(id) {
             return;
         }
+        match instance.ends_at() {
+            Some(at) if self.now < at => draft.wake_at(at, WakeReason::DeviceLost),
+            Some(_) => {
+                if let Some(action) = end_of_lost(id, instance) {
+                    return draft.removals.push(action);
+                }
+            }
+            None => {}
+        }
+        self.plan_phase(id, instance, wanted, draft);
+    }
+
+    fn plan_phase(
+        &self,
+        id: &InstanceId,
+        instance: &InstanceActual,
+        wanted: &BTreeMap<RevisionKey, u32>,
+        draft: &mut Draft,
+    ) {
         let instance_id = || id.clone();
         let due = match &instance.phase {
             Phase::Priming | Phase::Launching | Phase::Freezing | Phase::Thawing | Phase::Deleting => {
@@ -58,7 +77,7 @@ impl Pass<'_> {
                 }
                 None
             }
-            Phase::Draining => Some(self.draining(id, instance, wanted)),
+            Phase::Draining => Some(self.draining(id, instance, wanted, draft)),
             Phase::Stopping { killed } => {
                 let (patience, reason) = match killed {
                     false => (TERMINATION_GRACE_MS, WakeReason::TerminationGrace),
@@ -90,6 +109,7 @@ impl Pass<'_> {
         id: &InstanceId,
         instance: &InstanceActual,
         wanted: &BTreeMap<RevisionKey, u32>,
+        draft: &Draft,
     ) -> Due {
         let object = self.situation.desired.revisions.get(&instance.revision);
         let timeout =
@@ -98,7 +118,9 @@ impl Pass<'_> {
             let deadline = instance.since.after(timeout.max(DRAIN_MIN_MS));
             return (deadline, WakeReason::DrainDeadline, Action::Terminate { instance: id.clone() });
         }
-        let freezes = !wanted.contains_key(&instance.revision) && self.is_last_to_drain(id, instance);
+        let freezes = !wanted.contains_key(&instance.revision)
+            && !draft.is_short_of(&instance.devices)
+            && self.is_last_to_drain(id, instance);
         let action = if freezes {
             Action::Freeze { instance: id.clone() }
         } else {
@@ -121,6 +143,7 @@ impl Pass<'_> {
         let leaves = self.takeovers.is_leaving(&instance.revision);
         if scale.tier != IdleTier::Frozen
             || leaves
+            || self.is_lost(instance)
             || !self.is_current(instance)
             || !self.is_routed(&instance.revision)
         {
@@ -150,5 +173,19 @@ impl Pass<'_> {
         let mut beside = self.index.of(&outdated.revision).iter();
         let replaced = beside.any(|(_, other)| other.object == *digest && other.phase == Phase::Ready);
         wanted.contains_key(&outdated.revision) && !replaced
+    }
+}
+
+/// How an instance whose device is lost ends, if it is not on its way out already.
+fn end_of_lost(id: &InstanceId, instance: &InstanceActual) -> Option<Action> {
+    let instance_id = || id.clone();
+    match instance.phase {
+        // Requests in it may wait for the device for ever.
+        Phase::Probing | Phase::Ready | Phase::Draining => {
+            Some(Action::Terminate { instance: instance_id() })
+        }
+        Phase::Frozen => Some(Action::Drain { instance: instance_id() }),
+        Phase::Primed => Some(Action::Delete { instance: instance_id() }),
+        _ => None,
     }
 }

@@ -77,8 +77,9 @@ impl<'a> Pass<'a> {
         };
         missing = self.start_primed(scope, missing, draft);
         for _ in 0..missing {
+            let Some(devices) = self.take_devices(scope, draft) else { return };
             let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
-            draft.additions.push(Action::Launch { instance, revision: scope.key.clone() });
+            draft.additions.push(Action::Launch { instance, revision: scope.key.clone(), devices });
         }
     }
 
@@ -105,7 +106,8 @@ impl<'a> Pass<'a> {
             Phase::Freezing => Some(2),
             _ => None,
         };
-        let of_use = self.current(scope).filter_map(|(id, instance)| Some((quickest(instance)?, id)));
+        let of_use = self.current(scope).filter(|(_, instance)| !self.is_lost(instance));
+        let of_use = of_use.filter_map(|(id, instance)| Some((quickest(instance)?, id)));
         take(of_use.collect(), missing, |rank, instance| match rank {
             0 => draft.additions.push(Action::Resume { instance }),
             1 => draft.additions.push(Action::Thaw { instance }),
@@ -121,7 +123,8 @@ impl<'a> Pass<'a> {
             Phase::Priming => Some(1),
             _ => None,
         };
-        let of_use = self.current(scope).filter_map(|(id, instance)| Some((rank(instance)?, id)));
+        let of_use = self.current(scope).filter(|(_, instance)| !self.is_lost(instance));
+        let of_use = of_use.filter_map(|(id, instance)| Some((rank(instance)?, id)));
         take(of_use.collect(), missing, |rank, instance| {
             // One that is being made is started once it is.
             if rank == 0 {

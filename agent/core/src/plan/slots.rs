@@ -31,9 +31,10 @@ impl<'a> Pass<'a> {
         }
         if let Some(scope) = next
             && self.is_quiet(draft)
+            && let Some(devices) = self.take_devices(scope, draft)
         {
             let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
-            draft.additions.push(Action::Prime { instance, revision: scope.key.clone() });
+            draft.additions.push(Action::Prime { instance, revision: scope.key.clone(), devices });
         }
     }
 
@@ -47,9 +48,10 @@ impl<'a> Pass<'a> {
         }
         let tier_keeps = match scope.scale.tier {
             IdleTier::Cold | IdleTier::Running => false,
-            IdleTier::Primed => true,
+            // Devices are not kept for what may never come.
+            IdleTier::Primed if scope.asked.is_empty() => true,
             // One that runs or is about to be frozen takes the place.
-            IdleTier::Frozen => {
+            IdleTier::Primed | IdleTier::Frozen => {
                 let holds = |phase: &Phase| {
                     phase.is_up() || matches!(phase, Phase::Draining | Phase::Freezing | Phase::Frozen)
                 };
@@ -93,7 +95,7 @@ impl<'a> Pass<'a> {
 
     fn may_prime(&self, scope: &Scope<'a>, draft: &mut Draft) -> bool {
         let known = scope.known;
-        if !known.ready_once || known.image != ImageState::Present {
+        if !known.ready_once || known.image != ImageState::Present || !self.may_hold_devices(scope, draft) {
             return false;
         }
         let free = known.prime_retry_at.max(known.crashes.retry_at);

@@ -52,11 +52,14 @@ impl<'a> Pass<'a> {
         for scope in self.scopes() {
             // One that can never run here takes nobody's place.
             let stays_out = scope.known.ready_once || scope.known.misfit.is_some();
-            if stays_out || scope.scale.strategy == UpdateStrategy::Overlap {
+            if stays_out || scope.scale.strategy == UpdateStrategy::Overlap && scope.asked.is_empty() {
                 continue;
             }
             let before = self.before(&scope);
-            if !before.is_empty() {
+            let overlaps = scope.scale.strategy == UpdateStrategy::Overlap
+                && scope.known.takeover == Takeover::None
+                && !self.waits_for_devices_of(&scope, &before);
+            if !before.is_empty() && !overlaps {
                 self.plan_takeover(&scope, before, &mut takeovers, draft);
             }
         }
@@ -74,11 +77,11 @@ impl<'a> Pass<'a> {
         match &scope.known.takeover {
             // Found running by an agent that was started again: it had begun.
             Takeover::None if self.has(scope.key, holds_memory) => {
-                if scope.scale.strategy != UpdateStrategy::Auto {
+                if matches!(scope.scale.strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst) {
                     draft.additions.push(Action::TakeOver { revision: key() });
                 }
             }
-            Takeover::None => match self.strategy(scope) {
+            Takeover::None => match self.strategy(scope, &before) {
                 UpdateStrategy::HandOver => {
                     takeovers.idle.insert(key());
                     takeovers.primed.insert(key());
@@ -97,7 +100,8 @@ impl<'a> Pass<'a> {
                 UpdateStrategy::Overlap | UpdateStrategy::Auto => {}
             },
             Takeover::Begun { .. } => {
-                let wholly = scope.scale.strategy != UpdateStrategy::HandOver;
+                // What waits has its devices, too.
+                let wholly = scope.scale.strategy != UpdateStrategy::HandOver || !scope.asked.is_empty();
                 let stands = |instance: &InstanceActual| match instance.phase {
                     Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting => wholly,
                     _ => true,
@@ -148,13 +152,15 @@ impl<'a> Pass<'a> {
         if self.now < free {
             return draft.wake_at(free, WakeReason::Refill);
         }
+        let Some(devices) = self.take_devices(scope, draft) else { return };
         let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
-        draft.additions.push(Action::Prime { instance, revision: scope.key.clone() });
+        draft.additions.push(Action::Prime { instance, revision: scope.key.clone(), devices });
     }
 
-    /// `Auto` resolved: stop first where one more does not fit.
-    fn strategy(&self, scope: &Scope<'a>) -> UpdateStrategy {
+    /// `Auto` resolved: stop first where one more does not fit. So do all that need a device which those before have.
+    fn strategy(&self, scope: &Scope<'a>, before: &BTreeSet<RevisionKey>) -> UpdateStrategy {
         match scope.scale.strategy {
+            _ if self.waits_for_devices_of(scope, before) => UpdateStrategy::StopFirst,
             UpdateStrategy::Auto if self.has_room_for(scope) => UpdateStrategy::Overlap,
             UpdateStrategy::Auto => UpdateStrategy::StopFirst,
             strategy => strategy,

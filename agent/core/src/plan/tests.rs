@@ -9,6 +9,7 @@ use super::*;
 use crate::actual::{Crashes, Demand, ImageState, Takeover, Target};
 use crate::supervision::ExitRecord;
 
+mod devices;
 mod properties;
 mod takeovers;
 mod tiers;
@@ -100,7 +101,7 @@ fn asking(desired: &Desired, want: u32, at: Moment) -> Targets {
 }
 
 fn instance(revision: &str, object: Digest, phase: Phase) -> InstanceActual {
-    InstanceActual { revision: key(revision), object, port: 8080, pid: 7, phase, since: NOW, unready: None }
+    InstanceActual { pid: 7, ..InstanceActual::new(key(revision), object, 8080, phase, NOW) }
 }
 
 fn ended() -> Phase {
@@ -129,11 +130,11 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
             Action::Undo { revision, why } => {
                 actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Undone(why.clone());
             }
-            Action::Prime { instance, revision } => {
-                make(desired, actual, instance, revision, Phase::Primed, now)
+            Action::Prime { instance, revision, devices } => {
+                make(desired, actual, (instance, devices), revision, Phase::Primed, now)
             }
-            Action::Launch { instance, revision } => {
-                make(desired, actual, instance, revision, Phase::Ready, now);
+            Action::Launch { instance, revision, devices } => {
+                make(desired, actual, (instance, devices), revision, Phase::Ready, now);
                 actual.last_start = now;
                 let known = actual.revisions.get_mut(revision).unwrap();
                 known.ready_once = true;
@@ -146,14 +147,15 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
 fn make(
     desired: &Desired,
     actual: &mut Actual,
-    id: &InstanceId,
+    (id, devices): (&InstanceId, &Devices),
     revision: &RevisionKey,
     phase: Phase,
     now: Moment,
 ) {
     actual.named += 1;
     let (object, _) = &desired.revisions[revision];
-    let made = InstanceActual { since: now, ..instance(&revision.name, *object, phase) };
+    let devices = devices.clone();
+    let made = InstanceActual { since: now, devices, ..instance(&revision.name, *object, phase) };
     assert!(actual.instances.insert(id.clone(), made).is_none(), "an instance's name was used twice");
 }
 
@@ -302,7 +304,10 @@ fn what_can_never_fit_is_refused_with_figures_and_the_rest_goes_on() {
     let held = with_demand("t-00001", 0, 1, NOW);
     let first = fitting(&desired, &actual, &held, &asking(&desired, 1, NOW), &settings, NOW);
     let launched = InstanceId("s-00001-abcde-1".into());
-    assert_eq!(first.actions, [Action::Launch { instance: launched, revision: key("s-00001") }]);
+    assert_eq!(
+        first.actions,
+        [Action::Launch { instance: launched, revision: key("s-00001"), devices: Devices::new() }]
+    );
     let table = routes(&desired, &actual, NOW);
     let why = table.revisions[&key("t-00001")].unavailable.clone().unwrap();
     assert_eq!(why.reason, "InsufficientMemory");
@@ -311,7 +316,7 @@ fn what_can_never_fit_is_refused_with_figures_and_the_rest_goes_on() {
         "{why:?}"
     );
     assert_eq!(table.revisions[&key("s-00001")].unavailable, None);
-    let reports = crate::status::revisions(&desired, &actual, &first.wanted, &first.cuts);
+    let reports = crate::status::revisions(&desired, &actual, &first.wanted, &first.cuts, NOW);
     let told = |index: usize| (reports[index].phase, reports[index].reason.as_str());
     assert_eq!(told(1), (tombolo_api::report::RevisionPhase::Failed, "InsufficientMemory"));
     assert_eq!((told(0).1, &reports[1].message), ("", &why.message));

@@ -14,7 +14,7 @@ const NOW: Moment = Moment(1_000);
 
 fn add_instance(actual: &mut Actual, name: &str, revision: &RevisionKey, object: Digest, phase: Phase) {
     let revision = revision.clone();
-    let made = InstanceActual { revision, object, port: 8080, pid: 1, phase, since: NOW, unready: None };
+    let made = InstanceActual { pid: 1, ..InstanceActual::new(revision, object, 8080, phase, NOW) };
     actual.instances.insert(InstanceId(name.into()), made);
 }
 

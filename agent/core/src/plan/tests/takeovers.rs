@@ -159,7 +159,7 @@ fn not_ready_in_time_means_back_to_the_old_one() {
             actual.instances.values().filter(|instance| instance.phase == Phase::Ready).collect();
         assert_eq!(running.len(), 1);
         assert_eq!(running[0].revision, key(OLD));
-        let report = crate::status::revisions(&desired, &actual, &BTreeMap::new(), &BTreeMap::new());
+        let report = crate::status::revisions(&desired, &actual, &BTreeMap::new(), &BTreeMap::new(), NOW);
         assert_eq!(report[1].reason, "NotReadyInTime");
     }
 }
