@@ -22,6 +22,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tombolo_api::desired::RevisionObject;
 use tombolo_api::quantity::Quantity;
+use tombolo_api::serving::admission::is_extended;
 
 use crate::actual::Moment;
 
@@ -162,7 +163,7 @@ impl Inventory {
 pub fn asked(object: &RevisionObject) -> Asked {
     let Some(container) = object.spec.serving_container() else { return Asked::new() };
     let limits =
-        container.resources.limits.iter().filter(|(name, _)| tombolo_api::serving::is_extended(name));
+        container.resources.limits.iter().filter(|(name, _)| is_extended(name));
     let count = |amount: &Quantity| u32::try_from(amount.bytes()).unwrap_or(u32::MAX);
     limits
         .map(|(name, amount)| (ResourceName(name.clone()), count(amount)))

@@ -55,6 +55,19 @@ pub struct Admitted<T> {
     pub warnings: Vec<String>,
 }
 
+/// Processes and threads of an instance, as a resource.
+pub const PIDS_RESOURCE: &str = "tombolo.dev/pids";
+
+/// Whether a resource is one that device plugins offer: counted in whole pieces, and never given to two at a time. Kubernetes
+/// calls it an extended resource.
+pub fn is_extended(resource: &str) -> bool {
+    resource.contains('/')
+        && !resource.contains("kubernetes.io/")
+        && !resource.starts_with("requests.")
+        && resource != PIDS_RESOURCE
+        && syntax::qualified_name(&format!("requests.{resource}")).is_empty()
+}
+
 /// The outcome of an admission.
 pub type Result<T> = std::result::Result<Admitted<T>, Box<Status>>;
 

@@ -247,18 +247,6 @@ pub struct Resources {
     pub requests: BTreeMap<String, Quantity>,
 }
 
-/// Whether a resource is one that device plugins offer: counted in whole pieces, and never given to two at a time. Kubernetes
-/// calls it an extended resource.
-pub fn is_extended(resource: &str) -> bool {
-    resource.contains('/')
-        && !resource.contains("kubernetes.io/")
-        && !resource.starts_with("requests.")
-        && resource != PIDS_RESOURCE
-}
-
-/// Processes and threads of an instance, as a resource.
-pub const PIDS_RESOURCE: &str = "tombolo.dev/pids";
-
 /// How to see whether an instance is well. Exactly one of the four ways is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]

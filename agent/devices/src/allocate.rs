@@ -1,0 +1,103 @@
+//! What a container gets for its devices: plugins are asked to prepare them, and what they answer is made into one edit of
+//! `config.json`. Gives none away.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tombolo_agent_core::devices::{Devices, ResourceName};
+use tombolo_cdi::{Cache, ContainerEdits, QualifiedName, Unresolved};
+
+use crate::edits::{self, Answer, EditsError};
+use crate::roll::Connected;
+
+/// Asks for devices. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Allocator {
+    connected: watch::Receiver<Connected>,
+    /// Read for the first time when a plugin first names a device in it.
+    cdi: Arc<Mutex<Cdi>>,
+}
+
+#[derive(Debug)]
+struct Cdi {
+    directories: Vec<PathBuf>,
+    cache: Option<Cache>,
+}
+
+/// What a container gets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    pub edits: ContainerEdits,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Why a container cannot have its devices.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    #[error("the device plugin of {0} is not there at the moment; what has devices keeps them")]
+    Absent(ResourceName),
+    #[error("the device plugin of {resource} does not give devices: {why}")]
+    Refused { resource: ResourceName, why: String },
+    #[error("what the device plugin of {resource} answers cannot be carried out")]
+    Unfit { resource: ResourceName, source: EditsError },
+    #[error("{0}: is the plugin's or the driver's specification in a directory of devices.cdi_directories?")]
+    Unresolved(#[from] Unresolved),
+    #[error("CDI specifications cannot be read: a fault of the agent, please report it with the agent's log")]
+    Faulty,
+}
+
+impl Allocator {
+    pub(crate) fn new(connected: watch::Receiver<Connected>, directories: Vec<PathBuf>) -> Self {
+        Self { connected, cdi: Arc::new(Mutex::new(Cdi { directories, cache: None })) }
+    }
+
+    /// Has every plugin prepare its part of `devices`, before a container is made that has them.
+    pub async fn allocate(&self, devices: &Devices) -> Result<Given, AllocateError> {
+        let connected = self.connected.borrow().clone();
+        let mut given = Answer::default();
+        for (resource, ids) in devices {
+            let (_, plugin) =
+                connected.get(resource).cloned().ok_or_else(|| AllocateError::Absent(resource.clone()))?;
+            let response = plugin.allocate(ids).await.map_err(|status| AllocateError::Refused {
+                resource: resource.clone(),
+                why: status.message().to_owned(),
+            })?;
+            let unfit = |source| AllocateError::Unfit { resource: resource.clone(), source };
+            let answer = edits::answer(response).map_err(unfit)?;
+            given.edits.append(answer.edits);
+            given.cdi.extend(answer.cdi);
+            given.annotations.extend(answer.annotations);
+        }
+        let Answer { mut edits, cdi, annotations } = given;
+        if !cdi.is_empty() {
+            edits.append(self.resolve(cdi).await?);
+        }
+        Ok(Given { edits, annotations })
+    }
+
+    /// What the specifications say of `names`; they are read again if they have changed.
+    async fn resolve(&self, mut names: Vec<QualifiedName>) -> Result<ContainerEdits, AllocateError> {
+        // Named in a field and, for older runtimes, in an annotation too.
+        let mut seen = std::collections::BTreeSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        let cdi = self.cdi.clone();
+        let resolved = tokio::task::spawn_blocking(move || {
+            let mut cdi = cdi.lock().unwrap_or_else(PoisonError::into_inner);
+            let Cdi { directories, cache } = &mut *cdi;
+            let cache = match cache {
+                Some(cache) => {
+                    cache.refresh();
+                    cache
+                }
+                None => cache.insert(Cache::read(directories)),
+            };
+            for (path, error) in cache.errors() {
+                tracing::warn!(path = %path.display(), %error, "a CDI specification is not used");
+            }
+            cache.edits(&names)
+        });
+        Ok(resolved.await.map_err(|_| AllocateError::Faulty)??)
+    }
+}

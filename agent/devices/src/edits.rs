@@ -1,0 +1,109 @@
+//! What a plugin answers, as an edit of the container. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use tombolo_cdi::{
+    ContainerEdits, DeviceNode, EnvVariable, InvalidEnv, InvalidName, InvalidPermissions, Mount,
+    QualifiedName,
+};
+use tombolo_device_api::v1beta1::{ContainerAllocateResponse, DeviceSpec};
+
+/// What kinds of annotations name CDI devices: plugins older than the answer's own field for them.
+const CDI_ANNOTATION: &str = "cdi.k8s.io/";
+
+/// Bits of a mode that are permissions.
+const MODE: u32 = 0o7777;
+
+/// Devices below a directory that a plugin names, and how deep they are looked for: `/dev/snd`, `/dev/bus/usb`.
+const DIRECTORY_DEVICES_MAX: usize = 256;
+const DIRECTORY_DEPTH_MAX: usize = 4;
+
+/// Why a plugin's answer cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum EditsError {
+    #[error("it sets {0}")]
+    Env(#[from] InvalidEnv),
+    #[error("it gives a device file {0}")]
+    Permissions(#[from] InvalidPermissions),
+    #[error("it names a CDI device: {0}")]
+    Name(#[from] InvalidName),
+    #[error("{0:?} is not an absolute path")]
+    Relative(String),
+    #[error("cannot look at {path} of the host: {source}")]
+    Look { path: PathBuf, source: std::io::Error },
+}
+
+/// One plugin's answer.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) edits: ContainerEdits,
+    pub(crate) cdi: Vec<QualifiedName>,
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+pub(crate) fn answer(response: ContainerAllocateResponse) -> Result<Answer, EditsError> {
+    let mut answer = Answer::default();
+    for (name, value) in response.envs.into_iter().collect::<BTreeMap<_, _>>() {
+        answer.edits.env.push(EnvVariable::new(&name, &value)?);
+    }
+    for mount in response.mounts {
+        let access = if mount.read_only { "ro" } else { "rw" };
+        answer.edits.mounts.push(Mount {
+            host_path: absolute(mount.host_path)?,
+            container_path: absolute(mount.container_path)?,
+            options: ["rbind", "rprivate", access].map(str::to_owned).to_vec(),
+            kind: String::new(),
+        });
+    }
+    for device in response.devices {
+        add_device(&device, &mut answer.edits.device_nodes)?;
+    }
+    for device in response.cdi_devices {
+        answer.cdi.push(device.name.parse()?);
+    }
+    for (key, value) in response.annotations {
+        if key.starts_with(CDI_ANNOTATION) {
+            for name in value.split(',').filter(|name| !name.is_empty()) {
+                answer.cdi.push(name.parse()?);
+            }
+        }
+        answer.annotations.insert(key, value);
+    }
+    Ok(answer)
+}
+
+fn absolute(path: String) -> Result<PathBuf, EditsError> {
+    if Path::new(&path).is_absolute() { Ok(path.into()) } else { Err(EditsError::Relative(path)) }
+}
+
+/// A device file as it is on the host; all of those below, if it is a directory.
+fn add_device(device: &DeviceSpec, nodes: &mut Vec<DeviceNode>) -> Result<(), EditsError> {
+    let (host, inside) = (absolute(device.host_path.clone())?, absolute(device.container_path.clone())?);
+    let permissions = device.permissions.parse()?;
+    let mut pending = vec![(host, inside, 0)];
+    while let Some((host, inside, depth)) = pending.pop() {
+        let look = |source| EditsError::Look { path: host.clone(), source };
+        let metadata = fs::metadata(&host).map_err(look)?;
+        if metadata.is_dir() {
+            let entries = fs::read_dir(&host).map_err(look)?;
+            for entry in entries.take(DIRECTORY_DEVICES_MAX).flatten().filter(|_| depth < DIRECTORY_DEPTH_MAX)
+            {
+                pending.push((entry.path(), inside.join(entry.file_name()), depth + 1));
+            }
+        } else {
+            nodes.push(DeviceNode {
+                path: inside,
+                host_path: Some(host),
+                file_mode: Some(metadata.mode() & MODE),
+                uid: Some(metadata.uid()),
+                gid: Some(metadata.gid()),
+                permissions,
+                ..DeviceNode::default()
+            });
+        }
+    }
+    Ok(())
+}

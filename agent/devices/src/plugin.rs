@@ -1,0 +1,158 @@
+//! One plugin: the connection to it, and the calls on it, each with an end. Keeps no books.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tombolo_agent_core::devices::{Choice, Device, DeviceId, ResourceName};
+use tombolo_device_api::v1beta1::device_plugin_client::DevicePluginClient;
+use tombolo_device_api::v1beta1::{
+    self as api, AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
+    ContainerPreferredAllocationRequest, DevicePluginOptions, Empty, ListAndWatchResponse,
+    PreStartContainerRequest, PreferredAllocationRequest,
+};
+use tombolo_device_api::{DEVICE_ID_CHARS_MAX, HEALTHY, PRE_START_TIMEOUT};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::roll::Heard;
+
+/// How long a plugin may take to answer when it registers. The kubelet's wait for its connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a hint may take: without one, an instance waits no longer than this.
+const PREFERENCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an allocation may take; the kubelet sets no end to it. Plugins load firmware in it.
+const ALLOCATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Devices of one resource. A GPU shared by the gibibyte has a few hundred.
+const DEVICES_MAX: usize = 4096;
+
+/// NUMA nodes of one device.
+const NUMA_MAX: usize = 64;
+
+/// A plugin that answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Plugin {
+    pub(crate) resource: ResourceName,
+    pub(crate) socket: PathBuf,
+    pub(crate) options: DevicePluginOptions,
+    client: DevicePluginClient<Channel>,
+}
+
+impl Plugin {
+    /// Connects to the plugin that has registered, and asks it for its options; `said` are those it registered with.
+    pub(crate) async fn connect(
+        resource: ResourceName,
+        socket: PathBuf,
+        said: DevicePluginOptions,
+    ) -> Result<Self, Status> {
+        let dialled = tombolo_device_api::connect(&socket, CONNECT_TIMEOUT);
+        let channel = bounded(CONNECT_TIMEOUT, async {
+            dialled.await.map_err(|error| {
+                Status::unavailable(format!("cannot connect to {}: {error}", socket.display()))
+            })
+        })
+        .await?;
+        let mut client = DevicePluginClient::new(channel);
+        let asked = bounded(CONNECT_TIMEOUT, client.get_device_plugin_options(Empty {})).await;
+        let options = match asked {
+            Ok(options) => options.into_inner(),
+            Err(status) if status.code() == Code::Unimplemented => said,
+            Err(status) => return Err(status),
+        };
+        Ok(Self { resource, socket, options, client })
+    }
+
+    /// Passes on what the plugin lists until it stops; `number` tells it from others of its resource.
+    pub(crate) async fn listen(mut self, number: u64, heard: mpsc::Sender<Heard>) {
+        let why = match self.client.list_and_watch(Empty {}).await {
+            Ok(lists) => {
+                let mut lists = lists.into_inner();
+                loop {
+                    match lists.message().await {
+                        Ok(Some(list)) => {
+                            let devices = devices(&self.resource, list);
+                            let said = Heard::Listed { resource: self.resource.clone(), number, devices };
+                            if heard.send(said).await.is_err() {
+                                return;
+                            }
+                        }
+                        Ok(None) => break "it ended its list".to_owned(),
+                        Err(status) => break status.message().to_owned(),
+                    }
+                }
+            }
+            Err(status) => status.message().to_owned(),
+        };
+        // Without a roll nobody wants to know.
+        let _ = heard.send(Heard::Gone { resource: self.resource, number, why }).await;
+    }
+
+    /// What the plugin prefers; nothing if it has no opinion, or none in time.
+    pub(crate) async fn prefer(mut self, choice: &Choice) -> BTreeSet<DeviceId> {
+        let request = ContainerPreferredAllocationRequest {
+            available_device_i_ds: choice.free.iter().map(|id| id.0.clone()).collect(),
+            must_include_device_i_ds: Vec::new(),
+            allocation_size: i32::try_from(choice.count).unwrap_or(i32::MAX),
+        };
+        let request = PreferredAllocationRequest { container_requests: vec![request] };
+        match bounded(PREFERENCE_TIMEOUT, self.client.get_preferred_allocation(request)).await {
+            Ok(answer) => {
+                let first = answer.into_inner().container_responses.into_iter().next();
+                first.into_iter().flat_map(|response| response.device_i_ds).map(DeviceId).collect()
+            }
+            Err(status) => {
+                tracing::warn!(resource = %self.resource, why = status.message(), "a device plugin does not say what it prefers");
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// Has the plugin prepare `devices` for a container that is about to be made.
+    pub(crate) async fn allocate(
+        mut self,
+        devices: &BTreeSet<DeviceId>,
+    ) -> Result<ContainerAllocateResponse, Status> {
+        let devices_ids: Vec<String> = devices.iter().map(|id| id.0.clone()).collect();
+        let request = ContainerAllocateRequest { devices_ids: devices_ids.clone() };
+        let request = AllocateRequest { container_requests: vec![request] };
+        let answer = bounded(ALLOCATE_TIMEOUT, self.client.allocate(request)).await?;
+        let first = answer.into_inner().container_responses.into_iter().next();
+        let given = first.ok_or_else(|| Status::internal("the plugin answered with no container"))?;
+        if self.options.pre_start_required {
+            let request = PreStartContainerRequest { devices_ids };
+            bounded(PRE_START_TIMEOUT, self.client.pre_start_container(request)).await?;
+        }
+        Ok(given)
+    }
+}
+
+async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late =
+        |_| Status::deadline_exceeded(format!("the plugin did not answer within {} s", limit.as_secs()));
+    tokio::time::timeout(limit, call).await.map_err(late)?
+}
+
+/// What a list says. Devices that cannot be named are left out.
+fn devices(resource: &ResourceName, list: ListAndWatchResponse) -> BTreeMap<DeviceId, Device> {
+    let named = list.devices.len();
+    let is_named = |device: &api::Device| (1..=DEVICE_ID_CHARS_MAX).contains(&device.id.chars().count());
+    let device = |device: api::Device| {
+        let nodes = device.topology.into_iter().flat_map(|topology| topology.nodes).take(NUMA_MAX);
+        let numa = nodes.filter_map(|node| u32::try_from(node.id).ok()).collect();
+        (DeviceId(device.id), Device { healthy: device.health == HEALTHY, numa })
+    };
+    let devices: BTreeMap<_, _> =
+        list.devices.into_iter().filter(is_named).take(DEVICES_MAX).map(device).collect();
+    if devices.len() < named {
+        tracing::warn!(
+            %resource,
+            left_out = named - devices.len(),
+            "devices without a name of at most {DEVICE_ID_CHARS_MAX} characters, twice the same, or more than {DEVICES_MAX}"
+        );
+    }
+    devices
+}

@@ -1,0 +1,492 @@
+//! Plugins made of the generated server, at real sockets: they register, list, die, come back, are slow, and are refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tombolo_agent_core::devices::{Choice, DeviceId, Devices, Inventory, ResourceName};
+use tombolo_agent_devices::{AllocateError, Allocator, Directories, StartError};
+use tombolo_device_api::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
+use tombolo_device_api::v1beta1::registration_client::RegistrationClient;
+use tombolo_device_api::v1beta1::{
+    AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
+    ContainerPreferredAllocationResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
+    ListAndWatchResponse, Mount, NumaNode, PreStartContainerRequest, PreStartContainerResponse,
+    PreferredAllocationRequest, PreferredAllocationResponse, RegisterRequest, TopologyInfo,
+};
+use tombolo_device_api::{HEALTHY, KUBELET_SOCKET, UNHEALTHY, VERSION};
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+
+/// How long anything here may take; nothing is measured.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node: its directories, and the kubelet's side.
+struct Node {
+    dir: tempfile::TempDir,
+    inventory: watch::Receiver<Arc<Inventory>>,
+    allocator: Allocator,
+    choices: watch::Sender<BTreeSet<Choice>>,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().expect("a directory")).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir) -> Self {
+        let choices = watch::Sender::default();
+        let directories =
+            Directories { plugins: dir.path().join("plugins"), cdi: vec![dir.path().join("cdi")] };
+        let plugins =
+            tombolo_agent_devices::start(directories, choices.subscribe()).await.expect("it starts");
+        let (inventory, allocator, task) = plugins.split();
+        Self { dir, inventory, allocator, choices, task: tokio::spawn(task) }
+    }
+
+    fn plugins(&self) -> PathBuf {
+        self.dir.path().join("plugins")
+    }
+
+    async fn register(&self, endpoint: &str, resource: &str, version: &str) -> Result<(), Status> {
+        let channel = tombolo_device_api::connect(&self.plugins().join(KUBELET_SOCKET), PATIENCE)
+            .await
+            .expect("it answers");
+        let request = RegisterRequest {
+            version: version.into(),
+            endpoint: endpoint.into(),
+            resource_name: resource.into(),
+            options: None,
+        };
+        RegistrationClient::new(channel).register(request).await.map(drop)
+    }
+
+    /// Waits until the resource is as `state` says it: its devices, capital ones unhealthy; `-` in front: not connected.
+    async fn has(&mut self, resource: &str, state: &str) {
+        let said = |inventory: &Arc<Inventory>| {
+            let Some(resource) = inventory.resources.get(&ResourceName(resource.into())) else {
+                return "none".into();
+            };
+            let devices = resource.devices.iter();
+            let letters =
+                devices.map(|(id, device)| if device.healthy { id.0.clone() } else { id.0.to_uppercase() });
+            format!("{}{}", if resource.connected { "" } else { "-" }, letters.collect::<String>())
+        };
+        let found =
+            tokio::time::timeout(PATIENCE, self.inventory.wait_for(|inventory| said(inventory) == state))
+                .await;
+        let found = found.map(|found| found.map(drop));
+        assert!(matches!(found, Ok(Ok(()))), "{resource} is {}, not {state}", said(&self.inventory.borrow()));
+    }
+}
+
+/// What a plugin does.
+#[derive(Clone)]
+struct Behaviour {
+    devices: watch::Sender<&'static str>,
+    options: DevicePluginOptions,
+    answer: ContainerAllocateResponse,
+    /// Allocate does not return before this is true.
+    ready: watch::Sender<bool>,
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl Behaviour {
+    fn with(devices: &'static str) -> Self {
+        Self {
+            devices: watch::Sender::new(devices),
+            options: DevicePluginOptions::default(),
+            answer: ContainerAllocateResponse::default(),
+            ready: watch::Sender::new(true),
+            calls: Arc::default(),
+        }
+    }
+
+    fn called(&self) -> Vec<String> {
+        self.calls.lock().expect("no panic").clone()
+    }
+
+    fn note(&self, call: String) {
+        self.calls.lock().expect("no panic").push(call);
+    }
+
+    /// Serves at `name` in the directory until it is killed.
+    fn serve(&self, directory: &Path, name: &str) -> Serving {
+        let path = directory.join(name);
+        let _ = std::fs::remove_file(&path);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::bind(path).expect("a socket")
+        };
+        let connections = stream::unfold(listener, |listener| async {
+            Some((listener.accept().await.map(|(connection, _)| connection), listener))
+        });
+        let service = DevicePluginServer::new(self.clone());
+        runtime.spawn(async move {
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(Box::pin(connections))
+                .await
+                .expect("it serves");
+        });
+        Serving(Some(runtime))
+    }
+}
+
+/// A plugin's process: all of it ends at once, its connections included.
+struct Serving(Option<tokio::runtime::Runtime>);
+
+impl Serving {
+    fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.take().expect("until now").shutdown_background();
+    }
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Behaviour {
+    type ListAndWatchStream = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
+
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(self.options))
+    }
+
+    async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let devices = self.devices.subscribe();
+        let lists = stream::unfold((devices, true), |(mut devices, first)| async move {
+            if !first {
+                devices.changed().await.ok()?;
+            }
+            let device = |letter: char| Device {
+                id: letter.to_lowercase().to_string(),
+                health: if letter.is_lowercase() { HEALTHY } else { UNHEALTHY }.into(),
+                topology: Some(TopologyInfo { nodes: vec![NumaNode { id: 1 }] }),
+            };
+            let now = *devices.borrow_and_update();
+            if now == "end" {
+                return None;
+            }
+            Some((Ok(ListAndWatchResponse { devices: now.chars().map(device).collect() }), (devices, false)))
+        });
+        Ok(Response::new(lists.boxed()))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        let mut asked = request.into_inner().container_requests.remove(0);
+        self.note(format!("prefer {} of {}", asked.allocation_size, asked.available_device_i_ds.concat()));
+        let last = asked.available_device_i_ds.pop().into_iter().collect();
+        let response = ContainerPreferredAllocationResponse { device_i_ds: last };
+        Ok(Response::new(PreferredAllocationResponse { container_responses: vec![response] }))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        self.note(format!("allocate {}", request.into_inner().container_requests[0].devices_ids.concat()));
+        self.ready.subscribe().wait_for(|ready| *ready).await.expect("it is held here");
+        Ok(Response::new(AllocateResponse { container_responses: vec![self.answer.clone()] }))
+    }
+
+    async fn pre_start_container(
+        &self,
+        request: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        self.note(format!("start {}", request.into_inner().devices_ids.concat()));
+        Ok(Response::new(PreStartContainerResponse {}))
+    }
+}
+
+const X: &str = "a.example/x";
+
+fn devices(ids: &str) -> Devices {
+    [(ResourceName(X.into()), ids.chars().map(|id| DeviceId(id.into())).collect())].into()
+}
+
+#[tokio::test]
+async fn a_plugin_registers_lists_dies_and_comes_back() {
+    let mut node = Node::start().await;
+    let plugin = Behaviour::with("ab");
+    let serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "ab").await;
+    let numa = node.inventory.borrow().resources[&ResourceName(X.into())].devices[&DeviceId("a".into())]
+        .numa
+        .clone();
+    assert_eq!(numa, [1].into());
+    plugin.devices.send_replace("aBc");
+    node.has(X, "aBc").await;
+    serving.kill();
+    node.has(X, "-aBc").await;
+    let absent = node.allocator.allocate(&devices("a")).await;
+    assert!(matches!(absent, Err(AllocateError::Absent(_))), "{absent:?}");
+    let _again = plugin.serve(&node.plugins(), "x-2.sock");
+    node.register("x-2.sock", X, VERSION).await.expect("its former self is dead");
+    node.has(X, "aBc").await;
+    plugin.devices.send_replace("end");
+    node.has(X, "-aBc").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_registers_again_at_its_own_socket_replaces_itself() {
+    let mut node = Node::start().await;
+    let (first, second) = (Behaviour::with("a"), Behaviour::with("b"));
+    let _first = first.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let _second = second.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("the same plugin");
+    node.has(X, "b").await;
+    first.devices.send_replace("end");
+    first.devices.closed().await;
+    assert!(
+        node.inventory.borrow().resources[&ResourceName(X.into())].connected,
+        "who is replaced says nothing any more"
+    );
+}
+
+#[tokio::test]
+async fn registrations_are_refused_in_the_kubelets_words() {
+    let mut node = Node::start().await;
+    let plugin = Behaviour::with("a");
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    let refused = |result: Result<(), Status>| result.expect_err("it is refused").message().to_owned();
+    let old = refused(node.register("x.sock", X, "v1alpha").await);
+    assert_eq!(
+        old,
+        r#"requested API version "v1alpha" is not supported by kubelet. Supported version is ["v1beta1"]"#
+    );
+    for name in ["x", "kubernetes.io/x", "a.example/", "A_b/x", "a/b/c"] {
+        let invalid = refused(node.register("x.sock", name, VERSION).await);
+        assert_eq!(invalid, format!("the ResourceName {name:?} is invalid"));
+    }
+    for endpoint in ["", "..", "../x.sock", "/run/x.sock", "a/b.sock"] {
+        let outside = refused(node.register(endpoint, X, VERSION).await);
+        assert!(outside.contains("no name of a socket"), "{outside}");
+    }
+    let nobody = node.register("nobody.sock", X, VERSION).await.expect_err("nobody answers there");
+    assert_eq!(nobody.code(), Code::Unavailable, "{nobody}");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let _other = plugin.serve(&node.plugins(), "y.sock");
+    let twice = refused(node.register("y.sock", X, VERSION).await);
+    assert!(twice.contains("another device plugin that is running has registered a.example/x"), "{twice}");
+    node.has(X, "a").await;
+}
+
+#[tokio::test]
+async fn another_kubelet_is_left_alone_and_what_a_dead_one_left_goes() {
+    let node = Node::start().await;
+    let occupied = tombolo_agent_devices::start(
+        Directories { plugins: node.plugins(), cdi: Vec::new() },
+        watch::Sender::default().subscribe(),
+    );
+    assert!(matches!(occupied.await, Err(StartError::Occupied(_))));
+    node.register("nobody.sock", X, VERSION).await.expect_err("the first still answers");
+    let plugins = node.plugins();
+    drop(UnixListener::bind(plugins.join("stale.sock")).expect("a socket"));
+    std::fs::write(plugins.join("kubelet_internal_checkpoint"), "{}").expect("a file");
+    node.task.abort();
+    assert!(node.task.await.expect_err("it was aborted").is_cancelled());
+    let again = Node::start_in(node.dir).await;
+    assert!(!plugins.join("stale.sock").exists() && plugins.join("kubelet_internal_checkpoint").exists());
+    again.register("nobody.sock", X, VERSION).await.expect_err("it answers at a socket of its own");
+}
+
+#[tokio::test]
+async fn what_a_plugin_prefers_is_asked_for_once() {
+    let mut node = Node::start().await;
+    let mut plugin = Behaviour::with("abc");
+    plugin.options.get_preferred_allocation_available = true;
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "abc").await;
+    assert!(node.inventory.borrow().resources[&ResourceName(X.into())].has_preference);
+    let free = devices("abc").remove(&ResourceName(X.into())).expect("named");
+    let choice = Choice { resource: ResourceName(X.into()), free, count: 1 };
+    node.choices.send_replace([choice.clone()].into());
+    let knows = |inventory: &Arc<Inventory>| inventory.preferences.contains_key(&choice);
+    tokio::time::timeout(PATIENCE, node.inventory.wait_for(knows))
+        .await
+        .expect("an answer")
+        .expect("it runs");
+    assert_eq!(node.inventory.borrow().preferences[&choice], [DeviceId("c".into())].into());
+    plugin.devices.send_replace("abcd");
+    node.has(X, "abcd").await;
+    assert_eq!(plugin.called(), ["prefer 1 of abc"]);
+    node.choices.send_replace(BTreeSet::new());
+    let forgot = |inventory: &Arc<Inventory>| inventory.preferences.is_empty();
+    tokio::time::timeout(PATIENCE, node.inventory.wait_for(forgot))
+        .await
+        .expect("forgotten")
+        .expect("it runs");
+}
+
+#[tokio::test]
+async fn what_a_plugin_answers_becomes_an_edit_of_the_container() {
+    let mut node = Node::start().await;
+    let cdi = node.dir.path().join("cdi");
+    let mut plugin = Behaviour::with("a");
+    plugin.options.pre_start_required = true;
+    plugin.answer = ContainerAllocateResponse {
+        envs: [("B".into(), "2".into()), ("A".into(), "1".into())].into(),
+        mounts: vec![Mount {
+            container_path: "/lib/x".into(),
+            host_path: "/usr/lib".into(),
+            read_only: true,
+        }],
+        devices: vec![DeviceSpec {
+            container_path: "/dev/x".into(),
+            host_path: "/dev/null".into(),
+            permissions: "rw".into(),
+        }],
+        annotations: [
+            ("cdi.k8s.io/x_y".into(), "v.example/c=one,v.example/c=two".into()),
+            ("k".into(), "v".into()),
+        ]
+        .into(),
+        cdi_devices: vec![CdiDevice { name: "v.example/c=one".into() }],
+    };
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let unresolved = node.allocator.allocate(&devices("a")).await.expect_err("no specification");
+    assert!(unresolved.to_string().contains("v.example/c=one, v.example/c=two"), "{unresolved}");
+    // Written after the agent has looked: it looks again.
+    std::fs::create_dir(&cdi).expect("a directory");
+    let spec = r#"{"cdiVersion":"0.6.0","kind":"v.example/c","containerEdits":{"env":["ALL=1"]},"devices":[
+        {"name":"one","containerEdits":{"env":["ONE=1"]}},{"name":"two","containerEdits":{"env":["TWO=1"]}}]}"#;
+    std::fs::write(cdi.join("c.json"), spec).expect("a file");
+    let given = node.allocator.allocate(&devices("a")).await.expect("all is described");
+    assert_eq!(plugin.called(), ["allocate a", "start a", "allocate a", "start a"]);
+    assert_eq!(given.annotations["k"], "v");
+    let mut config = serde_json::json!({});
+    given.edits.apply(&mut config).expect("it can be applied");
+    assert_eq!(config["process"]["env"], serde_json::json!(["A=1", "B=2", "ALL=1", "ONE=1", "TWO=1"]));
+    let node = &config["linux"]["devices"][0];
+    assert_eq!(
+        (node["path"].as_str(), node["major"].as_u64(), node["minor"].as_u64()),
+        (Some("/dev/x"), Some(1), Some(3))
+    );
+    assert_eq!(node["fileMode"].as_u64(), Some(0o666));
+    let rule = &config["linux"]["resources"]["devices"][0];
+    assert_eq!((rule["access"].as_str(), rule["allow"].as_bool()), (Some("rw"), Some(true)));
+    assert_eq!(config["mounts"][0]["options"], serde_json::json!(["rbind", "rprivate", "ro"]));
+}
+
+#[tokio::test]
+async fn a_directory_of_devices_is_given_whole_and_what_is_missing_is_named() {
+    let mut node = Node::start().await;
+    let mut plugin = Behaviour::with("a");
+    let directory = node.dir.path().join("dev");
+    std::fs::create_dir_all(directory.join("bus")).expect("directories");
+    std::os::unix::fs::symlink("/dev/null", directory.join("bus/1")).expect("a link");
+    let spec = |path: &Path| DeviceSpec {
+        container_path: "/dev/usb".into(),
+        host_path: path.to_str().expect("text").into(),
+        permissions: "rw".into(),
+    };
+    plugin.answer.devices = vec![spec(&directory)];
+    let serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let given = node.allocator.allocate(&devices("a")).await.expect("there is one");
+    let paths: Vec<_> =
+        given.edits.device_nodes.iter().map(|node| node.path.to_str().expect("text")).collect();
+    assert_eq!(paths, ["/dev/usb/bus/1"]);
+    serving.kill();
+    node.has(X, "-a").await;
+    plugin.answer.devices = vec![spec(Path::new("/dev/no-such-device"))];
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let missing = node.allocator.allocate(&devices("a")).await.expect_err("there is none");
+    let AllocateError::Unfit { source, .. } = missing else { panic!("{missing}") };
+    assert!(source.to_string().contains("/dev/no-such-device"), "{source}");
+}
+
+#[tokio::test]
+async fn a_slow_plugin_holds_up_nobody_else_and_one_that_dies_in_a_call_fails_it() {
+    let mut node = Node::start().await;
+    let (slow, quick) = (Behaviour::with("a"), Behaviour::with("a"));
+    slow.ready.send_replace(false);
+    let serving = slow.serve(&node.plugins(), "slow.sock");
+    let _quick = quick.serve(&node.plugins(), "quick.sock");
+    node.register("slow.sock", X, VERSION).await.expect("it is taken");
+    node.register("quick.sock", "a.example/quick", VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    node.has("a.example/quick", "a").await;
+    let allocator = node.allocator.clone();
+    let waiting = tokio::spawn(async move { allocator.allocate(&devices("a")).await });
+    let other: Devices =
+        BTreeMap::from([(ResourceName("a.example/quick".into()), [DeviceId("a".into())].into())]);
+    tokio::time::timeout(PATIENCE, node.allocator.allocate(&other))
+        .await
+        .expect("at once")
+        .expect("it answers");
+    tokio::time::timeout(PATIENCE, async {
+        while slow.called().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the slow one is called");
+    assert!(!waiting.is_finished());
+    serving.kill();
+    let failed = tokio::time::timeout(PATIENCE, waiting).await.expect("no longer waits").expect("no panic");
+    assert!(matches!(failed, Err(AllocateError::Refused { .. })), "{failed:?}");
+}
+
+#[tokio::test]
+async fn an_allocation_that_never_ends_is_given_up() {
+    let mut node = Node::start().await;
+    let stuck = Behaviour::with("a");
+    stuck.ready.send_replace(false);
+    let _serving = stuck.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let allocator = node.allocator.clone();
+    let waiting = tokio::spawn(async move { allocator.allocate(&devices("a")).await });
+    while stuck.called().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::pause();
+    let Err(AllocateError::Refused { why, .. }) = waiting.await.expect("no panic") else {
+        panic!("it is refused")
+    };
+    assert_eq!(why, "the plugin did not answer within 60 s");
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_come_back_is_forgotten() {
+    let mut node = Node::start().await;
+    let plugin = Behaviour::with("ab");
+    let serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "ab").await;
+    serving.kill();
+    node.has(X, "-ab").await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(301)).await;
+    node.has(X, "none").await;
+}
