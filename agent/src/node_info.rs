@@ -42,6 +42,7 @@ pub(crate) fn read(config: &Config, router: SocketAddr) -> NodeInfo {
         memory_bytes: memory_bytes(&text("/proc/meminfo")),
         address: router.to_string(),
         limitations: Vec::new(),
+        ..NodeInfo::default()
     }
 }
 

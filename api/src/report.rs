@@ -111,6 +111,11 @@ pub struct NodeInfo {
     pub address: String,
     /// Abilities of the kernel or machine that are absent, and what is done without: one sentence each.
     pub limitations: Vec<String>,
+    /// Devices by resource: all that there are, and those that instances may have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub capacity: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub allocatable: BTreeMap<String, u64>,
 }
 
 /// A manifest that was not accepted.

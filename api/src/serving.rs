@@ -14,9 +14,9 @@ use crate::meta::{Condition, ObjectMeta, is_zero, null_is_default};
 pub use revision_spec::{
     Capabilities, ConfigMapKeySelector, Container, ContainerPort, DEFAULT_PORT, EmptyDir, EnvFromSource,
     EnvSourceRef, EnvVar, EnvVarSource, ExecAction, FieldRef, GrpcAction, HttpGetAction, HttpHeader,
-    KeyToPath, LocalObjectReference, Probe, ProjectedVolume, Projection, ProtocolName,
-    ResourceFieldRef, Resources, RevisionSpec, SeccompProfile, SecurityContext, ServiceAccountToken,
-    SourceVolume, TcpSocketAction, Volume, VolumeMount,
+    KeyToPath, LocalObjectReference, Probe, ProjectedVolume, Projection, ProtocolName, ResourceFieldRef,
+    Resources, RevisionSpec, SeccompProfile, SecurityContext, ServiceAccountToken, SourceVolume,
+    TcpSocketAction, Volume, VolumeMount,
 };
 
 /// API group of all resources here.

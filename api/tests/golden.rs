@@ -190,6 +190,7 @@ fn reports() {
             memory_bytes: 4 << 30,
             address: "127.0.0.1:8080".into(),
             limitations: vec!["memory is not limited: the memory controller is absent".into()],
+            ..NodeInfo::default()
         },
         serving: Some(serving()),
         refused: Some(Refused { reason: "OlderGeneration".into(), message: "is older".into(), count: 2 }),

@@ -62,7 +62,7 @@ fn a_known_field_that_is_not_served_is_refused_by_name() {
         ("readinessProbe", json!({ "httpGet": { "host": "x" } }), "readinessProbe.httpGet.host"),
         ("readinessProbe", json!({ "httpGet": { "scheme": "HTTPS" } }), "readinessProbe.httpGet.scheme"),
         ("readinessProbe", json!({ "tcpSocket": { "host": "x" } }), "readinessProbe.tcpSocket.host"),
-        ("resources", json!({ "limits": { "nvidia.com/gpu": 1 } }), "resources.limits.nvidia.com/gpu"),
+        ("resources", json!({ "limits": { "hugepages-2Mi": "2Mi" } }), "resources.limits.hugepages-2Mi"),
         (
             "resources",
             json!({ "requests": { "ephemeral-storage": "1Gi" } }),
@@ -136,6 +136,31 @@ fn what_changes_who_is_answered_by_what_is_refused_by_name() {
 }
 
 #[test]
+fn devices_are_asked_for_in_whole_pieces_and_never_shared() {
+    for (resources, why) in [
+        (
+            json!({ "limits": { "nvidia.com/gpu": "500m" } }),
+            "limits[nvidia.com/gpu]: Invalid value: \"500m\": must be an integer",
+        ),
+        (
+            json!({ "limits": { "nvidia.com/gpu": 2 }, "requests": { "nvidia.com/gpu": 1 } }),
+            "requests: Invalid value: \"1\": must be equal to nvidia.com/gpu limit of 2",
+        ),
+        (
+            json!({ "requests": { "nvidia.com/gpu": 1 } }),
+            "limits: Required value: Limit must be set for non overcommitable resources",
+        ),
+        (
+            json!({ "limits": { "requests.example/x": 1 } }),
+            "limits[requests.example/x]: Invalid value: \"requests.example/x\": doesn't follow extended resource name standard",
+        ),
+    ] {
+        let message = refusal(&[(&format!("{CONTAINER}/resources"), resources)]).unwrap();
+        assert!(message.contains(&format!("spec.containers[0].resources.{why}")), "{message}");
+    }
+}
+
+#[test]
 fn what_nodes_serve_is_taken() {
     for (at, value) in [
         ("resources", json!({ "limits": { "cpu": "500m", "memory": "64Mi", "ephemeral-storage": "1Gi" } })),
@@ -143,6 +168,7 @@ fn what_nodes_serve_is_taken() {
             "resources",
             json!({ "limits": { "tombolo.dev/pids": 64 }, "requests": { "cpu": "1", "memory": "1Mi" } }),
         ),
+        ("resources", json!({ "limits": { "nvidia.com/gpu": 1 }, "requests": { "nvidia.com/gpu": "1" } })),
         ("securityContext", json!({ "runAsUser": 1000, "capabilities": { "drop": ["ALL"] } })),
         ("securityContext", json!({ "seccompProfile": { "type": "RuntimeDefault" } })),
         ("readinessProbe", json!({ "httpGet": { "path": "/ready" }, "periodSeconds": 5 })),

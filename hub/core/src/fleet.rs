@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tombolo_api::desired::Encoded;
 use tombolo_api::report::{EventBatch, Presence, Report, RevisionPhase, RevisionReport};
-use tombolo_api::serving::Revision;
+use tombolo_api::serving::admission::is_extended;
+use tombolo_api::serving::{Revision, RevisionSpec};
 use tombolo_api::tail::TailChunk;
 use tombolo_api::{Digest, NodeId};
 
@@ -47,6 +48,24 @@ impl NodeState {
     pub fn matches(&self, selector: &BTreeMap<String, String>) -> bool {
         let label = |key: &String| self.report.as_ref().and_then(|report| report.info.labels.get(key));
         selector.iter().all(|(key, value)| label(key) == Some(value))
+    }
+
+    /// Whether the node should have this revision: it has its labels, and the devices that an instance needs. One that was given
+    /// it keeps it whatever becomes of the devices: a plugin that is away takes nothing from what runs.
+    pub fn should_have(&self, revision: &Revision) -> bool {
+        let metadata = &revision.metadata;
+        let has = || self.revision(&metadata.namespace, &metadata.name, &metadata.uid).is_some();
+        self.matches(&revision.spec.node_selector) && (self.lacking(&revision.spec).is_none() || has())
+    }
+
+    /// The first resource of which the node has not the devices that one instance needs.
+    pub fn lacking<'a>(&self, spec: &'a RevisionSpec) -> Option<&'a str> {
+        let capacity =
+            |name: &str| self.report.as_ref().and_then(|report| report.info.capacity.get(name)).copied();
+        let container = spec.serving_container()?;
+        let mut asked = container.resources.limits.iter().filter(|(name, _)| is_extended(name));
+        let lacks = asked.find(|(name, count)| capacity(name).unwrap_or(0) < count.bytes());
+        lacks.map(|(name, _)| name.as_str())
     }
 
     /// What the node says of the revision with this uid.

@@ -1,5 +1,5 @@
-//! Which node gets which revisions and routes: every node whose labels match a revision's `nodeSelector`, and the routes
-//! that lead to it.
+//! Which node gets which revisions and routes: every node whose labels match a revision's `nodeSelector` and that has the devices
+//! it asks for, and the routes that lead to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -62,7 +62,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn on_node(&mut self, node: &NodeState) -> Vec<Encoded> {
-        let fits = |revision: &&Arc<Revision>| node.matches(&revision.spec.node_selector);
+        let fits = |revision: &&Arc<Revision>| node.should_have(revision);
         let mut here: BTreeMap<Key, Arc<Revision>> = BTreeMap::new();
         for revision in self.wanted.values().filter(fits) {
             here.insert(Key::of(&revision.metadata), Arc::clone(revision));
@@ -166,7 +166,7 @@ fn stand_in(
     let of_owner = |revision: &&Arc<Revision>| {
         revision.metadata.controller().is_some_and(|other| other.uid == owner.uid)
     };
-    let fits = |revision: &&Arc<Revision>| is_pinned(revision) && node.matches(&revision.spec.node_selector);
+    let fits = |revision: &&Arc<Revision>| is_pinned(revision) && node.should_have(revision);
     let owned = snapshot.revisions.values().filter(of_owner);
     let ready = owned.filter(fits).filter(|revision| node.has_ready(revision));
     ready.max_by_key(|revision| targets::generation(revision)).cloned()

@@ -30,7 +30,7 @@ pub(crate) fn candidates(
     let Some(goal) = otherwise.first() else { return otherwise };
     let usable = |revision: &Arc<Revision>| {
         is_pinned(revision)
-            && node.matches(&revision.spec.node_selector)
+            && node.should_have(revision)
             && revision.metadata.label(keys::CONFIGURATION) == Some(&target.configuration)
     };
     let mut reports = reports(node, route, target).peekable();

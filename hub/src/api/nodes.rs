@@ -1,5 +1,7 @@
 //! Nodes: `/apis/tombolo.dev/v1/nodes`. They come by enrolling, and what they are they say themselves.
 
+use std::collections::BTreeMap;
+
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
@@ -7,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tombolo_api::NodeId;
 use tombolo_api::meta::{Condition, List, ListMeta, ObjectMeta, Status};
+use tombolo_api::report::Report;
 use tombolo_hub_core::NodeState;
 use tombolo_hub_core::conditions::{Conditions, Verdict};
 
@@ -132,6 +135,8 @@ fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) 
     }
     if let Some(report) = &node.report {
         status["info"] = json!(report.info);
+        (status["capacity"], status["allocatable"]) =
+            (resources(report, &report.info.capacity), resources(report, &report.info.allocatable));
         status["revisions"] = json!(report.revisions);
         if !report.routes.is_empty() {
             status["routes"] = json!(report.routes);
@@ -146,6 +151,16 @@ fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) 
         status["serving"] = json!(serving);
     }
     json!({"apiVersion": API_VERSION, "kind": "Node", "metadata": metadata, "spec": {}, "status": status})
+}
+
+/// As Kubernetes shows what a node has: amounts are texts.
+fn resources(report: &Report, devices: &BTreeMap<String, u64>) -> Value {
+    let machine = [
+        ("cpu".to_owned(), report.info.cpus.to_string()),
+        ("memory".to_owned(), format!("{}Ki", report.info.memory_bytes >> 10)),
+    ];
+    let devices = devices.iter().map(|(name, count)| (name.clone(), count.to_string()));
+    json!(machine.into_iter().chain(devices).collect::<BTreeMap<_, _>>())
 }
 
 /// Whether the node is connected. The time of its last change is not kept: the last sign of life stands for it.

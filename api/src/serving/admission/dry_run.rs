@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::syntax;
+use super::{PIDS_RESOURCE, is_extended};
 use crate::quantity::Quantity;
 use crate::serving::{Container, EnvVar, Probe, RevisionSpec};
 
@@ -85,9 +86,19 @@ fn resources(container: &Container, path: &str, found: &mut Vec<String>) {
         }
     }
     for (name, request) in requests {
-        if let Some(limit) = limits.get(name).filter(|limit| request > *limit) {
-            let why = format!("must be less than or equal to {name} limit of {limit}");
-            found.push(invalid(&format!("{path}.requests"), request.as_str(), &why));
+        let wrong = |why: String| invalid(&format!("{path}.requests"), request.as_str(), &why);
+        match limits.get(name) {
+            Some(limit) if is_extended(name) && request != limit => {
+                found.push(wrong(format!("must be equal to {name} limit of {limit}")));
+            }
+            Some(limit) if request > limit => {
+                found.push(wrong(format!("must be less than or equal to {name} limit of {limit}")));
+            }
+            None if is_extended(name) => {
+                let why = "Limit must be set for non overcommitable resources";
+                found.push(format!("{path}.limits: Required value: {why}"));
+            }
+            _ => {}
         }
     }
 }
@@ -98,6 +109,10 @@ fn amount_of(name: &str, amount: &Quantity, path: &str, found: &mut Vec<String>)
     if !standard && !name.contains('/') {
         found.push(invalid(path, name, "must be a standard resource type or fully qualified"));
         found.push(invalid(path, name, "must be a standard resource for containers"));
+    }
+    let is_native = standard || name.contains("kubernetes.io/");
+    if name.contains('/') && !is_native && name != PIDS_RESOURCE && !is_extended(name) {
+        found.push(invalid(path, name, "doesn't follow extended resource name standard"));
     }
     if amount.is_negative() {
         found.push(invalid(path, amount.as_str(), "must be greater than or equal to 0"));

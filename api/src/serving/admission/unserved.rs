@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::annotations::{CLASS_KEY as CLASS, HPA, KPA};
 use super::field_error::FieldErrors;
+use super::{PIDS_RESOURCE, is_extended};
 use crate::desired::INSTANCES_PER_REVISION_MAX;
 use crate::meta::ObjectMeta;
 use crate::serving::keys::VISIBILITY;
@@ -17,8 +18,8 @@ const WHY: &str = "Tombolo does not serve this yet";
 /// The account every pod has when it names none; here it means just that.
 const DEFAULT_ACCOUNT: &str = "default";
 
-/// Resources a container can be given: what `agent-core` makes limits of. Requests only matter where limits compete.
-const LIMITS: [&str; 4] = ["cpu", "ephemeral-storage", "memory", "tombolo.dev/pids"];
+/// Resources a container can be given beside devices: what `agent-core` makes limits of. Requests only matter where limits compete.
+const LIMITS: [&str; 4] = ["cpu", "ephemeral-storage", "memory", PIDS_RESOURCE];
 const REQUESTS: [&str; 2] = ["cpu", "memory"];
 
 /// Annotations that ask for a number of instances at once, without their group: both spellings.
@@ -91,7 +92,7 @@ fn container(container: &Container) -> FieldErrors {
     for (kind, amounts, known) in
         [("limits", &resources.limits, &LIMITS[..]), ("requests", &resources.requests, &REQUESTS[..])]
     {
-        for name in amounts.keys().filter(|name| !known.contains(&name.as_str())) {
+        for name in amounts.keys().filter(|name| !known.contains(&name.as_str()) && !is_extended(name)) {
             errors.add(refuse(name).via(kind).via("resources"));
         }
     }

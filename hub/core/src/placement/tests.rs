@@ -1,11 +1,12 @@
 //! What ends up on which node.
 
 use serde_json::json;
+use tombolo_api::meta::ConditionStatus::{False, True};
 use tombolo_api::report::RevisionPhase::{Preparing, Ready};
 use tombolo_api::serving::keys;
 
 use super::*;
-use crate::fixture::{Hub, digest_of, spec, with};
+use crate::fixture::{Hub, condition, digest_of, message, spec, with};
 use crate::snapshot::Object;
 
 const ONE: &str = "hub.tombolo/hello:1";
@@ -43,6 +44,39 @@ fn nodes_get_what_their_labels_match() {
         let entries: Vec<_> = hub.held(node).into_iter().map(|encoded| encoded.entry).collect();
         assert!(entries.is_sorted_by(|a, b| a < b), "{node}: as a manifest's entries");
     }
+}
+
+#[test]
+fn nodes_get_what_they_have_the_devices_for_and_keep_what_they_were_given() {
+    let mut hub = hub();
+    let asking = |count: u32| {
+        let limits = json!({ "limits": { "a.example/x": count } });
+        let mut asking = spec(ONE);
+        asking["template"]["spec"]["containers"][0]["resources"] = limits;
+        asking
+    };
+    hub.node("n1", &[]);
+    hub.node("n2", &[]);
+    hub.apply("one", asking(1)).unwrap();
+    hub.apply("many", asking(3)).unwrap();
+    hub.settle();
+    let available = |hub: &Hub, name: &str| {
+        let conditions = hub.revision(name).status.conditions.clone();
+        (condition(&conditions, "ResourcesAvailable"), message(&conditions, "ResourcesAvailable"))
+    };
+    let (verdict, text) = available(&hub, "one-00001");
+    assert_eq!(verdict, (False, "InsufficientDevices".into()));
+    assert!(text.contains("a.example/x") && text.contains("tombolo get nodes"), "{text}");
+    hub.reported("n2").info.capacity.insert("a.example/x".into(), 2);
+    hub.settle();
+    assert_eq!((hub.revisions_on("n1").len(), hub.revisions_on("n2")), (0, vec!["one-00001".to_owned()]));
+    hub.report("n2", &[("one-00001", Ready)]);
+    hub.settle();
+    assert_eq!(available(&hub, "one-00001").0.0, True);
+    hub.reported("n2").info.capacity.clear();
+    hub.settle();
+    assert_eq!(hub.revisions_on("n2"), ["one-00001"], "what runs stays when a plugin goes");
+    assert_eq!(available(&hub, "many-00001").0, (False, "InsufficientDevices".into()));
 }
 
 #[test]

@@ -169,16 +169,20 @@ struct Reports<'a> {
     nodes: Vec<(&'a NodeState, Option<&'a RevisionReport>)>,
     /// A node has been enrolled and has not told its labels yet.
     awaited: bool,
+    /// The resource that a node with the right labels lacks.
+    lacking: Option<String>,
 }
 
 impl<'a> Reports<'a> {
     fn of(revision: &Revision, inputs: &Inputs<'a>) -> Self {
         let metadata = &revision.metadata;
-        let placed = inputs.fleet.values().filter(|node| node.matches(&revision.spec.node_selector));
+        let placed = inputs.fleet.values().filter(|node| node.should_have(revision));
         let nodes = placed
             .map(|node| (node, node.revision(&metadata.namespace, &metadata.name, &metadata.uid)))
             .collect();
-        Self { nodes, awaited: inputs.fleet.values().any(|node| node.report.is_none()) }
+        let mut selected = inputs.fleet.values().filter(|node| node.matches(&revision.spec.node_selector));
+        let lacking = selected.find_map(|node| node.lacking(&revision.spec)).map(str::to_owned);
+        Self { nodes, awaited: inputs.fleet.values().any(|node| node.report.is_none()), lacking }
     }
 
     /// What nodes that are connected say, with a reason that `is_of_interest`.
@@ -242,6 +246,12 @@ impl<'a> Reports<'a> {
         if !self.nodes.is_empty() {
             return Graded::error(Verdict::good());
         }
+        if let Some(resource) = &self.lacking {
+            let message = format!(
+                "No node that may run it has enough of {resource}: start its device plugin on one; `tombolo get nodes -o yaml` shows what each has."
+            );
+            return Graded::error(self.unless_awaited("InsufficientDevices", message));
+        }
         let message = match revision.spec.node_selector.is_empty() {
             true => "No node is enrolled at this hub: start an agent with the join token that `tombolo-hub token` prints.".to_owned(),
             false => format!(
@@ -249,11 +259,11 @@ impl<'a> Reports<'a> {
                 selector(&revision.spec.node_selector)
             ),
         };
-        Graded::error(if self.awaited {
-            Verdict::unknown("NoNodeMatches", message)
-        } else {
-            Verdict::bad("NoNodeMatches", message)
-        })
+        Graded::error(self.unless_awaited("NoNodeMatches", message))
+    }
+
+    fn unless_awaited(&self, reason: &str, message: String) -> Verdict {
+        if self.awaited { Verdict::unknown(reason, message) } else { Verdict::bad(reason, message) }
     }
 
     fn desired(&self) -> i32 {
@@ -269,9 +279,10 @@ impl<'a> Reports<'a> {
     }
 }
 
-/// Whether a node lacks something to run it: `InsufficientMemory`, `InsufficientDevices`.
+/// Whether a node lacks something to run it: `InsufficientMemory`, `InsufficientDevices`, a device that works.
 fn is_shortage(report: &RevisionReport) -> bool {
     report.reason.starts_with("Insufficient")
+        || matches!(report.reason.as_str(), "DeviceUnhealthy" | "DevicesNotReady")
 }
 
 fn on_node(node: &NodeState, report: &RevisionReport) -> Verdict {
