@@ -34,18 +34,17 @@ use crate::keep::{Keep, Record};
 use crate::link::{Link, LinkState, Traffic};
 use crate::node_info;
 use crate::outbox::Outbox;
+use crate::plugins::Plugins;
 use crate::progress::{self, Progress};
 use crate::ready::ReadyRecord;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::rest::Rest;
 use crate::restore;
+use crate::router_socket::{self, ROUTER_SOCKET};
 use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
 use crate::sync::Sync;
 use crate::tail;
 use crate::tls::TimeFloor;
-
-/// What the supervisor knows the router's listening socket as.
-const ROUTER_SOCKET: &str = "router";
 
 /// Messages from the hub that wait for sync: the blobs asked for at a time, several times over.
 const RECEIVED: usize = 128;
@@ -180,9 +179,11 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks { stop: stop.clone(), ending: JoinSet::new(), lasting: JoinSet::new() };
     let (supervisor, supervisor_events) = supervised?;
-    let listener = router_socket(&supervisor, shared.config.router.listen).await?;
+    let listener = router_socket::take(&supervisor, shared.config.router.listen).await?;
     let kept = OwnedFd::from(listener.try_clone().context("router.listen")?);
-    let served = serve(&shared, images, (supervisor.clone(), supervisor_events), listener, &mut tasks)?;
+    let plugins = Plugins::start(&shared.config.devices).await;
+    let supervision = (supervisor.clone(), supervisor_events);
+    let served = serve(&shared, images, supervision, listener, plugins, &mut tasks)?;
     let (router_address, executor) = (served.address, served.executor.clone());
     let (accepted, report) = (shared.accepted.subscribe(), served.report.clone());
     let admin_listen = shared.config.admin.listen;
@@ -211,35 +212,13 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     })
 }
 
-/// The socket that requests come in on: the one that a former agent left with the supervisor, where it is as configured,
-/// with whoever has waited since; else a new one.
-async fn router_socket(supervisor: &Supervisor, listen: SocketAddr) -> anyhow::Result<TcpListener> {
-    let left = supervisor.take_socket(ROUTER_SOCKET).await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "no listening socket from a former agent");
-        None
-    });
-    if let Some(listener) = left.map(TcpListener::from) {
-        let is_configured =
-            |address: SocketAddr| address == listen || listen.port() == 0 && address.ip() == listen.ip();
-        if listener.local_addr().is_ok_and(is_configured) {
-            return Ok(listener);
-        }
-        drop(listener);
-        // It may stand in the way of the new one.
-        supervisor
-            .release_socket(ROUTER_SOCKET)
-            .await
-            .context("router.listen: leaving the former address")?;
-    }
-    Router::listen(listen).with_context(|| format!("router.listen: cannot listen on {listen}"))
-}
-
 /// Starts what serves: executor, reconciler, router. None of them needs the hub.
 fn serve(
     shared: &Shared,
     images: tombolo_oci::Store,
     (supervisor, supervisor_events): (Supervisor, mpsc::Receiver<SupervisorEvent>),
     listener: TcpListener,
+    plugins: Plugins,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Served> {
     let Shared { config, keep, outbox, floor, accepted, .. } = shared;
@@ -248,7 +227,13 @@ fn serve(
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
     let wake = supervisor.waker();
     let meter = Arc::new(Meter::new());
-    let executor = Executor::new(tools(shared, images, supervisor, &dialer, &meter), outcome_sender);
+    let Plugins { inventory, choices, allocator, task } = plugins;
+    tasks.lasting("device plugins", task);
+    let tools = Tools {
+        devices: allocator.as_ref().ok().cloned(),
+        ..tools(shared, images, supervisor, &dialer, &meter)
+    };
+    let executor = Executor::new(tools, outcome_sender);
     let (table, tables) = watch::channel(Arc::new(RouteTable::default()));
     let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
     let (reports, readiness) = (report.subscribe(), ready.subscribe());
@@ -258,9 +243,13 @@ fn serve(
     let settings = Settings { memory_bytes: node_info::memory_for_instances() };
     let (progress, rollouts, takeovers) = progress(keep, tasks);
     let (outbox, poked) = (outbox.clone(), poke.clone());
-    let outputs = Outputs { table, report, outbox: outbox.clone(), rollouts, takeovers, poke: poked, ready };
+    let outputs =
+        Outputs { table, report, outbox: outbox.clone(), rollouts, takeovers, poke: poked, choices, ready };
     let records = (ready_record.clone(), progress);
     let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), settings, records, clock);
+    if allocator.is_ok() {
+        reconciler.await_plugins();
+    }
     // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
     let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())
@@ -268,7 +257,9 @@ fn serve(
         .with_wake(Arc::new(wake));
     let router = with_tls(router, &config.router.tls, tasks)?;
     let address = router.address();
-    reconciler.describe(node_info::read(config, address));
+    let mut info = node_info::read(config, address);
+    info.limitations.extend(allocator.err());
+    reconciler.describe(info);
     let autoscale = Autoscale {
         accepted: accepted.subscribe(),
         table: tables.clone(),
@@ -290,6 +281,7 @@ fn serve(
         demand,
         targets: target_changes,
         outcomes,
+        devices: inventory,
     };
     tasks.lasting("reconciler", reconciler.run(inputs));
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
@@ -312,6 +304,7 @@ fn tools(
         dialer: dialer.clone(),
         activations: meter.activations().clone(),
         images,
+        devices: None,
         identity: shared.identity.subscribe(),
         floor: shared.floor.clone(),
         state_dir: shared.config.state_dir.clone(),

@@ -31,6 +31,7 @@ pub struct Config {
     pub admin: AdminConfig,
     pub supervisor: SupervisorSection,
     pub serving: ServingConfig,
+    pub devices: DevicesConfig,
     pub log: LogConfig,
 }
 
@@ -84,6 +85,15 @@ pub struct ServingConfig {
     pub idle_timeout_s: u64,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DevicesConfig {
+    /// Where device plugins find the kubelet's socket and put their own.
+    pub plugin_directory: PathBuf,
+    /// Of CDI specifications; a later one goes before an earlier one.
+    pub cdi_directories: Vec<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -97,6 +107,7 @@ impl Default for Config {
             admin: AdminConfig::default(),
             supervisor: SupervisorSection::default(),
             serving: ServingConfig::default(),
+            devices: DevicesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -111,6 +122,15 @@ impl Default for RouterConfig {
 impl Default for AdminConfig {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 7081)) }
+    }
+}
+
+impl Default for DevicesConfig {
+    fn default() -> Self {
+        Self {
+            plugin_directory: "/var/lib/kubelet/device-plugins".into(),
+            cdi_directories: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
+        }
     }
 }
 
@@ -151,7 +171,10 @@ impl Config {
                 }
             }
         }
-        for (name, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
+        let own = [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)];
+        let plugins = ("devices.plugin_directory", &self.devices.plugin_directory);
+        let cdi = self.devices.cdi_directories.iter().map(|dir| ("devices.cdi_directories", dir));
+        for (name, dir) in own.into_iter().chain([plugins]).chain(cdi) {
             if !dir.is_absolute() {
                 return Err(format!("{name}: {} must be an absolute path", dir.display()));
             }
@@ -191,6 +214,7 @@ mod tests {
             ("[router]\nlisen = \"x\"", None, "lisen"),
             ("node = \"Press 7\"", None, "node:"),
             ("state_dir = \"relative\"", None, "state_dir"),
+            ("[devices]\ncdi_directories = [\"cdi\"]", None, "devices.cdi_directories"),
             ("[hub]\nurl = \"http://h\"", None, "hub.url"),
             ("", Some(("TOMBOLO_AGENT__ROUTER__LISTNE", "x")), "listne"),
             ("[router.tls]\nlisten = \"127.0.0.1:1\"", None, "router.tls.certificate"),

@@ -13,6 +13,7 @@ use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::supervision::{
     Answer, ExitRecord, InstanceId, InstancePhase, InstanceRecord, Refusal, Request,
 };
+use tombolo_agent_devices::Allocator;
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
@@ -131,6 +132,8 @@ pub(crate) struct Tools {
     /// Is told how long what is done here takes.
     pub(crate) activations: Arc<Activations>,
     pub(crate) images: Store,
+    /// `None`: no device plugin can register.
+    pub(crate) devices: Option<Allocator>,
     pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
     pub(crate) floor: TimeFloor,
     pub(crate) state_dir: PathBuf,

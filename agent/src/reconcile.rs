@@ -5,7 +5,7 @@
 //! table, the report, events. Decides nothing itself: `tombolo_agent_core::plan` does. Removals come first; an action under
 //! way is part of what is, so nothing is started twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tombolo_agent_core::actual::{
     Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets,
 };
 use tombolo_agent_core::annotations::Scale;
-use tombolo_agent_core::devices::Devices;
+use tombolo_agent_core::devices::{Choice, Devices, Inventory};
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
 use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::routes::RouteTable;
@@ -34,6 +34,7 @@ use crate::progress::Progress;
 use crate::ready::ReadyRecord;
 use crate::supervisor::SupervisorEvent;
 
+mod devices;
 mod outcomes;
 mod traffic;
 
@@ -52,6 +53,7 @@ pub(crate) struct Inputs {
     /// What the autoscaler asks for.
     pub(crate) targets: watch::Receiver<Arc<Targets>>,
     pub(crate) outcomes: mpsc::Receiver<Outcome>,
+    pub(crate) devices: watch::Receiver<Arc<Inventory>>,
 }
 
 /// What the reconciler writes.
@@ -65,6 +67,8 @@ pub(crate) struct Outputs {
     pub(crate) takeovers: watch::Sender<Vec<u8>>,
     /// Tells the autoscaler that a request is held.
     pub(crate) poke: Arc<Notify>,
+    /// Which devices plugins should say their preference of.
+    pub(crate) choices: watch::Sender<BTreeSet<Choice>>,
     /// Becomes true once desired state (if there is any) and instances are known, and stays so.
     pub(crate) ready: watch::Sender<bool>,
 }
@@ -77,6 +81,8 @@ pub(crate) struct Reconciler {
     settings: Settings,
     ready_record: ReadyRecord,
     info: NodeInfo,
+    /// What this agent itself lacks, beside what its supervisor says.
+    limitations: Vec<String>,
     accepted: Option<Arc<Accepted>>,
     actual: Actual,
     targets: Arc<Targets>,
@@ -115,6 +121,7 @@ impl Reconciler {
             settings,
             ready_record,
             info: NodeInfo::default(),
+            limitations: Vec::new(),
             accepted: None,
             actual,
             targets: Arc::default(),
@@ -133,6 +140,7 @@ impl Reconciler {
 
     /// Says what the node is, for the report.
     pub(crate) fn describe(&mut self, info: NodeInfo) {
+        self.limitations.clone_from(&info.limitations);
         self.info = info;
     }
 
@@ -161,6 +169,7 @@ impl Reconciler {
                 Some(outcome) = inputs.outcomes.recv() => self.outcome(outcome),
                 Some(_) = inputs.demand.recv() => self.outputs.poke.notify_one(),
                 changed = inputs.targets.changed() => if changed.is_err() { return },
+                changed = inputs.devices.changed() => if changed.is_err() { return },
                 // What depends on time alone may be other now.
                 () = tokio::time::sleep(sleep) => self.changed = true,
             }
@@ -178,6 +187,9 @@ impl Reconciler {
         }
         while inputs.demand.try_recv().is_ok() {}
         self.targets = inputs.targets.borrow_and_update().clone();
+        if inputs.devices.has_changed().unwrap_or(false) {
+            self.note_devices(inputs.devices.borrow_and_update().clone());
+        }
     }
 
     /// One pass: plan, start the actions, publish. Returns how long nothing need be done.
@@ -203,7 +215,8 @@ impl Reconciler {
             targets: &self.targets,
             settings: &self.settings,
         };
-        let Plan { actions, wake, wanted, cuts, .. } = plan::plan(&situation, now);
+        let Plan { actions, wake, wanted, cuts, choices } = plan::plan(&situation, now);
+        self.ask_preferences(choices);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
         let turns = |action: &Action| matches!(action, Action::TakeOver { .. } | Action::Undo { .. });
@@ -232,6 +245,7 @@ impl Reconciler {
     }
 
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
+        self.tell_lost(&action, now);
         match action {
             Action::Drain { instance } => {
                 if self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Frozen) {
@@ -392,7 +406,7 @@ impl Reconciler {
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);
-        self.rollable = traffic::rollable(desired);
+        self.rollable = traffic::rollable(desired, &self.actual.devices.inventory);
         self.routes_changed = true;
         self.accepted = Some(accepted);
         self.collect();

@@ -144,6 +144,14 @@ impl Inventory {
         free
     }
 
+    /// Whether two instances that each ask for this can never run beside each other.
+    pub fn is_too_few_for_two(&self, asked: &Asked) -> bool {
+        asked.iter().any(|(name, count)| {
+            let all = self.resources.get(name).map_or(0, |resource| resource.devices.len());
+            all < 2 * *count as usize
+        })
+    }
+
     /// Devices by resource as Kubernetes' `capacity` counts them: healthy or not.
     pub fn capacity(&self) -> BTreeMap<String, u64> {
         self.count(|resource| resource.devices.len())
@@ -162,8 +170,7 @@ impl Inventory {
 /// The devices that an instance of `object` must be given. The hub has seen to it that requests and limits agree.
 pub fn asked(object: &RevisionObject) -> Asked {
     let Some(container) = object.spec.serving_container() else { return Asked::new() };
-    let limits =
-        container.resources.limits.iter().filter(|(name, _)| is_extended(name));
+    let limits = container.resources.limits.iter().filter(|(name, _)| is_extended(name));
     let count = |amount: &Quantity| u32::try_from(amount.bytes()).unwrap_or(u32::MAX);
     limits
         .map(|(name, amount)| (ResourceName(name.clone()), count(amount)))

@@ -13,6 +13,7 @@ use tombolo_agent_core::bundle::{self, BundleError, HostFiles};
 use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::limits::Limits;
 use tombolo_agent_core::supervision::{Answer, CreateSpec, InstanceId, Refusal, Request};
+use tombolo_agent_devices::Given;
 use tombolo_api::Digest;
 use tombolo_api::desired::RevisionObject;
 use tombolo_router::Stage;
@@ -74,7 +75,8 @@ pub(super) async fn prime(
     let prepared = prepared.ok_or_else(|| Trouble::new("ImageMissing", "the image was removed meanwhile"))?;
     let in_use = InUse { revision: object.key(), image: Some(prepared.image) };
     lock(&inner.in_use).insert(instance.clone(), in_use);
-    let spec = create_spec(inner, instance, digest, (object, devices), &prepared)?;
+    let given = devices::allocate(inner.tools.devices.as_ref(), devices).await?;
+    let spec = create_spec(inner, instance, digest, (object, devices, &given), &prepared)?;
     let created = create(inner, instance, spec).await;
     if created.is_err() {
         remove(inner, instance).await;
@@ -125,14 +127,15 @@ fn create_spec(
     inner: &Inner,
     instance: &InstanceId,
     digest: Digest,
-    (object, devices): (&RevisionObject, &Devices),
+    (object, devices, given): (&RevisionObject, &Devices, &Given),
     prepared: &Arc<Prepared>,
 ) -> Result<CreateSpec, Trouble> {
     let tools = &inner.tools;
     let limits = Limits::of(object);
     let dir = bundle_dir(&tools.run_dir, instance);
     let files = HostFiles { resolv_conf: dir.join("resolv.conf"), hosts: dir.join("hosts") };
-    let config = config(instance, object, prepared, &limits, &files)?;
+    let mut config = config(instance, object, prepared, &limits, &files)?;
+    devices::give(given, &mut config)?;
     let config =
         write_bundle(&dir, instance, &config).map_err(|error| Trouble::of_io("write", &dir, &error))?;
     let log = log_files::prepare(&tools.state_dir, &object.key(), instance)
@@ -148,7 +151,8 @@ fn create_spec(
         config,
         layers: prepared.layers.clone(),
         upper_bytes: if is_read_only(object) { 0 } else { limits.upper_bytes },
-        user_namespace: true,
+        // Root in a user namespace of its own may not open a device that is not everybody's.
+        user_namespace: devices.is_empty(),
         log,
         labels: labels
             .into_iter()

@@ -273,14 +273,18 @@ impl Reconciler {
         self.changed = true;
         match event {
             SupervisorEvent::Connected { limitations, instances } => {
-                self.info.limitations = limitations;
+                self.limited(limitations);
                 self.supervised = true;
                 self.adopt_instances(instances);
             }
-            SupervisorEvent::Limitations(limitations) => self.info.limitations = limitations,
+            SupervisorEvent::Limitations(limitations) => self.limited(limitations),
             SupervisorEvent::Lost => self.supervised = false,
             SupervisorEvent::Exited { id, exit } => self.explain_exit(id, exit),
         }
+    }
+
+    fn limited(&mut self, by_supervisor: Vec<String>) {
+        self.info.limitations = self.limitations.iter().cloned().chain(by_supervisor).collect();
     }
 
     fn explain_exit(&mut self, id: InstanceId, exit: ExitRecord) {

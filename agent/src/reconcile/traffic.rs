@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tombolo_agent_core::actual::{Moment, Phase, Traffic};
 use tombolo_agent_core::annotations::{Scale, UpdateStrategy};
+use tombolo_agent_core::devices::{self, Inventory};
 use tombolo_agent_core::rollout::gate::Health;
 use tombolo_agent_core::table;
 use tombolo_agent_core::takeovers::Takeovers;
@@ -104,8 +105,9 @@ impl Reconciler {
     }
 }
 
-/// `desired` without the rollouts that cannot be: of revisions that must not run beside each other. `None`: there are none.
-pub(super) fn rollable(desired: &Desired) -> Option<Desired> {
+/// `desired` without the rollouts that cannot be: of revisions that must not run beside each other, or have not the devices to.
+/// `None`: there are none.
+pub(super) fn rollable(desired: &Desired, inventory: &Inventory) -> Option<Desired> {
     let alone = |route: &RouteObject| {
         let mut candidates = route.targets.iter().flat_map(|target| &target.candidates);
         candidates.any(|name| {
@@ -113,6 +115,7 @@ pub(super) fn rollable(desired: &Desired) -> Option<Desired> {
             object.is_some_and(|(_, object)| {
                 let strategy = Scale::of(&object.annotations).strategy;
                 matches!(strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst)
+                    || inventory.is_too_few_for_two(&devices::asked(object))
             })
         })
     };
