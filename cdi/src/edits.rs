@@ -66,6 +66,10 @@ impl EnvVariable {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    pub fn value(&self) -> &str {
+        &self.value
+    }
 }
 
 impl FromStr for EnvVariable {
