@@ -1,0 +1,38 @@
+//! What the plugin knows at one moment, for all who read it. Made by `watch`; pure.
+
+use std::collections::BTreeMap;
+
+use tombolo_cdi::Spec;
+
+use crate::gpu::{Gpu, Uuid};
+use crate::share::{Offers, Part};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    /// None: there is no driver now.
+    pub driver_version: Option<String>,
+    /// All GPUs that were seen, as they were seen last.
+    pub gpus: BTreeMap<Uuid, Gpu>,
+    /// The NUMA nodes of GPUs, where there are several.
+    pub numa: BTreeMap<Uuid, u32>,
+    /// Why GPUs and instances must not be used.
+    pub faults: BTreeMap<Uuid, String>,
+    /// How often each critical error was reported.
+    pub xids: BTreeMap<(Uuid, u64), u64>,
+    pub offers: Offers,
+    /// What containers get; none: there is no GPU.
+    pub spec: Option<Spec>,
+    /// Why it could not be made or written.
+    pub spec_error: Option<String>,
+}
+
+impl View {
+    pub(crate) fn part(&self, resource: &str, device: &str) -> Option<&Part> {
+        self.offers.get(resource)?.get(device)
+    }
+
+    /// Memory of a GPU that nobody has taken when it was looked at last, bytes.
+    pub(crate) fn free_bytes(&self, gpu: &Uuid) -> u64 {
+        self.gpus.get(gpu).map_or(0, |gpu| gpu.memory_bytes.saturating_sub(gpu.usage.memory_used_bytes))
+    }
+}

@@ -1,0 +1,258 @@
+//! The thread that watches GPUs: looks at them, hears their critical errors, and publishes the view, the CDI specification and
+//! the set of resources. It takes nothing and gives a watched [`View`] and changes of the set.
+//!
+//! ```text
+//!            no driver ──▶ one message, tries again ◀─────────┐
+//!                │ it is there                                │ it does not answer
+//!                ▼                                            │
+//!   look at all GPUs ──▶ publish ──▶ wait for critical errors ┘
+//!         ▲                 ▲               │ one: publish at once
+//!         └── every look ◀──┴───────────────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tombolo_device_sdk::{Change, Resource, ResourceName};
+
+use crate::config::Config;
+use crate::driver::{Driver, DriverError, Events};
+use crate::files;
+use crate::gpu::{Gpu, Look, Uuid};
+use crate::health::Health;
+use crate::scan::GpuScan;
+use crate::share;
+use crate::spec;
+use crate::view::View;
+
+/// How soon the kubelet is told of what changed here: reading the view costs nothing.
+const TELL: Duration = Duration::from_secs(1);
+
+/// How long is waited after events could not be heard, before GPUs are looked at again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) struct Watch {
+    config: Arc<Config>,
+    view: watch::Sender<Arc<View>>,
+    changes: mpsc::Sender<Change>,
+    known: BTreeMap<Uuid, Gpu>,
+    health: Health,
+    driver: files::Driver,
+    driver_version: Option<String>,
+    served: BTreeSet<ResourceName>,
+    /// What was said last of why there is nothing to do, so that it is said once.
+    told: Option<String>,
+}
+
+impl Watch {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        view: watch::Sender<Arc<View>>,
+        changes: mpsc::Sender<Change>,
+    ) -> Self {
+        Self {
+            health: Health::new(config.health.clone()),
+            config,
+            view,
+            changes,
+            known: BTreeMap::new(),
+            driver: files::Driver::default(),
+            driver_version: None,
+            served: BTreeSet::new(),
+            told: None,
+        }
+    }
+
+    /// Watches until nobody takes the changes any more.
+    pub(crate) fn run(mut self) {
+        while !self.changes.is_closed() {
+            match Driver::open(&self.config.library) {
+                Ok(driver) => {
+                    self.told = None;
+                    if let Err(error) = self.attend(&driver) {
+                        tracing::warn!(%error, "the driver is loaded again");
+                        self.lose(&error.to_string());
+                    }
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    self.tell_once(&why, "no GPUs to serve", "waiting for a driver");
+                    self.lose(&why);
+                }
+            }
+            thread::sleep(self.interval());
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_secs(self.config.look_interval_s)
+    }
+
+    /// While the driver answers.
+    fn attend(&mut self, driver: &Driver) -> Result<(), DriverError> {
+        let mut events: Option<(Vec<Uuid>, Events<'_>)> = None;
+        while !self.changes.is_closed() {
+            self.take(driver.look()?);
+            self.publish();
+            let uuids: Vec<Uuid> = self.known.keys().cloned().collect();
+            let events = match events.take() {
+                Some((of, set)) if of == uuids => events.insert((of, set)),
+                _ => events.insert((uuids.clone(), driver.events(&uuids)?)),
+            };
+            self.hear(&events.1);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, look: Look) {
+        if self.driver_version.as_ref() != Some(&look.driver_version) {
+            tracing::info!(version = %look.driver_version, gpus = look.gpus.len(), "the driver is there");
+            self.driver_version = Some(look.driver_version.clone());
+        }
+        self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
+        self.known.extend(look.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())));
+        self.health.look(&self.known, &look);
+    }
+
+    /// Says the same only once; after that only to those who want to know everything.
+    fn tell_once(&mut self, why: &str, what: &str, then: &str) {
+        if self.told.as_deref() == Some(why) {
+            tracing::debug!(reason = %why, "still {what}");
+        } else {
+            tracing::info!(reason = %why, "{what}; {then}");
+            self.told = Some(why.to_owned());
+        }
+    }
+
+    /// No GPU can be used without a driver.
+    fn lose(&mut self, why: &str) {
+        self.driver_version = None;
+        for uuid in self.known.keys() {
+            self.health.lost(uuid, why);
+        }
+        self.publish();
+    }
+
+    /// Waits for critical errors until the next look.
+    fn hear(&mut self, events: &Events<'_>) {
+        let end = Instant::now() + self.interval();
+        if self.known.is_empty() {
+            thread::sleep(self.interval());
+            return;
+        }
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            match events.wait(left) {
+                Ok(Some(xid)) => {
+                    let counts = self.health.report(&xid);
+                    tracing::warn!(gpu = %xid.gpu, xid = xid.number, counts, "critical error");
+                    self.publish();
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    self.tell_once(
+                        &error.to_string(),
+                        "critical errors cannot be heard",
+                        "looking for other signs",
+                    );
+                    thread::sleep(PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let gpus: Vec<Gpu> = self.known.values().cloned().collect();
+        let mut view = View {
+            driver_version: self.driver_version.clone(),
+            gpus: self.known.clone(),
+            xids: self.health.counts().clone(),
+            offers: share::offers(&gpus, &self.config),
+            ..View::default()
+        };
+        for gpu in &gpus {
+            view.numa.extend(files::numa(gpu, &self.config.paths).map(|node| (gpu.uuid.clone(), node)));
+            let places =
+                gpu.instances.iter().flatten().map(|instance| (&instance.uuid, Some(instance.place)));
+            for (uuid, place) in places.chain([(&gpu.uuid, None)]) {
+                let fault = self.health.fault(&gpu.uuid, place);
+                view.faults.extend(fault.map(|why| (uuid.clone(), why.to_owned())));
+            }
+        }
+        match self.describe(&gpus) {
+            Ok(spec) => view.spec = spec,
+            Err(why) => {
+                if self.view.borrow().spec_error.as_ref() != Some(&why) {
+                    tracing::error!(%why, "containers cannot get GPUs");
+                }
+                view.spec_error = Some(why);
+            }
+        }
+        let names: Vec<String> = view.offers.keys().cloned().collect();
+        self.view.send_if_modified(|before| {
+            let is_changed = **before != view;
+            *before = Arc::new(view);
+            is_changed
+        });
+        self.serve(&names);
+    }
+
+    /// Makes the CDI specification, and writes it where it is to be.
+    fn describe(&self, gpus: &[Gpu]) -> Result<Option<tombolo_cdi::Spec>, String> {
+        let config = &self.config;
+        let made = spec::make(gpus, &self.driver, &config.paths, &config.cdi);
+        let made = made.map_err(|error| error.to_string())?;
+        if let Some(spec) = &made
+            && !config.cdi.directory.as_os_str().is_empty()
+        {
+            let path = config.cdi.directory.join(spec::FILE);
+            match spec.write(&path) {
+                Ok(true) => tracing::info!(path = %path.display(), "the CDI specification is written"),
+                Ok(false) => {}
+                Err(error) => {
+                    let source =
+                        std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                    return Err(format!("{error}: {source}"));
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Makes the set of resources `names`.
+    fn serve(&mut self, names: &[String]) {
+        let mut now = BTreeSet::new();
+        for name in names {
+            match name.parse::<ResourceName>() {
+                Ok(name) => drop(now.insert(name)),
+                Err(error) => tracing::error!(%error, "a resource cannot be served"),
+            }
+        }
+        for gone in self.served.difference(&now) {
+            self.send(Change::Remove(gone.clone()));
+        }
+        for new in now.difference(&self.served) {
+            let resource = new.to_string();
+            let scan = GpuScan { resource, view: self.view.subscribe(), config: Arc::clone(&self.config) };
+            self.send(Change::Add(Resource {
+                name: new.clone(),
+                scan: Box::new(scan),
+                watched: Vec::new(),
+                interval: TELL,
+            }));
+        }
+        self.served = now;
+    }
+
+    fn send(&self, change: Change) {
+        // Nobody takes it: the program ends.
+        let _ = self.changes.blocking_send(change);
+    }
+}

@@ -1,0 +1,227 @@
+//! The plugin as a process, on real sockets, with a fake of the driver's library and of the kubelet.
+
+#![allow(clippy::unwrap_used)]
+
+mod machine;
+
+use tombolo_fake_nvml::script::{Event, Gpu, Process};
+
+use machine::{Machine, gpu, mig, uuid};
+
+const HEALTHY: &str = "Healthy";
+const UNHEALTHY: &str = "Unhealthy";
+
+#[tokio::test]
+async fn gpus_are_offered_and_a_container_gets_one_by_cdi() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1)]);
+    machine.install_driver();
+    machine.start("").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    let given = plugin.allocate(&[&uuid(1)]).await.unwrap();
+    let names: Vec<_> = given.cdi_devices.iter().map(|device| device.name.as_str()).collect();
+    assert_eq!(names, [format!("nvidia.com/gpu={}", uuid(1))]);
+    // What whoever makes the container does with it.
+    let config = machine.container(&names);
+    let devices = config["linux"]["devices"].as_array().unwrap();
+    let nodes: Vec<_> = devices.iter().map(|node| node["path"].as_str().unwrap()).collect();
+    assert_eq!(nodes, ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia1"]);
+    let mounts = config["mounts"].as_array().unwrap();
+    let places: Vec<_> = mounts.iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
+    for place in ["/usr/lib64/libcuda.so.1", "/usr/lib64/libnvidia-ml.so.1", "/usr/bin/nvidia-smi"] {
+        assert!(places.contains(&place), "{place} among {places:?}");
+    }
+    for name in ["0", "1", "all"] {
+        machine.container(&[&format!("nvidia.com/gpu={name}")]);
+    }
+}
+
+#[tokio::test]
+async fn a_critical_error_takes_a_gpu_away_until_it_is_good_again() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1)]);
+    machine.start("look_interval_s = 2\n[health]\nrecovery_looks = 3\n").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.heard_from(&[0, 1]).await;
+    // A program's own fault first: it is heard, and changes nothing.
+    machine.change(|script| script.events.push(Event { uuid: uuid(0), xid: 31, ..Event::default() }));
+    machine.log("xid=31").await;
+    machine.change(|script| script.events.push(Event { uuid: uuid(1), xid: 79, ..Event::default() }));
+    let first = plugin.next_list().await.unwrap();
+    assert_eq!((first[&uuid(0)].as_str(), first[&uuid(1)].as_str()), (HEALTHY, UNHEALTHY));
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+}
+
+#[tokio::test]
+async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1)]);
+    machine.start("").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.change(|script| script.gpus[0].is_lost = true);
+    plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.change(|script| script.gpus[0].is_lost = false);
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.change(|script| script.gpus.push(gpu(2)));
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
+    machine.change(|script| drop(script.gpus.remove(0)));
+    plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
+}
+
+#[tokio::test]
+async fn without_a_driver_it_waits_and_says_so_once() {
+    let mut machine = Machine::new(vec![gpu(0)]);
+    machine.change(|script| script.is_loaded = false);
+    machine.start("").await;
+    machine.log("the NVIDIA driver does not work").await;
+    machine.log_times("still no GPUs to serve", 3).await;
+    assert_eq!(machine.logged("waiting for a driver"), 1);
+    assert!(!machine.kubelet().registered_again("nvidia.com/gpu"));
+    machine.change(|script| script.is_loaded = true);
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY)]).await;
+    // An unloaded driver takes the GPU out of use, and a loaded one brings it back.
+    machine.change(|script| script.is_loaded = false);
+    plugin.list(&[(&uuid(0), UNHEALTHY)]).await;
+    machine.change(|script| script.is_loaded = true);
+    plugin.list(&[(&uuid(0), HEALTHY)]).await;
+}
+
+#[tokio::test]
+async fn without_a_library_it_is_idle() {
+    let mut machine = Machine::new(Vec::new());
+    machine.start("library = \"/nowhere/libnvidia-ml.so.1\"\n").await;
+    machine.log("there is no NVIDIA driver on this machine").await;
+    assert!(machine.is_running());
+    machine.stop().await;
+}
+
+#[tokio::test]
+async fn memory_is_shared_in_units_of_one_gpu() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1)]);
+    machine
+        .start("[memory]\nunit_mib = 4096\nreserved_mib = 0\n[[gpu]]\nmatch = \"*\"\nshare = \"memory\"\n")
+        .await;
+    let mut plugin = machine.kubelet().plugin("tombolo.dev/gpu-memory").await;
+    let unit = |gpu: u32, number: u32| format!("{}/4096Mi/{number}", uuid(gpu));
+    let all: Vec<_> = (0..2).flat_map(|gpu| (0..4).map(move |number| unit(gpu, number))).collect();
+    let list = plugin.next_list().await.unwrap();
+    assert_eq!(list.keys().collect::<Vec<_>>(), all.iter().collect::<Vec<_>>());
+    // The first GPU has one unit left, the second all.
+    let left: Vec<_> = all.iter().skip(3).map(String::as_str).collect();
+    assert_eq!(plugin.prefer(&left, &[], 1).await.unwrap(), [unit(0, 3)]);
+    let preferred = plugin.prefer(&left, &[], 2).await.unwrap();
+    assert!(preferred.iter().all(|id| id.starts_with(&uuid(1))), "{preferred:?}");
+    let ids: Vec<_> = preferred.iter().map(String::as_str).collect();
+    let given = plugin.allocate(&ids).await.unwrap();
+    assert_eq!(given.envs["TOMBOLO_GPU_MEMORY_MIB"], "8192");
+    assert_eq!(given.cdi_devices.len(), 1);
+    let refused = plugin.allocate(&[&unit(0, 3), &unit(1, 0)]).await.unwrap_err();
+    assert!(refused.message().contains("of 2 GPUs"), "{refused}");
+}
+
+#[tokio::test]
+async fn each_gpu_is_shared_in_its_own_way() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1), gpu(2)]);
+    let pipes = machine.host("root/tmp/nvidia-mps");
+    machine
+        .start(&format!(
+            "[[gpu]]\nmatch = \"0\"\nshare = \"time-slice\"\nreplicas = 2\n\
+             [[gpu]]\nmatch = \"{}\"\nshare = \"mps\"\nreplicas = 2\n",
+            uuid(1)
+        ))
+        .await;
+    let mut whole = machine.kubelet().plugin("nvidia.com/gpu").await;
+    whole.list(&[(&uuid(2), HEALTHY)]).await;
+    let mut shared = machine.kubelet().plugin("nvidia.com/gpu.shared").await;
+    let place = |gpu: u32, number: u32| format!("{}::{number}", uuid(gpu));
+    let list = |mps| [(place(0, 0), HEALTHY), (place(0, 1), HEALTHY), (place(1, 0), mps), (place(1, 1), mps)];
+    let wanted = |list: [(String, &'static str); 4]| list.map(|(id, health)| (id.leak() as &str, health));
+    shared.list(&wanted(list(UNHEALTHY))).await;
+    std::fs::create_dir_all(&pipes).unwrap();
+    std::fs::write(pipes.join("control"), "").unwrap();
+    shared.list(&wanted(list(HEALTHY))).await;
+    let given = shared.allocate(&[&place(1, 0)]).await.unwrap();
+    assert_eq!(given.envs["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], "50");
+    assert_eq!(given.envs["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=8192M");
+    assert!(given.mounts.iter().any(|mount| mount.container_path == "/tmp/nvidia-mps"));
+    assert!(shared.allocate(&[&place(0, 0)]).await.unwrap().envs.is_empty());
+}
+
+#[tokio::test]
+async fn a_gpu_that_is_cut_gives_its_instances_instead() {
+    let mut machine = Machine::new(vec![gpu(0)]);
+    machine.put("proc/driver/nvidia/capabilities/gpu0/mig/gi7/access", "DeviceFileMinor: 66\n");
+    machine.put("proc/driver/nvidia/capabilities/gpu0/mig/gi7/ci0/access", "DeviceFileMinor: 67\n");
+    machine.device("nvidia-caps/nvidia-cap66");
+    machine.device("nvidia-caps/nvidia-cap67");
+    machine.start("look_interval_s = 2\n[health]\nrecovery_looks = 100\n").await;
+    let mut whole = machine.kubelet().plugin("nvidia.com/gpu").await;
+    whole.list(&[(&uuid(0), HEALTHY)]).await;
+    let cut = vec![mig(0, 7), mig(1, 8)];
+    let names: Vec<_> = cut.iter().map(|mig| mig.uuid.clone()).collect();
+    machine.change(|script| script.gpus[0].mig = Some(cut));
+    let mut instances = machine.kubelet().plugin("nvidia.com/mig-1g.2gb").await;
+    instances.list(&[(&names[0], HEALTHY), (&names[1], HEALTHY)]).await;
+    let mut last = Some(std::collections::BTreeMap::from([("before".to_owned(), String::new())]));
+    while last.as_ref().is_some_and(|list| !list.is_empty()) {
+        last = whole.next_list().await;
+    }
+    let given = instances.allocate(&[&names[0]]).await.unwrap();
+    assert_eq!(given.cdi_devices[0].name, format!("nvidia.com/gpu={}", names[0]));
+    for name in [given.cdi_devices[0].name.as_str(), "nvidia.com/gpu=0:0"] {
+        let config = machine.container(&[name]);
+        let nodes = config["linux"]["devices"].as_array().unwrap();
+        let nodes: Vec<_> = nodes.iter().map(|node| node["path"].as_str().unwrap()).collect();
+        assert_eq!(
+            nodes[2..],
+            ["/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap66", "/dev/nvidia-caps/nvidia-cap67"]
+        );
+    }
+    machine.heard_from(&[0]).await;
+    let event = Event { uuid: uuid(0), xid: 94, gpu_instance: Some(8), compute_instance: Some(0) };
+    machine.change(|script| script.events.push(event));
+    instances.list(&[(&names[0], HEALTHY), (&names[1], UNHEALTHY)]).await;
+}
+
+#[tokio::test]
+async fn what_gpus_do_is_measured() {
+    let one = Gpu {
+        utilisation: (40, 20),
+        temperature: 61,
+        power_milliwatts: 70_500,
+        memory_used: 3 << 30,
+        ecc: Some((2, 0)),
+        processes: vec![Process { pid: 4711, memory: 1 << 30, gpu_instance: None }],
+        ..gpu(0)
+    };
+    let mut machine = Machine::new(vec![one]);
+    machine.start("").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY)]).await;
+    let shown = |name: &str, more: &str, value: &str| format!("{name}{{gpu=\"{}\"{more}}} {value}", uuid(0));
+    for line in [
+        shown("tombolo_gpu_utilisation_percent", "", "40"),
+        shown("tombolo_gpu_memory_utilisation_percent", "", "20"),
+        shown("tombolo_gpu_temperature_celsius", "", "61"),
+        shown("tombolo_gpu_power_watts", "", "70.5"),
+        shown("tombolo_gpu_memory_used_bytes", "", "3221225472"),
+        shown("tombolo_gpu_ecc_errors", ",kind=\"corrected\"", "2"),
+        shown("tombolo_gpu_process_memory_bytes", ",pid=\"4711\"", "1073741824"),
+    ] {
+        machine.measured(&line).await;
+    }
+    machine.change(|script| script.gpus[0].processes[0].memory = 2 << 30);
+    machine.measured(&shown("tombolo_gpu_process_memory_bytes", ",pid=\"4711\"", "2147483648")).await;
+}
+
+#[tokio::test]
+async fn a_specification_that_cannot_be_written_fails_the_start_and_says_why() {
+    let mut machine = Machine::new(vec![gpu(0)]);
+    machine.put("cdi", "a file where the directory should be");
+    machine.start("").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY)]).await;
+    let refused = plugin.allocate(&[&uuid(0)]).await.unwrap_err();
+    assert!(refused.message().contains("cannot write"), "{refused}");
+}
