@@ -86,6 +86,7 @@ impl Driver {
             uuid: Uuid(device.uuid()?),
             name: device.name()?,
             minor: device.minor_number()?,
+            nodes: None,
             bus: gpu::bus(&device.pci_info()?.bus_id),
             memory_bytes: memory.total,
             instances: self.instances(device, memory.total)?,

@@ -67,8 +67,10 @@ pub(crate) struct Library {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Driver {
     pub libraries: Vec<Library>,
-    pub programs: Vec<PathBuf>,
-    pub firmware: Vec<PathBuf>,
+    /// Programs, firmware and whatever else is where it is on the host.
+    pub files: Vec<PathBuf>,
+    /// Files by another name: the file, the name.
+    pub links: Vec<(PathBuf, PathBuf)>,
     pub sockets: Vec<PathBuf>,
     /// Names below `/dev`.
     pub control_nodes: Vec<&'static str>,
@@ -80,19 +82,20 @@ impl Driver {
         let is_there = |path: &PathBuf| inside(path).exists();
         let has =
             |capability| config.capabilities.iter().any(|each| [capability, Capability::All].contains(each));
-        let mut programs = Vec::new();
+        let mut files = Vec::new();
         for (capability, names) in
             [(Capability::Compute, &COMPUTE_PROGRAMS[..]), (Capability::Utility, &UTILITY_PROGRAMS[..])]
         {
             for name in names.iter().filter(|_| has(capability)) {
                 let mut places = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
-                programs.extend(places.find(is_there));
+                files.extend(places.find(is_there));
             }
         }
+        files.extend(firmware(version, paths));
         Self {
             libraries: libraries(version, paths, config),
-            programs,
-            firmware: firmware(version, paths),
+            files,
+            links: Vec::new(),
             sockets: SOCKETS.iter().map(PathBuf::from).filter(is_there).collect(),
             control_nodes: CONTROL_NODES.into_iter().filter(|name| paths.dev.join(name).exists()).collect(),
         }
@@ -101,6 +104,9 @@ impl Driver {
 
 /// Names below `/dev` of the nodes that a GPU has for itself: its own, and those of the display system.
 pub(crate) fn gpu_nodes(gpu: &Gpu, paths: &Paths) -> Vec<String> {
+    if let Some(nodes) = &gpu.nodes {
+        return nodes.clone();
+    }
     let mut nodes = vec![format!("nvidia{}", gpu.minor)];
     let display = paths.sys.join("bus/pci/devices").join(&gpu.bus).join("drm");
     let mut display: Vec<_> = names(&display)
@@ -215,10 +221,10 @@ fn firmware(version: &str, paths: &Paths) -> Vec<PathBuf> {
 }
 
 /// The names in a directory; one that is not there has none.
-fn names(directory: &Path) -> impl Iterator<Item = String> {
+pub(crate) fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

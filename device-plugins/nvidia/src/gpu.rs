@@ -29,6 +29,8 @@ pub(crate) struct Gpu {
     pub name: String,
     /// Of its device file.
     pub minor: u32,
+    /// Names below `/dev` of its nodes, if they are not named after its number.
+    pub nodes: Option<Vec<String>>,
     /// As the kernel writes it: `0000:01:00.0`.
     pub bus: String,
     pub memory_bytes: u64,

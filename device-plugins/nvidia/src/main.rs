@@ -13,6 +13,7 @@ mod prefer;
 mod scan;
 mod share;
 mod spec;
+mod tegra;
 #[cfg(test)]
 mod testing;
 mod view;

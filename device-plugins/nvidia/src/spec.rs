@@ -92,9 +92,8 @@ fn of_driver(driver: &Driver, paths: &Paths, config: &CdiConfig) -> Result<Conta
             edits.mounts.extend(names.iter().map(|name| read_only(file, &directory.join(name))));
         }
     }
-    for file in driver.programs.iter().chain(&driver.firmware) {
-        edits.mounts.push(read_only(file, file));
-    }
+    edits.mounts.extend(driver.files.iter().map(|file| read_only(file, file)));
+    edits.mounts.extend(driver.links.iter().map(|(file, name)| read_only(file, name)));
     for socket in &driver.sockets {
         // Not the file system's: what is behind it is the service's.
         edits

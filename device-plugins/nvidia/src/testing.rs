@@ -9,6 +9,7 @@ pub(crate) fn gpu(number: u32) -> Gpu {
         uuid: Uuid(format!("GPU-{number}cf8db2d-06c0-7d70-1a51-e59b25b2c16c")),
         name: "NVIDIA Test".into(),
         minor: number,
+        nodes: None,
         bus: format!("0000:0{number}:00.0"),
         memory_bytes: 16 << 30,
         instances: None,

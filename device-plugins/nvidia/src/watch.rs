@@ -26,6 +26,7 @@ use crate::health::Health;
 use crate::scan::GpuScan;
 use crate::share;
 use crate::spec;
+use crate::tegra::{self, Board, BoardError};
 use crate::view::View;
 
 /// How soon the kubelet is told of what changed here: reading the view costs nothing.
@@ -77,11 +78,7 @@ impl Watch {
                         self.lose(&error.to_string());
                     }
                 }
-                Err(error) => {
-                    let why = error.to_string();
-                    self.tell_once(&why, "no GPUs to serve", "waiting for a driver");
-                    self.lose(&why);
-                }
+                Err(error) => self.do_without(&error.to_string()),
             }
             thread::sleep(self.interval());
         }
@@ -108,6 +105,11 @@ impl Watch {
     }
 
     fn take(&mut self, look: Look) {
+        if look.gpus.is_empty()
+            && let Ok(board) = tegra::look(&self.config.paths)
+        {
+            return self.take_board(board);
+        }
         if self.driver_version.as_ref() != Some(&look.driver_version) {
             tracing::info!(version = %look.driver_version, gpus = look.gpus.len(), "the driver is there");
             self.driver_version = Some(look.driver_version.clone());
@@ -115,6 +117,31 @@ impl Watch {
         self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
         self.known.extend(look.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())));
         self.health.look(&self.known, &look);
+    }
+
+    fn take_board(&mut self, board: Board) {
+        let Board { gpu, driver } = board;
+        if self.known.insert(gpu.uuid.clone(), gpu.clone()).is_none() {
+            tracing::info!(board = %gpu.name, "the GPU of the board is there");
+        }
+        self.driver = driver;
+        let look = Look { driver_version: String::new(), gpus: vec![gpu], mute: Vec::new() };
+        self.health.look(&self.known, &look);
+    }
+
+    /// There is no driver, or none that has a library.
+    fn do_without(&mut self, why: &str) {
+        match tegra::look(&self.config.paths) {
+            Ok(board) => {
+                self.take_board(board);
+                self.publish();
+            }
+            Err(error) => {
+                let why = if error == BoardError::None { why.to_owned() } else { error.to_string() };
+                self.tell_once(&why, "no GPUs to serve", "waiting for a driver");
+                self.lose(&why);
+            }
+        }
     }
 
     /// Says the same only once; after that only to those who want to know everything.

@@ -26,7 +26,7 @@ impl Host {
         fs::write(path, text).unwrap();
     }
 
-    fn link(&self, path: &str, target: &str) {
+    pub(crate) fn link(&self, path: &str, target: &str) {
         symlink(target, self.root.path().join(path)).unwrap();
     }
 
@@ -98,8 +98,8 @@ fn programs_firmware_sockets_and_nodes_are_found_where_they_are() {
         host.put(path, b"");
     }
     let driver = host.look(&CdiConfig { capabilities: vec![Capability::Utility], ..CdiConfig::default() });
-    assert_eq!(driver.programs, [PathBuf::from("/usr/bin/nvidia-smi")]);
-    assert_eq!(driver.firmware, [PathBuf::from("/lib/firmware/nvidia/570.86.15/gsp_ga10x.bin")]);
+    let files = ["/usr/bin/nvidia-smi", "/lib/firmware/nvidia/570.86.15/gsp_ga10x.bin"];
+    assert_eq!(driver.files, files.map(PathBuf::from));
     assert_eq!(driver.sockets, [PathBuf::from("/var/run/nvidia-persistenced/socket")]);
     assert_eq!(driver.control_nodes, ["nvidiactl", "nvidia-uvm"]);
 }

@@ -9,8 +9,8 @@ fn driver() -> Driver {
             file: "/usr/lib64/libcuda.so.570".into(),
             names: vec!["libcuda.so.570".into(), "libcuda.so.1".into()],
         }],
-        programs: vec!["/usr/bin/nvidia-smi".into()],
-        firmware: vec!["/lib/firmware/nvidia/570/gsp.bin".into()],
+        files: vec!["/usr/bin/nvidia-smi".into(), "/lib/firmware/nvidia/570/gsp.bin".into()],
+        links: vec![("/usr/lib/a".into(), "/usr/lib/b".into())],
         sockets: vec!["/var/run/nvidia-persistenced/socket".into()],
         control_nodes: vec!["nvidiactl", "nvidia-uvm"],
     }
@@ -64,11 +64,12 @@ fn every_container_gets_the_driver_under_all_its_names() {
             ("/usr/lib64/libcuda.so.570", "/usr/lib64/libcuda.so.1"),
             same("/usr/bin/nvidia-smi"),
             same("/lib/firmware/nvidia/570/gsp.bin"),
+            ("/usr/lib/a", "/usr/lib/b"),
             same("/var/run/nvidia-persistenced/socket"),
         ]
     );
     assert!(spec.edits().mounts[0].options.contains(&"ro".to_owned()));
-    assert!(!spec.edits().mounts[4].options.contains(&"ro".to_owned()), "a socket is spoken with");
+    assert!(!spec.edits().mounts[5].options.contains(&"ro".to_owned()), "a socket is spoken with");
     let paths: Vec<_> = spec.edits().device_nodes.iter().map(|node| node.path.to_str().unwrap()).collect();
     assert_eq!(paths, ["/dev/nvidiactl", "/dev/nvidia-uvm"]);
     assert_eq!(spec.edits().env[0].to_string(), "NVIDIA_VISIBLE_DEVICES=void");

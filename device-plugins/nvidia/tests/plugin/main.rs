@@ -225,3 +225,28 @@ async fn a_specification_that_cannot_be_written_fails_the_start_and_says_why() {
     let refused = plugin.allocate(&[&uuid(0)]).await.unwrap_err();
     assert!(refused.message().contains("cannot write"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_board_with_its_own_gpu_is_served_by_its_lists() {
+    let mut machine = Machine::new(Vec::new());
+    machine.put("root/etc/nv_tegra_release", "# R36");
+    machine.put("proc/meminfo", "MemTotal:        8388608 kB\n");
+    let lists = "root/etc/nvidia-container-runtime/host-files-for-container.d";
+    machine.put(&format!("{lists}/devices.csv"), "dev, /dev/nvmap\ndev, /dev/nvhost-gpu\n");
+    machine.put(&format!("{lists}/drivers.csv"), "lib, /usr/lib/tegra/libcuda.so.1.1\n");
+    machine.put("root/usr/lib/tegra/libcuda.so.1.1", "");
+    machine.device("nvmap");
+    machine
+        .start(
+            "library = \"/nowhere/libnvidia-ml.so.1\"\n[memory]\nunit_mib = 1024\nreserved_mib = 4096\n\
+             [[gpu]]\nmatch = \"0\"\nshare = \"memory\"\n",
+        )
+        .await;
+    let mut plugin = machine.kubelet().plugin("tombolo.dev/gpu-memory").await;
+    let list = plugin.next_list().await.unwrap();
+    assert_eq!(list.len(), 4, "the machine's memory, less what is not the GPU's: {list:?}");
+    let given = plugin.allocate(&["tegra/1024Mi/0"]).await.unwrap();
+    let config = machine.container(&[given.cdi_devices[0].name.as_str()]);
+    assert_eq!(config["linux"]["devices"][0]["path"], "/dev/nvmap");
+    assert_eq!(config["mounts"][0]["destination"], "/usr/lib/tegra/libcuda.so.1.1");
+}
