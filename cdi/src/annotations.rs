@@ -1,8 +1,14 @@
-//! Annotations of specifications and devices: whose keys are names as Kubernetes has them. What they say is not known here.
+//! Annotations: those of specifications and devices, whose keys are names as Kubernetes has them, and those by which a
+//! container asks for devices.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de};
+
+use crate::name::{InvalidName, QualifiedName};
+
+/// Before the keys by which containers ask for devices; what comes after it is the asker's.
+const ASKING: &str = "cdi.k8s.io/";
 
 /// Keys and values of one map together, bytes: Kubernetes' limit.
 const BYTES_MAX: usize = 256 << 10;
@@ -23,6 +29,12 @@ pub(crate) fn annotations<'de, D: Deserializer<'de>>(
         return Err(de::Error::custom(format!("annotations have {bytes} bytes, at most are {BYTES_MAX}")));
     }
     Ok(annotations)
+}
+
+/// The devices that a container's annotations ask for, in the order of the keys: the value is a list with commas.
+pub fn asked_for(annotations: &BTreeMap<String, String>) -> Result<Vec<QualifiedName>, InvalidName> {
+    let values = annotations.iter().filter(|(key, _)| key.starts_with(ASKING)).map(|(_, value)| value);
+    values.flat_map(|value| value.split(',')).map(|name| name.trim().parse()).collect()
 }
 
 fn is_key(key: &str) -> bool {
@@ -55,6 +67,18 @@ mod tests {
             assert!(!is_key(key), "{key}");
         }
         assert!(!is_key(&"a".repeat(64)) && !is_key(&format!("{}/a", "a".repeat(254))));
+    }
+
+    #[test]
+    fn a_container_asks_by_annotations() {
+        let of = |pairs: &[(&str, &str)]| {
+            let annotations = pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            asked_for(&annotations).map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let asks = [("cdi.k8s.io/b", "a.b/c=2, a.b/c=3"), ("other", "x"), ("cdi.k8s.io/a", "a.b/c=1")];
+        assert_eq!(of(&asks).unwrap(), ["a.b/c=1", "a.b/c=2", "a.b/c=3"]);
+        assert!(of(&[("cdi.k8s.io/a", "gpu0")]).is_err());
+        assert!(of(&[]).unwrap().is_empty());
     }
 
     #[test]

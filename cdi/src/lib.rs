@@ -14,6 +14,7 @@ mod name;
 mod spec;
 mod version;
 
+pub use annotations::asked_for;
 pub use apply::ApplyError;
 pub use cache::{Cache, Conflict, DIRECTORIES, FileError, InjectError, Unresolved};
 pub use edits::{

@@ -1,5 +1,6 @@
 //! Reading and writing of specification files: every rule with a file that breaks it.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -258,4 +259,21 @@ fn what_is_no_text_is_refused() {
     assert!(matches!(Spec::parse(b"\xff", Format::Json), Err(ParseError::NotText(_))));
     assert!(yaml("").is_err());
     assert!(yaml("- a\n- b\n").is_err());
+}
+
+proptest! {
+    /// Files are written by whoever may write them.
+    #[test]
+    fn no_file_whatever_it_holds_makes_a_reader_fall(
+        at in 0..GENERATED.len(), length in 0_usize..40, put in "[a-z0-9:{}\\[\\]\"'&*!|>%@` \n-]{0,12}",
+    ) {
+        let end = (at + length).min(GENERATED.len());
+        let text = format!("{}{put}{}", &GENERATED[..at], &GENERATED[end..]);
+        for format in [Format::Json, Format::Yaml] {
+            if let Ok(spec) = Spec::parse(text.as_bytes(), format) {
+                let again = serde_json::to_vec(&spec).unwrap();
+                prop_assert_eq!(Spec::parse(&again, Format::Json).unwrap(), spec);
+            }
+        }
+    }
 }
