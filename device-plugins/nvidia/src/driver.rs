@@ -62,25 +62,31 @@ impl Driver {
         Ok(Look { driver_version, gpus, mute })
     }
 
-    /// Begins to listen. A GPU that has no events to give is left out.
+    /// Begins to listen. A GPU that has no critical errors to tell is left out.
     pub(crate) fn events(&self, gpus: &[Uuid]) -> Result<Events<'_>, DriverError> {
-        let mut set = self.nvml.create_event_set()?;
-        for Uuid(uuid) in gpus {
-            let Ok(device) = self.nvml.device_by_uuid(uuid.as_str()) else { continue };
-            match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
-                Ok(registered) => set = registered,
-                // The set is gone with it.
-                Err(error) => {
-                    tracing::warn!(gpu = %uuid, error = %error.error, "the GPU tells no critical errors");
-                    set = self.nvml.create_event_set()?;
+        let mut left: Vec<&Uuid> = gpus.iter().collect();
+        'anew: loop {
+            let mut set = self.nvml.create_event_set()?;
+            for (index, uuid) in left.iter().enumerate() {
+                let Ok(device) = self.nvml.device_by_uuid(uuid.0.as_str()) else { continue };
+                match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
+                    Ok(registered) => set = registered,
+                    // The set is gone with it, and those that were in it.
+                    Err(error) => {
+                        tracing::info!(gpu = %uuid, error = %error.error, "the GPU tells no critical errors");
+                        left.remove(index);
+                        continue 'anew;
+                    }
                 }
             }
+            return Ok(Events { set });
         }
-        Ok(Events { set })
     }
 
     fn gpu(&self, index: u32, device: &Device<'_>) -> Result<Gpu, NvmlError> {
-        let memory = device.memory_info()?;
+        // Told by none that shares the machine's memory.
+        let memory = told(device.memory_info())?;
+        let (memory_bytes, used) = memory.map_or((0, 0), |memory| (memory.total, memory.used));
         Ok(Gpu {
             index,
             uuid: Uuid(device.uuid()?),
@@ -88,14 +94,14 @@ impl Driver {
             minor: device.minor_number()?,
             nodes: None,
             bus: gpu::bus(&device.pci_info()?.bus_id),
-            memory_bytes: memory.total,
-            instances: self.instances(device, memory.total)?,
-            usage: usage(device, memory.used)?,
+            memory_bytes,
+            instances: self.instances(device, memory_bytes)?,
+            usage: usage(device, used)?,
         })
     }
 
     fn instances(&self, device: &Device<'_>, memory: u64) -> Result<Option<Vec<Instance>>, NvmlError> {
-        match supported(device.mig_mode())? {
+        match told(device.mig_mode())? {
             Some(mode) if mode.current == 1 => {}
             _ => return Ok(None),
         }
@@ -136,19 +142,19 @@ impl Events<'_> {
 }
 
 fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError> {
-    let rates = supported(device.utilization_rates())?;
-    let errors = |kind| supported(device.total_ecc_errors(kind, EccCounter::Volatile));
+    let rates = told(device.utilization_rates())?;
+    let errors = |kind| told(device.total_ecc_errors(kind, EccCounter::Volatile));
     let ecc = match (errors(MemoryError::Corrected)?, errors(MemoryError::Uncorrected)?) {
         (Some(corrected), Some(uncorrected)) => Some(Ecc { corrected, uncorrected }),
         _ => None,
     };
-    let processes = supported(device.running_compute_processes())?.unwrap_or_default();
+    let processes = told(device.running_compute_processes())?.unwrap_or_default();
     Ok(Usage {
         memory_used_bytes,
         processor_percent: rates.as_ref().map(|rates| rates.gpu),
         memory_percent: rates.as_ref().map(|rates| rates.memory),
-        temperature_celsius: supported(device.temperature(TemperatureSensor::Gpu))?,
-        power_milliwatts: supported(device.power_usage())?,
+        temperature_celsius: told(device.temperature(TemperatureSensor::Gpu))?,
+        power_milliwatts: told(device.power_usage())?,
         ecc,
         processes: processes
             .into_iter()
@@ -164,16 +170,18 @@ fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError
     })
 }
 
-/// What not every GPU and not every driver tells is none; that a GPU does not answer stays an error.
-fn supported<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+/// What a GPU or a driver does not tell is none; that a GPU does not answer any more is an error.
+fn told<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(
-            NvmlError::NotSupported
-            | NvmlError::FailedToLoadSymbol(_)
-            | NvmlError::FunctionNotFound
-            | NvmlError::NoPermission,
-        ) => Ok(None),
-        Err(error) => Err(error),
+            error @ (NvmlError::GpuLost
+            | NvmlError::ResetRequired
+            | NvmlError::IrqIssue
+            | NvmlError::Uninitialized
+            | NvmlError::DriverNotLoaded
+            | NvmlError::LibRmVersionMismatch),
+        ) => Err(error),
+        Err(_) => Ok(None),
     }
 }

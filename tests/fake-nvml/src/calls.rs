@@ -216,6 +216,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUtilizationRates(
     to: *mut nvmlUtilization_t,
 ) -> nvmlReturn_t {
     let rates = find(device).and_then(|(gpu, mig)| match mig {
+        _ if gpu.is_plain => Err(nvmlReturn_enum_NVML_ERROR_UNKNOWN),
         Some(_) => Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED),
         None => Ok(nvmlUtilization_t { gpu: gpu.utilisation.0, memory: gpu.utilisation.1 }),
     });
@@ -235,8 +236,12 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperature(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: nvmlDevice_t, to: *mut c_uint) -> nvmlReturn_t {
+    let power = find(device).and_then(|(gpu, _)| match gpu.is_plain {
+        true => Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED),
+        false => Ok(gpu.power_milliwatts),
+    });
     // SAFETY: as the caller says.
-    unsafe { put(to, find(device).map(|(gpu, _)| gpu.power_milliwatts)) }
+    unsafe { put(to, power) }
 }
 
 #[unsafe(no_mangle)]
@@ -399,6 +404,9 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
     set: nvmlEventSet_t,
 ) -> nvmlReturn_t {
     code(find(device).and_then(|(gpu, _)| {
+        if gpu.is_plain {
+            return Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
+        }
         let mut sets = SETS.lock().unwrap_or_else(PoisonError::into_inner);
         let set = sets.get_mut(&set.addr()).ok_or(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
         set.uuids.push(gpu.uuid);

@@ -46,6 +46,8 @@ pub struct Gpu {
     pub ecc: Option<(u64, u64)>,
     /// It has fallen off the bus.
     pub is_lost: bool,
+    /// It is of a kind that tells little: no utilisation, no power, no critical errors.
+    pub is_plain: bool,
     /// Instances; none: MIG is off.
     pub mig: Option<Vec<Mig>>,
     pub processes: Vec<Process>,

@@ -53,6 +53,17 @@ async fn a_critical_error_takes_a_gpu_away_until_it_is_good_again() {
 }
 
 #[tokio::test]
+async fn a_gpu_that_tells_little_is_offered_and_keeps_no_other_from_being_heard() {
+    let mut machine = Machine::new(vec![gpu(0), Gpu { is_plain: true, ..gpu(1) }]);
+    machine.start("look_interval_s = 2\n[health]\nrecovery_looks = 100\n").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.heard_from(&[0]).await;
+    machine.change(|script| script.events.push(Event { uuid: uuid(0), xid: 79, ..Event::default() }));
+    plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY)]).await;
+}
+
+#[tokio::test]
 async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
     let mut machine = Machine::new(vec![gpu(0), gpu(1)]);
     machine.start("").await;
