@@ -242,6 +242,21 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_example_is_the_default() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/device-plugin-nvidia.toml");
+        let text = std::fs::read_to_string(file).unwrap();
+        assert_eq!(read(&text), Ok(Config::default()));
+        // What stands there as an example is one, too.
+        let (_, examples) = text.split_once("exclusive.\n#\n").unwrap();
+        let examples: String =
+            examples.lines().map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+        let shares: Vec<_> = read(&examples).unwrap().gpu.into_iter().map(|gpu| gpu.share).collect();
+        let [memory, slices, mps] = shares.as_slice() else { panic!("{shares:?}") };
+        assert_eq!(*memory, Share::Memory { mps: false });
+        assert_eq!((*slices, *mps), (Share::TimeSlice { replicas: 4 }, Share::Mps { replicas: 4 }));
+    }
+
+    #[test]
     fn a_mistake_is_named() {
         for (text, said) in [
             ("librari = 1", "librari"),
