@@ -221,6 +221,41 @@ fn groups_caches_and_interfaces_are_set() {
     assert_eq!(config["linux"]["netDevices"], json!({ "can0": { "name": "can1" } }));
 }
 
+/// Edits of every kind, as the container runtime reads them.
+#[test]
+fn what_is_applied_is_what_the_runtime_reads() {
+    let config = applied(
+        1000,
+        json!({
+            "env": ["B=c"],
+            "deviceNodes": [{ "path": "/dev/x", "hostPath": "/dev/zero", "permissions": "r", "fileMode": 0o660 }],
+            "mounts": [{ "hostPath": "/srv", "containerPath": "/srv", "options": ["ro", "rbind"], "type": "none" }],
+            "hooks": [{ "hookName": "createContainer", "path": "/a", "args": ["a"], "env": ["X=y"], "timeout": 3 }],
+            "additionalGids": [44],
+            "intelRdt": { "closID": "gpu", "l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=50", "schemata": ["a"], "enableMonitoring": true },
+            "netDevices": [{ "hostInterfaceName": "can0", "name": "can1" }],
+        }),
+    );
+    let mut whole = config.clone();
+    whole["process"]["args"] = json!(["/bin/true"]);
+    whole["process"]["cwd"] = json!("/");
+    let read: oci_spec::runtime::Spec = serde_json::from_value(whole).unwrap();
+    let written = serde_json::to_value(&read).unwrap();
+    for place in [
+        "/process/env",
+        "/process/user/additionalGids",
+        "/linux/devices",
+        "/linux/resources/devices",
+        "/linux/netDevices",
+        "/linux/intelRdt",
+        "/mounts/4",
+        "/hooks/createContainer",
+    ] {
+        assert_eq!(written.pointer(place), config.pointer(place), "{place}");
+        assert!(config.pointer(place).is_some(), "{place}");
+    }
+}
+
 #[test]
 fn a_specification_of_another_shape_is_refused() {
     for (config, place) in [
