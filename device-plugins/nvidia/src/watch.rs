@@ -40,6 +40,8 @@ pub(crate) struct Watch {
     view: watch::Sender<Arc<View>>,
     changes: mpsc::Sender<Change>,
     known: BTreeMap<Uuid, Gpu>,
+    /// Those of the last look: what containers can be given.
+    present: Vec<Gpu>,
     health: Health,
     driver: files::Driver,
     driver_version: Option<String>,
@@ -60,6 +62,7 @@ impl Watch {
             view,
             changes,
             known: BTreeMap::new(),
+            present: Vec::new(),
             driver: files::Driver::default(),
             driver_version: None,
             served: BTreeSet::new(),
@@ -117,6 +120,7 @@ impl Watch {
         self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
         self.known.extend(look.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())));
         self.health.look(&self.known, &look);
+        self.present = look.gpus;
     }
 
     fn take_board(&mut self, board: Board) {
@@ -127,6 +131,7 @@ impl Watch {
         self.driver = driver;
         let look = Look { driver_version: String::new(), gpus: vec![gpu], mute: Vec::new() };
         self.health.look(&self.known, &look);
+        self.present = look.gpus;
     }
 
     /// There is no driver, or none that has a library.
@@ -213,7 +218,7 @@ impl Watch {
                 view.faults.extend(fault.map(|why| (uuid.clone(), why.to_owned())));
             }
         }
-        match self.describe(&gpus) {
+        match self.describe(&self.present) {
             Ok(spec) => view.spec = spec,
             Err(why) => {
                 if self.view.borrow().spec_error.as_ref() != Some(&why) {

@@ -165,6 +165,8 @@ impl Machine {
 
     /// Ends the plugin as a service manager does.
     pub(crate) async fn stop(&mut self) {
+        // Signals are taken before that.
+        self.log("metrics are served").await;
         let mut child = self.child.take().unwrap();
         let status = Command::new("kill").arg(child.id().to_string()).status().unwrap();
         assert!(status.success());

@@ -34,6 +34,8 @@ async fn gpus_are_offered_and_a_container_gets_one_by_cdi() {
     for name in ["0", "1", "all"] {
         machine.container(&[&format!("nvidia.com/gpu={name}")]);
     }
+    machine.stop().await;
+    assert!(machine.host("cdi/tombolo-nvidia.json").exists(), "containers outlive the plugin");
 }
 
 #[tokio::test]
@@ -71,6 +73,11 @@ async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
     plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
     machine.change(|script| script.gpus[0].is_lost = true);
     plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY)]).await;
+    // Nor from a container that is to have all there are.
+    std::fs::remove_file(machine.host("dev/nvidia0")).unwrap();
+    let config = machine.container(&["nvidia.com/gpu=all"]);
+    let nodes = config["linux"]["devices"].as_array().unwrap();
+    assert!(nodes.iter().any(|node| node["path"] == "/dev/nvidia1"), "{nodes:?}");
     machine.change(|script| script.gpus[0].is_lost = false);
     plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
     machine.change(|script| script.gpus.push(gpu(2)));
