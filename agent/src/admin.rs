@@ -110,6 +110,8 @@ fn status(shown: &Shown) -> Value {
         "router": report.info.address,
         "bootId": report.info.boot_id,
         "limitations": report.info.limitations,
+        "capacity": report.info.capacity,
+        "allocatable": report.info.allocatable,
         "revisions": report.revisions,
         "routes": report.routes,
         "counters": {
@@ -160,6 +162,7 @@ fn metrics(shown: &Shown) -> String {
         }
     }
     instances(&shown.report.borrow(), &mut text);
+    devices(&shown.report.borrow(), &mut text);
     decisions(&shown.decisions.borrow(), &mut text);
     text.push_str(&tombolo_router::render_metrics(&shown.meter.snapshot()));
     text.push_str(&tombolo_router::render_activations(shown.meter.activations()));
@@ -191,6 +194,22 @@ fn instances(report: &Report, text: &mut String) {
     head(text, "tombolo_desired_instances", "Instances of a revision that should run");
     for revision in &report.revisions {
         let _ = writeln!(text, "tombolo_desired_instances{{{}}} {}", labels(revision), revision.desired);
+    }
+}
+
+/// Devices that there are and that instances may have, held ones included.
+fn devices(report: &Report, text: &mut String) {
+    let info = &report.info;
+    for (name, help, counts) in [
+        ("tombolo_device_capacity", "Devices of a resource, healthy or not", &info.capacity),
+        ("tombolo_device_allocatable", "Devices of a resource that instances may have", &info.allocatable),
+    ] {
+        if !counts.is_empty() {
+            head(text, name, help);
+        }
+        for (resource, count) in counts {
+            let _ = writeln!(text, "{name}{{resource=\"{resource}\"}} {count}");
+        }
     }
 }
 
@@ -244,6 +263,23 @@ mod tests {
     use tombolo_api::report::{InstanceReport, RevisionPhase};
 
     use super::*;
+
+    #[test]
+    fn devices_are_counted_by_resource() {
+        let mut report = Report::default();
+        let mut text = String::new();
+        devices(&report, &mut text);
+        assert_eq!(text, "");
+        report.info.capacity.insert("a.example/x".into(), 2);
+        report.info.allocatable.insert("a.example/x".into(), 1);
+        devices(&report, &mut text);
+        for line in [
+            "tombolo_device_capacity{resource=\"a.example/x\"} 2",
+            "tombolo_device_allocatable{resource=\"a.example/x\"} 1",
+        ] {
+            assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
+        }
+    }
 
     #[test]
     fn decisions_are_shown_in_knatives_words() {

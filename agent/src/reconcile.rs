@@ -169,7 +169,10 @@ impl Reconciler {
                 Some(outcome) = inputs.outcomes.recv() => self.outcome(outcome),
                 Some(_) = inputs.demand.recv() => self.outputs.poke.notify_one(),
                 changed = inputs.targets.changed() => if changed.is_err() { return },
-                changed = inputs.devices.changed() => if changed.is_err() { return },
+                changed = inputs.devices.changed() => {
+                    if changed.is_err() { return }
+                    self.note_devices(inputs.devices.borrow_and_update().clone());
+                }
                 // What depends on time alone may be other now.
                 () = tokio::time::sleep(sleep) => self.changed = true,
             }
@@ -187,9 +190,6 @@ impl Reconciler {
         }
         while inputs.demand.try_recv().is_ok() {}
         self.targets = inputs.targets.borrow_and_update().clone();
-        if inputs.devices.has_changed().unwrap_or(false) {
-            self.note_devices(inputs.devices.borrow_and_update().clone());
-        }
     }
 
     /// One pass: plan, start the actions, publish. Returns how long nothing need be done.
