@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod contract;
+mod devices;
 mod faults;
 mod lifecycle;
 mod link;

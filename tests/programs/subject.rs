@@ -3,7 +3,7 @@
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500.
-//! Paths: `/env`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
+//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
 //! `/echo` (gives the body back), `/bytes?COUNT`, `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
 //! after half of what it promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health`
 //! answers 500).
@@ -109,6 +109,7 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
     let shown = |result: io::Result<Vec<u8>>| result.unwrap_or_else(|error| format!("error {error}").into_bytes());
     match path {
         "/env" => std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect::<String>().into_bytes(),
+        "/open" => shown(std::fs::File::open(argument).map(|_| b"opened".to_vec())),
         "/read" => shown(std::fs::read(argument)),
         "/write" => shown(std::fs::write(argument, vec![b'x'; 1 << 20]).map(|()| b"written".to_vec())),
         "/wait" => {

@@ -132,11 +132,13 @@ impl Node {
         let labels: String =
             self.options.labels.iter().map(|(key, value)| format!("\"{key}\" = \"{value}\"\n")).collect();
         let (dir, supervisor) = (self.dir.display(), program("tombolo-supervisor"));
+        let plugins = self.plugin_directory().display().to_string();
         format!(
             "node = \"{}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\nboot_id_file = \"{dir}/boot_id\"\n\
              [labels]\n{labels}[hub]\nurl = \"https://{HUB}:7443\"\ntoken = \"{}\"\n\
              [router]\nlisten = \"0.0.0.0:8080\"\n[admin]\nlisten = \"0.0.0.0:7081\"\n\
-             [supervisor]\nbinary = \"{}\"\n[serving]\nidle_timeout_s = {}\n[log]\nlevel = \"tombolo_agent=debug,info\"\n",
+             [supervisor]\nbinary = \"{}\"\n[serving]\nidle_timeout_s = {}\n\
+             [devices]\nplugin_directory = \"{plugins}\"\ncdi_directories = [\"{dir}/cdi\"]\n[log]\nlevel = \"tombolo_agent=debug,info\"\n",
             self.name,
             self.token,
             supervisor.display(),
@@ -330,6 +332,11 @@ impl Node {
 
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")
+    }
+
+    /// Where this node's device plugins register.
+    pub fn plugin_directory(&self) -> PathBuf {
+        self.dir.join("plugins")
     }
 
     fn run_dir(&self) -> PathBuf {
