@@ -8,6 +8,7 @@ mod client;
 mod cold_start;
 mod density;
 mod deploy;
+mod devices;
 mod footprint;
 mod memory;
 mod peer;
@@ -47,6 +48,8 @@ enum Bench {
     Density,
     /// From a Service at the hub to its first answer on a connected node that has the image
     Deploy,
+    /// What sixty-four devices cost an agent, and what giving one to an instance adds to its start
+    Devices,
     /// Memory of the processes with one function running, and sizes of the programs
     Footprint,
     /// One warm revision through the router, beside nginx, driven by wrk
@@ -78,6 +81,7 @@ async fn measure(name: Bench, rounds: u32) -> Option<Vec<Row>> {
         Bench::ColdStart => cold_start::measure(rounds).await,
         Bench::Density => density::measure().await,
         Bench::Deploy => deploy::measure(rounds).await,
+        Bench::Devices => devices::measure(rounds).await,
         Bench::Footprint => footprint::measure().await,
         Bench::Router => router::measure().await,
         Bench::Start => start::measure(rounds).await,
