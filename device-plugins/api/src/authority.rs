@@ -254,6 +254,8 @@ fn string<'a>(block: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// What a Go program sends to a socket whose path it takes for the authority: name by number, value in letters.
@@ -335,6 +337,40 @@ mod tests {
             vec![frame(0, 0, b"data")[..11].to_vec()],
         ] {
             assert_eq!(through(&frames, 5), frames.concat());
+        }
+    }
+
+    /// Header blocks that begin well, so that chance gets past the first byte.
+    fn blocks() -> impl Strategy<Value = Vec<u8>> {
+        let field = prop_oneof![
+            Just(b"\x41\x05/k.so".to_vec()),
+            Just(b"\x40\x0a:authority\x03a/b".to_vec()),
+            Just(b"\x83\xbe\x3f\x01".to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..6),
+        ];
+        proptest::collection::vec(field, 0..5).prop_map(|fields| fields.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_nothing_depends_on_how_it_is_cut(
+            frames in proptest::collection::vec((0u8..11, any::<u8>(), blocks()), 0..6),
+            rest in proptest::collection::vec(any::<u8>(), 0..20),
+            step in 1usize..40,
+        ) {
+            let mut sent: Vec<_> = frames.iter().map(|(kind, flags, block)| frame(*kind, *flags, block)).collect();
+            sent.push(rest);
+            let whole = through(&sent, usize::MAX);
+            prop_assert_eq!(through(&sent, step), whole.clone());
+            prop_assert!(whole.len() <= sent.concat().len(), "it becomes no longer");
+        }
+
+        #[test]
+        fn a_block_is_renamed_once_for_all(block in blocks()) {
+            if let Some(renamed) = rename(&block) {
+                prop_assert_eq!(rename(&renamed), Some(renamed.clone()));
+                prop_assert!(renamed.len() <= block.len());
+            }
         }
     }
 }

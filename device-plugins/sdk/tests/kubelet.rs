@@ -25,7 +25,8 @@ const LAMP: &str = "example.com/lamp";
 /// Long enough to show that nothing comes of itself.
 const QUIET: Duration = Duration::from_millis(700);
 
-/// Devices are files in a directory: `name` holds `healthy`, or why it is not. A directory that is not there is a failure.
+/// Devices are files in a directory: `name` holds `healthy`, or why it is not. A directory that is not there is a failure, a
+/// file `panic` in it a panic, and one called `twin` is a device with the id of another one.
 struct Lamps {
     directory: PathBuf,
     scans: Arc<AtomicUsize>,
@@ -49,12 +50,14 @@ impl Scan for Lamps {
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert_ne!(name, "panic", "as asked for");
+            let id = if name == "twin" { "a" } else { &name };
             let health = match fs::read_to_string(&path).map_err(failed)?.as_str() {
                 "healthy" => Health::Healthy,
                 why => Health::Unhealthy { why: why.to_owned() },
             };
             let numa = name.strip_prefix("numa").and_then(|rest| rest[..1].parse().ok());
-            devices.push(Device { id: name.parse().unwrap(), health, numa });
+            devices.push(Device { id: id.parse().unwrap(), health, numa });
         }
         Ok(devices)
     }
@@ -312,6 +315,22 @@ async fn a_scan_that_fails_keeps_the_list_for_a_while() {
     assert!(status.message().contains("cannot be looked at: cannot read"), "{status}");
     fs::rename(ground.root.path().join("away"), ground.lamps()).unwrap();
     plugin.list(&[("a", "Healthy")]).await;
+    ground.end().await;
+}
+
+#[tokio::test]
+async fn a_plugins_defect_is_a_failed_scan() {
+    let ground = Ground::start(&["a"]).await;
+    let mut plugin = ground.kubelet().await.plugin(LAMP).await;
+    plugin.list(&[("a", "Healthy")]).await;
+    for (defect, words) in [("panic", "the scan panicked"), ("twin", "two devices have the id a")] {
+        ground.lamp(defect, "healthy");
+        plugin.list(&[("a", "Unhealthy")]).await;
+        let status = plugin.allocate(&["a"]).await.unwrap_err();
+        assert!(status.message().contains(words), "{status}");
+        ground.unplug(defect);
+        plugin.list(&[("a", "Healthy")]).await;
+    }
     ground.end().await;
 }
 

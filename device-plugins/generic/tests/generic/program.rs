@@ -163,6 +163,37 @@ async fn a_shared_device_is_many_to_the_kubelet_and_once_in_a_container() {
     assert_eq!(plugin.prefer(&all, &["gpiochip1::1"], 2).await.unwrap(), ["gpiochip1::1", "gpiochip0::0"]);
 }
 
+#[tokio::test]
+async fn what_is_in_the_way_is_said_once() {
+    let Some(machine) = Machine::new() else { return };
+    let (plugins, log) = (machine.path("plugins"), machine.path("log"));
+    let mut command = command(&machine, &file("path = \"/dev/video*\""));
+    command.arg("--directory").arg(&plugins).stderr(fs::File::create(&log).unwrap());
+    let program = Program(command.spawn().unwrap());
+    let count = |words: &str| fs::read_to_string(&log).unwrap().matches(words).count();
+    let said = async |words: &str| {
+        let said = async {
+            while count(words) == 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::time::timeout(SOON, said).await.unwrap_or_else(|_| panic!("{words}"));
+    };
+    said("there is no directory").await;
+    fs::create_dir(&plugins).unwrap();
+    said("there is no kubelet at").await;
+    // Several attempts long.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((count("there is no directory"), count("there is no kubelet at")), (1, 1));
+    let mut kubelet = FakeKubelet::start(&plugins).await;
+    kubelet.refuse(Some("requested API version \"v1beta1\" is not supported by kubelet"));
+    said("the kubelet refuses the resource: requested API version").await;
+    said("this plugin speaks version v1beta1").await;
+    kubelet.refuse(None);
+    kubelet.registered("example.com/thing").await;
+    program.terminate().await;
+}
+
 #[test]
 fn checking_shows_what_is_there_and_what_is_wrong() {
     let Some(machine) = Machine::new() else { return };
