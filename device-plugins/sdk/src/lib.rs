@@ -1,6 +1,7 @@
 //! What device plugins share. A plugin for new hardware says what devices there are ([`Scan::scan`]) and what a container
 //! gets for them ([`Scan::edits`]); this crate serves that to the kubelet, or to whatever speaks the kubelet's side of the
-//! device-plugin API. It must not know any hardware, nor what the kubelet does with devices.
+//! device-plugin API. It must not know any hardware, nor what the kubelet does with devices. `examples/lamps.rs` is a whole
+//! plugin.
 //!
 //! ```text
 //!           inotify ┐                       ┌──▶ service: ListAndWatch, Allocate, …      (the kubelet calls)

@@ -83,3 +83,13 @@ fn all_profiles_together_are_one_configuration() {
     let config = Config::load(&[directory()]).unwrap();
     assert_eq!(config.resources.len(), fs::read_dir(directory()).unwrap().count());
 }
+
+#[test]
+fn what_the_book_shows_is_a_good_file() {
+    let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/device-plugins.md");
+    let text = fs::read_to_string(book).unwrap();
+    let shown: Vec<_> =
+        text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(shown.len(), 1);
+    assert_eq!(Config::parse(shown[0]).unwrap().resources.len(), 3);
+}
