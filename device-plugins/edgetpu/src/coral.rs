@@ -1,7 +1,7 @@
 //! Coral accelerators, on USB and on PCIe, as the resource `google.com/edgetpu`.
 //!
 //! On USB one is another device after its first use: the program that uses it sends it its firmware, and it comes back with
-//! other ids, at the same port. Here it is one device throughout, and is not told to be gone meanwhile.
+//! other ids, at the same port. Here it is one device with one id, which is away for a moment.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,9 +17,6 @@ use tombolo_device_sdk::{
 const USB_IDS: [(u16, u16); 2] = [(0x1a6e, 0x089a), (0x18d1, 0x9302)];
 
 const PCI_ID: (u16, u16) = (0x1ac1, 0x089a);
-
-/// How long one may be away while it changes its ids. Seen are one to two seconds, behind a slow hub more.
-const REENUMERATION_MAX: Duration = Duration::from_secs(5);
 
 /// How often the state is read that the driver tells no changes of.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -64,8 +61,8 @@ impl Scan for Coral {
         Ok(Edits { nodes, ..Edits::default() })
     }
 
-    fn linger(&self) -> Duration {
-        REENUMERATION_MAX
+    fn mark(&self, device: &DeviceId) -> String {
+        self.found.get(device).map(Node::mark).unwrap_or_default()
     }
 }
 

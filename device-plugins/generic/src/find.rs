@@ -17,6 +17,8 @@ pub struct Found {
     pub nodes: Vec<FoundNode>,
     pub health: Health,
     pub numa: Option<u32>,
+    /// Another one when its nodes were made anew.
+    pub mark: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,10 +164,11 @@ fn judge(id: DeviceId, candidate: Candidate, missing: Option<&str>) -> Found {
     let why = missing.map(str::to_owned).or(broken).or_else(no_nodes);
     let health = why.map_or(Health::Healthy, |why| Health::Unhealthy { why });
     let numa = hardware.as_deref().and_then(Roots::numa);
+    let mark = nodes.iter().map(Node::mark).collect::<Vec<_>>().join(" ");
     let mut nodes: Vec<_> = nodes.into_iter().map(FoundNode::from).collect();
     nodes.sort();
     nodes.dedup();
-    Found { id, nodes, health, numa }
+    Found { id, nodes, health, numa, mark }
 }
 
 /// Why no container of this resource can start, if one of the extra paths is not there.

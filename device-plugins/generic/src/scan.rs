@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tombolo_device_sdk::{
     Device, DeviceId, DeviceNode, Edits, EditsError, Mount, Resource, Scan, ScanError, Wanted, close_together,
@@ -11,9 +10,6 @@ use tombolo_device_sdk::{
 use crate::config::{Entry, ResourceConfig};
 use crate::find::{Found, FoundNode, extra, find};
 use crate::identity;
-
-/// How long a USB device may be away while it changes its id. Seen are one to two seconds, behind a slow hub more.
-const REENUMERATION_MAX: Duration = Duration::from_secs(5);
 
 /// Finds the devices of one resource.
 pub struct Finder {
@@ -118,10 +114,8 @@ impl Scan for Finder {
         Ok(Edits { env, nodes, mounts: entry.mounts.iter().map(mount).collect(), ..Edits::default() })
     }
 
-    /// Several ids of one match are one device that changes between them, and is away meanwhile.
-    fn linger(&self) -> Duration {
-        let changes = self.config.entry.matches.iter().any(|one| one.usb.len() > 1);
-        if changes { REENUMERATION_MAX } else { Duration::ZERO }
+    fn mark(&self, device: &DeviceId) -> String {
+        self.found.get(device).map(|found| found.mark.clone()).unwrap_or_default()
     }
 
     /// Shares of different devices, those with most left first; of devices that are not shared, neighbours.

@@ -48,10 +48,10 @@ pub trait Scan: Send + 'static {
     /// They cannot be given to a container; its start fails.
     fn edits(&self, devices: &[DeviceId]) -> Result<Edits, EditsError>;
 
-    /// How long a device that disappears stays in the list as it was, because it is likely to come back: one that changes
-    /// its USB id is away for a moment.
-    fn linger(&self) -> Duration {
-        Duration::ZERO
+    /// What is another when a device comes back, as its node is when it was plugged again or has changed its USB id. Such a
+    /// device is told as gone and come, however short it was away.
+    fn mark(&self, _device: &DeviceId) -> String {
+        String::new()
     }
 
     /// Which of the devices go well together. By default those of one NUMA node.

@@ -38,6 +38,8 @@ pub struct Node {
     pub kind: NodeKind,
     /// What the kernel says of it, if it does.
     pub sysfs: Option<PathBuf>,
+    /// The number of its inode: another one when the node was made anew.
+    pub inode: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,13 @@ pub enum NodeKind {
     Other,
     /// The kernel names it, and it does not lie there.
     Missing,
+}
+
+impl Node {
+    /// For [`Scan::mark`](crate::Scan::mark).
+    pub fn mark(&self) -> String {
+        format!("{}#{}", self.host.display(), self.inode)
+    }
 }
 
 /// What a node belongs to.
@@ -171,18 +180,18 @@ impl Roots {
             kind if kind.is_dir() => return None,
             kind if kind.is_char_device() => (NodeKind::Character, "char"),
             kind if kind.is_block_device() => (NodeKind::Block, "block"),
-            _ => return Some(Node { host, shown, kind: NodeKind::Other, sysfs: None }),
+            _ => return Some(Node { host, shown, kind: NodeKind::Other, sysfs: None, inode: meta.ino() }),
         };
         let (major, minor) = numbers(meta.rdev());
         let sysfs = self.sys.join("dev").join(class).join(format!("{major}:{minor}")).canonicalize().ok();
-        Some(Node { host, shown, kind, sysfs })
+        Some(Node { host, shown, kind, sysfs, inode: meta.ino() })
     }
 
     /// The node that the kernel names so.
     fn named(&self, name: &str, directory: PathBuf) -> Node {
         let host = self.dev.join(name);
         let shown = Path::new("/dev").join(name);
-        let missing = || Node { host, shown, kind: NodeKind::Missing, sysfs: None };
+        let missing = || Node { host, shown, kind: NodeKind::Missing, sysfs: None, inode: 0 };
         let node = self.node(&self.dev.join(name)).unwrap_or_else(missing);
         Node { sysfs: Some(directory), ..node }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -36,11 +36,20 @@ pub(crate) enum Listing {
     /// No scan has ended yet.
     #[default]
     Unknown,
-    Known(BTreeMap<DeviceId, Device>),
+    Known(BTreeMap<DeviceId, Listed>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) device: Device,
+    /// As [`Scan::mark`] has it.
+    mark: String,
+    /// Another one whenever the device has come, or has come back.
+    pub(crate) life: u64,
 }
 
 impl Listing {
-    pub(crate) fn devices(&self) -> impl Iterator<Item = &Device> {
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &Listed> {
         match self {
             Self::Unknown => None,
             Self::Known(devices) => Some(devices.values()),
@@ -49,7 +58,15 @@ impl Listing {
         .flatten()
     }
 
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.listed().map(|listed| &listed.device)
+    }
+
     pub(crate) fn device(&self, id: &str) -> Option<&Device> {
+        self.get(id).map(|listed| &listed.device)
+    }
+
+    fn get(&self, id: &str) -> Option<&Listed> {
         match self {
             Self::Unknown => None,
             Self::Known(devices) => devices.get(id),
@@ -91,7 +108,7 @@ impl Scanner {
             }
         };
         let mut failures = 0;
-        let mut away = Away::default();
+        let mut lives = 0;
         loop {
             let attempt = tokio::select! {
                 attempt = attempt(&self.scan) => attempt,
@@ -99,10 +116,10 @@ impl Scanner {
             };
             let pause = match attempt {
                 Ok(found) => {
-                    let devices = away.with(found, &self.listing.borrow(), Instant::now());
-                    self.publish(devices, failures);
+                    let listed = with_lives(found, &self.listing.borrow(), &mut lives);
+                    self.publish(listed, failures);
                     failures = 0;
-                    away.until(Instant::now()).map_or(self.interval, |left| left.min(self.interval))
+                    self.interval
                 }
                 Err(error) => {
                     failures += 1;
@@ -120,7 +137,7 @@ impl Scanner {
         }
     }
 
-    fn publish(&self, devices: BTreeMap<DeviceId, Device>, failures: u32) {
+    fn publish(&self, devices: BTreeMap<DeviceId, Listed>, failures: u32) {
         if failures > 0 {
             tracing::info!(resource = %self.resource, failures, "the scan works again");
         }
@@ -148,7 +165,8 @@ impl Scanner {
             }
             Listing::Known(devices) if unhealthy => {
                 let mut differs = false;
-                for device in devices.values_mut().filter(|device| device.health == Health::Healthy) {
+                let devices = devices.values_mut().map(|listed| &mut listed.device);
+                for device in devices.filter(|device| device.health == Health::Healthy) {
                     device.health = Health::Unhealthy { why: format!("cannot be looked at: {error}") };
                     differs = true;
                 }
@@ -159,38 +177,23 @@ impl Scanner {
     }
 }
 
-/// What a scan found.
-struct Found {
-    devices: BTreeMap<DeviceId, Device>,
-    linger: Duration,
-}
+/// Every device with its mark.
+type Found = BTreeMap<DeviceId, (Device, String)>;
 
-/// Devices that disappeared and are likely to come back, each with when that is not likely any more.
-#[derive(Default)]
-struct Away(BTreeMap<DeviceId, Instant>);
-
-impl Away {
-    /// What was found, and those of the last list that are away.
-    fn with(&mut self, found: Found, last: &Listing, now: Instant) -> BTreeMap<DeviceId, Device> {
-        let Found { mut devices, linger } = found;
-        self.0.retain(|id, _| !devices.contains_key(id));
-        for device in last.devices() {
-            if devices.contains_key(&device.id) {
-                continue;
-            }
-            let until = *self.0.entry(device.id.clone()).or_insert(now + linger);
-            if now < until {
-                devices.insert(device.id.clone(), device.clone());
-            }
-        }
-        self.0.retain(|_, until| now < *until);
-        devices
-    }
-
-    /// How long until the first of them is gone.
-    fn until(&self, now: Instant) -> Option<Duration> {
-        self.0.values().min().map(|until| until.saturating_duration_since(now))
-    }
+/// Gives a life to every device that was not there before, or that has come back since.
+fn with_lives(found: Found, last: &Listing, lives: &mut u64) -> BTreeMap<DeviceId, Listed> {
+    let listed = |(id, (device, mark)): (DeviceId, (Device, String))| {
+        let before = last.get(id.as_str()).filter(|before| before.mark == mark);
+        let life = before.map_or_else(
+            || {
+                *lives += 1;
+                *lives
+            },
+            |before| before.life,
+        );
+        (id, Listed { device, mark, life })
+    };
+    found.into_iter().map(listed).collect()
 }
 
 /// One scan on a thread of its own. One that hangs keeps the lock, so that there is never a second one.
@@ -198,19 +201,23 @@ async fn attempt(scan: &SharedScan) -> Result<Found, AttemptError> {
     let scan = Arc::clone(scan);
     let work = async move {
         let mut scan = scan.lock_owned().await;
-        tokio::task::spawn_blocking(move || scan.scan().map(|devices| (devices, scan.linger()))).await
+        let marked = move || {
+            let devices = scan.scan()?;
+            Ok(devices.into_iter().map(|device| (scan.mark(&device.id), device)).collect::<Vec<_>>())
+        };
+        tokio::task::spawn_blocking(marked).await
     };
-    let (found, linger) = timeout(SCAN_MAX, work)
+    let found: Result<_, ScanError> = timeout(SCAN_MAX, work)
         .await
         .map_err(|_| AttemptError::Hangs)?
-        .map_err(|_| AttemptError::Panicked)??;
-    let mut devices = BTreeMap::new();
-    for device in found {
-        if let Some(twice) = devices.insert(device.id.clone(), device) {
+        .map_err(|_| AttemptError::Panicked)?;
+    let mut devices = Found::new();
+    for (mark, device) in found? {
+        if let Some((twice, _)) = devices.insert(device.id.clone(), (device, mark)) {
             return Err(AttemptError::Twice(twice.id));
         }
     }
-    Ok(Found { devices, linger })
+    Ok(devices)
 }
 
 /// Returns when something watched changed; never, if nothing can be noticed.
@@ -241,46 +248,5 @@ fn tell_differences(resource: &ResourceName, old: &Listing, new: &Listing) {
     }
     for device in old.devices().filter(|device| new.device(device.id.as_str()).is_none()) {
         tracing::warn!(%resource, device = %device.id, "the device is gone");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn devices(ids: &[&str]) -> BTreeMap<DeviceId, Device> {
-        let device = |id: &&str| Device { id: id.parse().unwrap(), health: Health::Healthy, numa: None };
-        ids.iter().map(device).map(|device| (device.id.clone(), device)).collect()
-    }
-
-    #[test]
-    fn a_device_that_comes_back_in_time_was_never_gone() {
-        let linger = Duration::from_secs(5);
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut away = Away::default();
-        let mut last = Listing::Known(devices(&["a", "b"]));
-        for (seconds, found, listed, left) in [
-            (0, vec!["a", "b"], vec!["a", "b"], None),
-            (10, vec!["a"], vec!["a", "b"], Some(5)),
-            (12, vec![], vec!["a", "b"], Some(3)),
-            (14, vec!["b"], vec!["a", "b"], Some(3)),
-            (16, vec!["b"], vec!["a", "b"], Some(1)),
-            (17, vec!["b"], vec!["b"], None),
-            (18, vec![], vec!["b"], Some(5)),
-            (60, vec![], vec![], None),
-        ] {
-            let found = Found { devices: devices(&found), linger };
-            let with = away.with(found, &last, at(seconds));
-            assert_eq!(with, devices(&listed), "after {seconds} s");
-            assert_eq!(away.until(at(seconds)), left.map(Duration::from_secs), "after {seconds} s");
-            last = Listing::Known(with);
-        }
-        let at_once = away.with(
-            Found { devices: devices(&[]), linger: Duration::ZERO },
-            &Listing::Known(devices(&["a"])),
-            start,
-        );
-        assert_eq!((at_once.len(), away.until(start)), (0, None));
     }
 }

@@ -1,7 +1,7 @@
 //! The plugin's side of the API for one resource: what the kubelet calls. It answers from the watched list and asks the
 //! [`crate::Scan`] for edits only. It must not know about sockets and registration.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use tombolo_device_api::v1beta1::{
 use tonic::{Request, Response, Status};
 
 use crate::Wanted;
-use crate::device::{Device, DeviceId, Health};
+use crate::device::{DeviceId, Health};
 use crate::metrics::Counters;
 use crate::name::ResourceName;
-use crate::scanner::{Listing, SharedScan};
+use crate::scanner::{Listed, Listing, SharedScan};
 
 /// How long edits are waited for, a running scan included. The kubelet holds up a whole start meanwhile.
 const EDITS_MAX: Duration = Duration::from_secs(10);
@@ -56,6 +56,8 @@ type Lists = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + S
 struct Follower {
     listing: watch::Receiver<Listing>,
     sent: Option<ListAndWatchResponse>,
+    /// Of the devices in the list that was sent.
+    lives: BTreeMap<DeviceId, u64>,
     cancel: CancellationToken,
     _counted: Counted,
 }
@@ -80,8 +82,7 @@ impl Follower {
     /// The whole list at once, then whenever what the kubelet sees of it changed.
     async fn next(mut self) -> Option<(Result<ListAndWatchResponse, Status>, Self)> {
         loop {
-            let devices = self.listing.borrow_and_update().devices().map(Device::message).collect();
-            let list = ListAndWatchResponse { devices };
+            let list = self.list();
             if self.sent.as_ref() != Some(&list) {
                 self.sent = Some(list.clone());
                 return Some((Ok(list), self));
@@ -91,6 +92,22 @@ impl Follower {
                 () = self.cancel.cancelled() => return None,
             }
         }
+    }
+
+    /// The list that is due. A device that has come back since it was sent is left out once, so that it is seen to be another
+    /// one: what a container has of it is worth nothing any more.
+    fn list(&mut self) -> ListAndWatchResponse {
+        let listing = self.listing.borrow_and_update();
+        let same =
+            |listed: &Listed| self.lives.get(&listed.device.id).is_none_or(|life| *life == listed.life);
+        let all_same = listing.listed().all(same);
+        let due: Vec<&Listed> = listing.listed().filter(|listed| all_same || same(listed)).collect();
+        let lives: BTreeMap<_, _> =
+            due.iter().map(|listed| (listed.device.id.clone(), listed.life)).collect();
+        let devices = due.iter().map(|listed| listed.device.message()).collect();
+        drop(listing);
+        self.lives = lives;
+        ListAndWatchResponse { devices }
     }
 }
 
@@ -185,6 +202,7 @@ impl DevicePlugin for Service {
         let follower = Follower {
             listing: self.listing.clone(),
             sent: None,
+            lives: BTreeMap::new(),
             cancel: self.cancel.clone(),
             _counted: Counted::begin(self.followers.clone()),
         };

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,6 +61,13 @@ impl Scan for Lamps {
             devices.push(Device { id: id.parse().unwrap(), health, numa });
         }
         Ok(devices)
+    }
+
+    fn mark(&self, device: &DeviceId) -> String {
+        // A mobile one that was plugged again is another file.
+        let mobile = device.as_str() == "mobile";
+        let file = mobile.then(|| fs::metadata(self.directory.join("mobile")).ok()).flatten();
+        file.map_or_else(String::new, |meta| meta.ino().to_string())
     }
 
     fn edits(&self, devices: &[DeviceId]) -> Result<Edits, EditsError> {
@@ -185,6 +193,25 @@ async fn a_device_comes_goes_sickens_and_heals() {
     plugin.list(&[("a", "Unhealthy")]).await;
     ground.lamp("a", "healthy");
     plugin.list(&[("a", "Healthy")]).await;
+    ground.end().await;
+}
+
+#[tokio::test]
+async fn a_device_that_comes_back_is_told_to_have_gone() {
+    let ground = Ground::start(&["a", "mobile"]).await;
+    let mut plugin = ground.kubelet().await.plugin(LAMP).await;
+    let list = |ids: &[&str]| -> Option<BTreeMap<String, String>> {
+        Some(ids.iter().map(|id| ((*id).to_owned(), "Healthy".to_owned())).collect())
+    };
+    assert_eq!(plugin.next_list().await, list(&["a", "mobile"]));
+    // In one step: no scan ever misses it.
+    ground.lamp("mobile", "healthy");
+    assert_eq!(plugin.next_list().await, list(&["a"]));
+    assert_eq!(plugin.next_list().await, list(&["a", "mobile"]));
+    ground.lamp("a", "healthy");
+    assert!(plugin.is_quiet(QUIET).await, "the other one is the same, whatever became of its file");
+    let mut late = Plugin::connect(&ground.socket()).await;
+    assert_eq!(late.next_list().await, list(&["a", "mobile"]), "who comes later has nothing to forget");
     ground.end().await;
 }
 
