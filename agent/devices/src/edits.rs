@@ -2,23 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use tombolo_cdi::{
     ContainerEdits, DeviceNode, EnvVariable, InvalidEnv, InvalidName, InvalidPermissions, Mount,
-    QualifiedName,
+    QualifiedName, asked_for,
 };
 use tombolo_device_api::v1beta1::{ContainerAllocateResponse, DeviceSpec};
-
-/// What kinds of annotations name CDI devices: plugins older than the answer's own field for them.
-const CDI_ANNOTATION: &str = "cdi.k8s.io/";
 
 /// Bits of a mode that are permissions.
 const MODE: u32 = 0o7777;
 
-/// Devices below a directory that a plugin names, and how deep they are looked for: `/dev/snd`, `/dev/bus/usb`.
-const DIRECTORY_DEVICES_MAX: usize = 256;
+/// What may be below a directory that a plugin names, and how deep: `/dev/snd`, `/dev/bus/usb`.
+const DIRECTORY_ENTRIES_MAX: usize = 1024;
 const DIRECTORY_DEPTH_MAX: usize = 4;
 
 /// Why a plugin's answer cannot be carried out.
@@ -32,6 +29,8 @@ pub enum EditsError {
     Name(#[from] InvalidName),
     #[error("{0:?} is not an absolute path")]
     Relative(String),
+    #[error("there are more than {DIRECTORY_ENTRIES_MAX} files below {0}: name the devices themselves")]
+    TooMany(String),
     #[error("cannot look at {path} of the host: {source}")]
     Look { path: PathBuf, source: std::io::Error },
 }
@@ -64,14 +63,9 @@ pub(crate) fn answer(response: ContainerAllocateResponse) -> Result<Answer, Edit
     for device in response.cdi_devices {
         answer.cdi.push(device.name.parse()?);
     }
-    for (key, value) in response.annotations {
-        if key.starts_with(CDI_ANNOTATION) {
-            for name in value.split(',').filter(|name| !name.is_empty()) {
-                answer.cdi.push(name.parse()?);
-            }
-        }
-        answer.annotations.insert(key, value);
-    }
+    answer.annotations = response.annotations.into_iter().collect();
+    // As plugins do that are older than the answer's own field for them.
+    answer.cdi.extend(asked_for(&answer.annotations)?);
     Ok(answer)
 }
 
@@ -79,21 +73,25 @@ fn absolute(path: String) -> Result<PathBuf, EditsError> {
     if Path::new(&path).is_absolute() { Ok(path.into()) } else { Err(EditsError::Relative(path)) }
 }
 
-/// A device file as it is on the host; all of those below, if it is a directory.
+/// A device file as it is on the host; all device files below, if it is a directory.
 fn add_device(device: &DeviceSpec, nodes: &mut Vec<DeviceNode>) -> Result<(), EditsError> {
     let (host, inside) = (absolute(device.host_path.clone())?, absolute(device.container_path.clone())?);
     let permissions = device.permissions.parse()?;
     let mut pending = vec![(host, inside, 0)];
+    let mut seen = 1;
     while let Some((host, inside, depth)) = pending.pop() {
         let look = |source| EditsError::Look { path: host.clone(), source };
         let metadata = fs::metadata(&host).map_err(look)?;
-        if metadata.is_dir() {
-            let entries = fs::read_dir(&host).map_err(look)?;
-            for entry in entries.take(DIRECTORY_DEVICES_MAX).flatten().filter(|_| depth < DIRECTORY_DEPTH_MAX)
-            {
+        let kind = metadata.file_type();
+        if kind.is_dir() && depth < DIRECTORY_DEPTH_MAX {
+            for entry in fs::read_dir(&host).map_err(look)?.flatten() {
+                seen += 1;
+                if seen > DIRECTORY_ENTRIES_MAX {
+                    return Err(EditsError::TooMany(device.host_path.clone()));
+                }
                 pending.push((entry.path(), inside.join(entry.file_name()), depth + 1));
             }
-        } else {
+        } else if depth == 0 || kind.is_char_device() || kind.is_block_device() {
             nodes.push(DeviceNode {
                 path: inside,
                 host_path: Some(host),

@@ -401,6 +401,7 @@ async fn a_directory_of_devices_is_given_whole_and_what_is_missing_is_named() {
     let directory = node.dir.path().join("dev");
     std::fs::create_dir_all(directory.join("bus")).expect("directories");
     std::os::unix::fs::symlink("/dev/null", directory.join("bus/1")).expect("a link");
+    std::fs::write(directory.join("no-device"), "").expect("a file");
     let spec = |path: &Path| DeviceSpec {
         container_path: "/dev/usb".into(),
         host_path: path.to_str().expect("text").into(),
