@@ -3,8 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use tombolo_device_sdk::metrics::Metrics;
+use tombolo_device_sdk::{
+    Device, DeviceId, DeviceNode, Edits, EditsError, Health, Resource, Scan, ScanError, fixed, serve,
+};
 use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, until};
 
 const EYE: &str = "tests.example/eye";
@@ -18,13 +23,18 @@ struct Bench {
 
 impl Bench {
     async fn start(devices: &[&str]) -> Option<Self> {
-        let mut site = Site::start().await?;
-        let node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
-        let mut bench = Self { site, node, plugin: None };
-        fs::create_dir_all(bench.hardware()).expect("a directory");
-        devices.iter().for_each(|name| bench.plug(name));
+        let mut bench = Self::without_plugin(devices, 600).await?;
         bench.start_plugin();
         bench.offers(devices.len()).await;
+        Some(bench)
+    }
+
+    async fn without_plugin(devices: &[&str], idle_timeout_s: u64) -> Option<Self> {
+        let mut site = Site::start().await?;
+        let node = site.node(NodeOptions::named("press-7").idle_timeout_s(idle_timeout_s)).await;
+        let bench = Self { site, node, plugin: None };
+        fs::create_dir_all(bench.hardware()).expect("a directory");
+        devices.iter().for_each(|name| bench.plug(name));
         Some(bench)
     }
 
@@ -87,6 +97,54 @@ impl Bench {
         })
         .await;
         assert_eq!(self.answer(service, &format!("/open?/dev/{name}")).await, "opened");
+    }
+}
+
+/// A plugin in this process: what it offers is sick if a file says so, and its devices need more than a node.
+struct Eyes {
+    hardware: PathBuf,
+}
+
+impl Eyes {
+    fn serve(bench: &Bench) {
+        let resource = Resource {
+            name: EYE.parse().expect("a name"),
+            scan: Box::new(Self { hardware: bench.hardware() }),
+            watched: vec![bench.hardware()],
+            interval: Duration::from_secs(1),
+        };
+        let directory = bench.node.plugin_directory();
+        tokio::spawn(async move {
+            let never = std::future::pending();
+            serve(&directory, fixed(vec![resource]), Metrics::default(), never).await.expect("it serves");
+        });
+    }
+}
+
+impl Scan for Eyes {
+    fn scan(&mut self) -> Result<Vec<Device>, ScanError> {
+        let mut devices = Vec::new();
+        for entry in fs::read_dir(&self.hardware).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().expect("text");
+            if name.ends_with(".sick") {
+                continue;
+            }
+            let is_sick = self.hardware.join(format!("{name}.sick")).exists();
+            let health =
+                if is_sick { Health::Unhealthy { why: "a test says so".into() } } else { Health::Healthy };
+            devices.push(Device { id: name.parse().expect("an id"), health, numa: None });
+        }
+        Ok(devices)
+    }
+
+    fn edits(&self, devices: &[DeviceId]) -> Result<Edits, EditsError> {
+        let mut edits = Edits { cdi: vec!["tests.example/eye=lens".into()], ..Edits::default() };
+        for id in devices {
+            let inside = format!("/dev/{id}");
+            edits.env.insert("EYES".into(), inside.clone());
+            edits.nodes.push(DeviceNode { host: self.hardware.join(id.as_str()), ..DeviceNode::at(inside) });
+        }
+        Ok(edits)
     }
 }
 
@@ -179,5 +237,47 @@ async fn a_new_revision_takes_the_only_device_over() {
     bench.has("seeing", "eye0").await;
     bench.site.hub.deploy(&watching("seeing").env("VERSION", "2")).await;
     assert_eq!(bench.answer("seeing", "/").await, "subject 2\n");
+    bench.has("seeing", "eye0").await;
+}
+
+#[tokio::test]
+async fn functions_that_idle_take_turns_on_one_device() {
+    for tier in ["primed", "frozen"] {
+        let Some(mut bench) = Bench::without_plugin(&["eye0"], 1).await else { return };
+        bench.start_plugin();
+        bench.offers(1).await;
+        let turns = ["first", "second", "third"];
+        for name in turns {
+            bench.site.hub.deploy(&watching(name).annotation("tombolo.dev/idle-tier", tier)).await;
+        }
+        for name in turns.into_iter().chain(["first"]) {
+            bench.has(name, "eye0").await;
+        }
+    }
+}
+
+/// What the plugin names in a CDI specification is there, too.
+#[tokio::test]
+async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
+    let Some(bench) = Bench::without_plugin(&["eye0"], 600).await else { return };
+    let cdi = bench.node.dir().join("cdi");
+    fs::create_dir(&cdi).expect("a directory");
+    let spec = r#"{"cdiVersion":"0.6.0","kind":"tests.example/eye","devices":[
+        {"name":"lens","containerEdits":{"env":["LENS=wide"]}}]}"#;
+    fs::write(cdi.join("eye.json"), spec).expect("a file");
+    Eyes::serve(&bench);
+    bench.offers(1).await;
+    bench.site.hub.deploy(&watching("seeing")).await;
+    bench.has("seeing", "eye0").await;
+    assert!(bench.answer("seeing", "/env").await.contains("LENS=wide\n"));
+    let sick = bench.hardware().join("eye0.sick");
+    fs::write(&sick, "").expect("a file");
+    bench.says("seeing", "DeviceUnhealthy").await;
+    until("requests to be refused with the reason", 60, || async {
+        let answer = bench.node.answer("seeing", "/").await;
+        if answer.as_ref().is_err_and(|why| why.contains("DeviceUnhealthy")) { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    fs::remove_file(&sick).expect("it is there");
     bench.has("seeing", "eye0").await;
 }
