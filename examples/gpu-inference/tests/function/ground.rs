@@ -65,17 +65,18 @@ pub(crate) struct Answer {
 
 impl Function {
     pub(crate) fn start(variables: &Variables) -> Self {
-        let mut child = command(variables).spawn().expect("it runs");
-        let mut log = String::new();
-        let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
-        loop {
-            let from = log.len();
-            assert_ne!(lines.read_line(&mut log).expect("lines"), 0, "it ended: {log}");
-            if let Some((_, port)) = log[from..].split_once(" listens on port ") {
-                let port = port.trim().parse().expect("a port");
-                return Self { child, port, log };
+        let child = command(variables).spawn().expect("it runs");
+        let mut function = Self { child, port: 0, log: String::new() };
+        let mut lines = BufReader::new(function.child.stdout.take().expect("it is piped"));
+        while function.port == 0 {
+            let from = function.log.len();
+            let read = lines.read_line(&mut function.log).expect("lines");
+            assert_ne!(read, 0, "it ended: {}", function.log);
+            if let Some((_, port)) = function.log[from..].split_once(" listens on port ") {
+                function.port = port.trim().parse().expect("a port");
             }
         }
+        function
     }
 
     /// What it said before it served.
