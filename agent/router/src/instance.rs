@@ -16,8 +16,8 @@ use crate::dialer::Dialer;
 use crate::http1::Upstream;
 use crate::worker::{lane, lanes};
 
-/// Idle connections that a thread keeps for one instance: as many as a busy front end has requests at once; one costs about 12 KiB.
-const IDLE_CONNECTIONS_MAX: usize = 128;
+/// Idle connections that a thread keeps for one instance: as many as a busy front end has requests at once. One costs about 12 KiB.
+const IDLE_CONNECTIONS_MAX: usize = 512;
 
 /// How long an idle connection is kept. Below the 5 s after which Node.js closes one, since a new one costs only about 50 µs.
 pub(crate) const IDLE_CONNECTION_MAX_AGE: Duration = Duration::from_secs(4);
