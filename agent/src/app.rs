@@ -1,7 +1,7 @@
 //! Wires the agent's edges together and decides nothing. Knows every edge; no edge knows this file.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use tombolo_agent_core::autoscale::parameters::Defaults;
 use tombolo_agent_core::autoscale::scaler::Decision;
 use tombolo_agent_core::plan::Settings;
 use tombolo_agent_core::routes::RouteTable;
+use tombolo_agent_devices::Allocator;
 use tombolo_api::report::{EventKind, Report};
 use tombolo_api::{NodeId, RevisionKey};
 use tombolo_router::{Dialer, Meter, Router};
@@ -144,10 +145,7 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let me: NodeId = config.node.parse().context("node")?;
     descriptors::raise_limit();
     for dir in [&config.state_dir, &config.run_dir] {
-        DirBuilder::new()
-            .recursive(true)
-            .create(dir)
-            .with_context(|| format!("cannot create {}", dir.display()))?;
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let supervisor = SupervisorConfig {
         run_dir: config.run_dir.clone(),
@@ -182,8 +180,8 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let listener = router_socket::take(&supervisor, shared.config.router.listen).await?;
     let kept = OwnedFd::from(listener.try_clone().context("router.listen")?);
     let plugins = Plugins::start(&shared.config.devices).await;
-    let supervision = (supervisor.clone(), supervisor_events);
-    let served = serve(&shared, images, supervision, listener, plugins, &mut tasks)?;
+    let served =
+        serve(&shared, images, (supervisor.clone(), supervisor_events), listener, plugins, &mut tasks)?;
     let (router_address, executor) = (served.address, served.executor.clone());
     let (accepted, report) = (shared.accepted.subscribe(), served.report.clone());
     let admin_listen = shared.config.admin.listen;
@@ -229,11 +227,8 @@ fn serve(
     let meter = Arc::new(Meter::new());
     let Plugins { inventory, choices, allocator, task } = plugins;
     tasks.lasting("device plugins", task);
-    let tools = Tools {
-        devices: allocator.as_ref().ok().cloned(),
-        ..tools(shared, images, supervisor, &dialer, &meter)
-    };
-    let executor = Executor::new(tools, outcome_sender);
+    let devices = allocator.as_ref().ok().cloned();
+    let executor = Executor::new(tools(shared, images, supervisor, &dialer, &meter, devices), outcome_sender);
     let (table, tables) = watch::channel(Arc::new(RouteTable::default()));
     let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
     let (reports, readiness) = (report.subscribe(), ready.subscribe());
@@ -247,9 +242,6 @@ fn serve(
         Outputs { table, report, outbox: outbox.clone(), rollouts, takeovers, poke: poked, choices, ready };
     let records = (ready_record.clone(), progress);
     let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), settings, records, clock);
-    if allocator.is_ok() {
-        reconciler.await_plugins();
-    }
     // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
     let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())
@@ -257,9 +249,8 @@ fn serve(
         .with_wake(Arc::new(wake));
     let router = with_tls(router, &config.router.tls, tasks)?;
     let address = router.address();
-    let mut info = node_info::read(config, address);
-    info.limitations.extend(allocator.err());
-    reconciler.describe(info);
+    reconciler.describe(node_info::read(config, address));
+    reconciler.expect_plugins(allocator.map(drop));
     let autoscale = Autoscale {
         accepted: accepted.subscribe(),
         table: tables.clone(),
@@ -269,10 +260,7 @@ fn serve(
         targets,
         decisions,
         clock,
-        defaults: Defaults {
-            stable_window_ms: config.serving.idle_timeout_s.saturating_mul(1000),
-            ..Defaults::default()
-        },
+        defaults: defaults(config),
     };
     tasks.lasting("autoscaler", autoscale.run());
     let inputs = Inputs {
@@ -291,6 +279,12 @@ fn serve(
     Ok(Served { address, executor, tables, meter, report: reports, decisions: decided, ready: readiness })
 }
 
+/// What the autoscaler goes by where a revision says nothing.
+fn defaults(config: &Config) -> Defaults {
+    let stable_window_ms = config.serving.idle_timeout_s.saturating_mul(1000);
+    Defaults { stable_window_ms, ..Defaults::default() }
+}
+
 /// What the executor works with.
 fn tools(
     shared: &Shared,
@@ -298,13 +292,14 @@ fn tools(
     supervisor: Supervisor,
     dialer: &Dialer,
     meter: &Meter,
+    devices: Option<Allocator>,
 ) -> Tools {
     Tools {
         supervisor,
         dialer: dialer.clone(),
         activations: meter.activations().clone(),
         images,
-        devices: None,
+        devices,
         identity: shared.identity.subscribe(),
         floor: shared.floor.clone(),
         state_dir: shared.config.state_dir.clone(),

@@ -140,7 +140,6 @@ impl Reconciler {
 
     /// Says what the node is, for the report.
     pub(crate) fn describe(&mut self, info: NodeInfo) {
-        self.limitations.clone_from(&info.limitations);
         self.info = info;
     }
 

@@ -71,7 +71,8 @@ impl Bench {
         until(&format!("{count} allocatable devices at the hub"), 30, || async {
             let node = self.site.hub.api.node("press-7").await.map_err(|error| error.to_string())?;
             let status = &node["status"];
-            if status["allocatable"][EYE] == count.to_string() { Ok(()) } else { Err(status.to_string()) }
+            let found = status["allocatable"][EYE].as_str().unwrap_or("0").to_owned();
+            if found == count.to_string() { Ok(()) } else { Err(status.to_string()) }
         })
         .await;
     }

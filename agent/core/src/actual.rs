@@ -58,7 +58,7 @@ impl Actual {
     /// Takes in what the node's devices are now: since when which instances have lost theirs.
     pub fn note_devices(&mut self, inventory: Arc<Inventory>, now: Moment) {
         for instance in self.instances.values_mut() {
-            let lost = inventory.is_lost(&instance.devices);
+            let lost = inventory.lost(&instance.devices).next().is_some();
             instance.lost_since = lost.then(|| instance.lost_since.unwrap_or(now));
         }
         self.devices.inventory = inventory;

@@ -119,14 +119,15 @@ impl Resource {
 }
 
 impl Inventory {
-    /// Whether one of `devices` is lost: its plugin is there and says that it is unhealthy, or does not list it. Of one whose
-    /// plugin is not there nothing is known, so it is not.
-    pub fn is_lost(&self, devices: &Devices) -> bool {
-        devices.iter().any(|(name, ids)| {
+    /// Those of `devices` that are lost: their plugin is there and says that they are unhealthy, or does not list them. Of those whose
+    /// plugin is not there nothing is known, so they are not.
+    pub fn lost<'a>(&'a self, devices: &'a Devices) -> impl Iterator<Item = &'a DeviceId> {
+        devices.iter().flat_map(|(name, ids)| {
             let resource = self.resources.get(name).filter(|resource| resource.connected);
-            resource.is_some_and(|resource| {
-                ids.iter().any(|id| resource.devices.get(id).is_none_or(|device| !device.healthy))
-            })
+            let is_lost = |id: &&DeviceId, resource: &Resource| {
+                resource.devices.get(*id).is_none_or(|device| !device.healthy)
+            };
+            ids.iter().filter(move |id| resource.is_some_and(|resource| is_lost(id, resource)))
         })
     }
 

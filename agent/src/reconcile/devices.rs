@@ -10,10 +10,19 @@ use tombolo_api::report::EventKind;
 
 use super::{Reconciler, traffic};
 
+/// Devices that an event names, at most: of one GPU shared by memory an instance has hundreds.
+const NAMED_MAX: usize = 4;
+
 impl Reconciler {
-    /// Plugins may register: resources that are not known yet are waited for.
-    pub(crate) fn await_plugins(&mut self) {
-        self.actual.devices.awaited_until = self.now().after(PLUGIN_WAIT_MS);
+    /// Says whether plugins may register, or why not. If they may, resources that are not known yet are waited for.
+    pub(crate) fn expect_plugins(&mut self, may_register: Result<(), String>) {
+        match may_register {
+            Ok(()) => self.actual.devices.awaited_until = self.now().after(PLUGIN_WAIT_MS),
+            Err(why) => {
+                self.info.limitations.push(why.clone());
+                self.limitations.push(why);
+            }
+        }
     }
 
     pub(super) fn note_devices(&mut self, inventory: Arc<Inventory>) {
@@ -24,6 +33,12 @@ impl Reconciler {
             self.rollable = traffic::rollable(&accepted.desired, &self.actual.devices.inventory);
             self.routes_changed = true;
         }
+    }
+
+    /// The same for instances that were found only now.
+    pub(super) fn note_devices_again(&mut self) {
+        let inventory = self.actual.devices.inventory.clone();
+        self.actual.note_devices(inventory, self.now());
     }
 
     pub(super) fn ask_preferences(&self, choices: BTreeSet<Choice>) {
@@ -43,11 +58,9 @@ impl Reconciler {
         let had_a_life =
             matches!(known.phase, Phase::Probing | Phase::Ready | Phase::Draining | Phase::Primed);
         if had_a_life && known.ends_at().is_some_and(|at| now >= at) {
-            let devices: Vec<String> = known.devices.values().flatten().map(ToString::to_string).collect();
-            let message = format!(
-                "instance {instance} ends: of its devices {} one is unhealthy or gone",
-                devices.join(", ")
-            );
+            let lost = self.actual.devices.inventory.lost(&known.devices);
+            let lost: Vec<String> = lost.take(NAMED_MAX).map(ToString::to_string).collect();
+            let message = format!("instance {instance} ends: unhealthy or gone: {}", lost.join(", "));
             self.event(EventKind::Warning, "DeviceUnhealthy", &known.revision, message);
         }
     }

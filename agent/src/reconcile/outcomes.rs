@@ -319,6 +319,7 @@ impl Reconciler {
                 self.adopt_instance(id, record, now);
             }
         }
+        self.note_devices_again();
         self.collect();
     }
 

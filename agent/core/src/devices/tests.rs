@@ -68,14 +68,14 @@ fn only_healthy_devices_of_a_plugin_that_is_there_are_free_and_held_ones_are_not
 #[test]
 fn a_device_is_lost_only_if_its_plugin_says_so() {
     let lost = |x: &Resource, id: &str| {
-        known(&[("a/x", x.clone())]).inventory.is_lost(&[(name("a/x"), ids(&[id]))].into())
+        known(&[("a/x", x.clone())]).inventory.lost(&[(name("a/x"), ids(&[id]))].into()).next().is_some()
     };
     let mut x = resource(&[("0", true, &[]), ("1", false, &[])]);
     assert_eq!(["0", "1", "unplugged"].map(|id| lost(&x, id)), [false, true, true]);
     x.connected = false;
     assert_eq!(["0", "1", "unplugged"].map(|id| lost(&x, id)), [false; 3]);
     assert!(
-        !Inventory::default().is_lost(&[(name("a/x"), ids(&["0"]))].into()),
+        Inventory::default().lost(&[(name("a/x"), ids(&["0"]))].into()).next().is_none(),
         "an agent that has just started"
     );
 }
