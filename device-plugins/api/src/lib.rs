@@ -1,5 +1,6 @@
 //! The kubelet device-plugin API v1beta1, as the kubelet and every device plugin speak it over Unix sockets: messages,
-//! client and server of both services. It must not know what any device is, nor who uses it.
+//! client and server of both services. Beside it the accelerator service, which is Tombolo's own and which plugins may have. It
+//! must not know what any device is, nor who uses it.
 
 mod authority;
 mod incoming;
@@ -15,6 +16,14 @@ pub use incoming::{Connection, Incoming, incoming};
 #[allow(unreachable_pub, unused_qualifications, clippy::all)]
 pub mod v1beta1 {
     tonic::include_proto!("v1beta1");
+}
+
+/// Generated from `proto/accelerator.proto`.
+pub mod accelerator {
+    #[allow(unreachable_pub, unused_qualifications, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("tombolo.accelerator.v1");
+    }
 }
 
 /// What plugins say they speak when they register.
@@ -121,6 +130,25 @@ mod tests {
         assert_eq!(given.container_responses[0].device_i_ds, ["a"]);
         let start: PreStartContainerRequest = golden(&[field(1, b"a")]);
         assert_eq!(start.devices_ids, ["a"]);
+    }
+
+    #[test]
+    fn the_accelerator_service_keeps_its_field_numbers() {
+        use super::accelerator::v1::*;
+        let description: Description = golden(&[varint(1, 1), field(2, b"why"), varint(3, 1)]);
+        assert!(description.can_suspend && description.tells_memory);
+        assert_eq!(description.cannot_suspend_because, "why");
+        let pids = field(1, &[7, 8]);
+        assert_eq!(golden::<SuspendRequest>(std::slice::from_ref(&pids)).pids, [7, 8]);
+        assert_eq!(golden::<ResumeRequest>(std::slice::from_ref(&pids)).pids, [7, 8]);
+        assert_eq!(golden::<ResumeResponse>(std::slice::from_ref(&pids)).resumed_pids, [7, 8]);
+        let suspended: SuspendResponse = golden(&[pids, varint(2, 0)]);
+        assert_eq!((suspended.moved_pids.as_slice(), suspended.freed_bytes), ([7, 8].as_slice(), Some(0)));
+        let usage = [varint(1, 7), field(2, b"GPU-1"), varint(3, 9)].concat();
+        let usage: UsageResponse = golden(&[field(1, &usage)]);
+        let process = &usage.processes[0];
+        assert_eq!((process.pid, process.device_id.as_str(), process.bytes), (7, "GPU-1", Some(9)));
+        assert_eq!(accelerator_server::SERVICE_NAME, "tombolo.accelerator.v1.Accelerator");
     }
 
     #[test]
