@@ -8,7 +8,10 @@
 //!  Scan ◀── interval├── scanner ──watch<Listing>──▶ session: socket, registration        (calls the kubelet)
 //!           rescan  ┘                       └──▶ metrics
 //! ```
+//!
+//! A plugin whose hardware processes can be moved away from, or that can tell what they hold, says so with an [`Accelerator`].
 
+mod accelerator;
 mod device;
 mod edits;
 mod name;
@@ -27,6 +30,9 @@ pub mod program;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use accelerator::{
+    Abilities, Accelerator, Held, MoveError, Pid, PidError, SharedAccelerator, Suspended, UsageError,
+};
 pub use device::{Device, DeviceId, DeviceIdError, Health};
 pub use edits::{DeviceNode, Edits, Mount, PathError, Permissions, PermissionsError};
 pub use name::{ResourceName, ResourceNameError};
@@ -57,6 +63,11 @@ pub trait Scan: Send + 'static {
     /// Which of the devices go well together. By default those of one NUMA node.
     fn prefer(&self, wanted: &Wanted<'_>) -> Vec<DeviceId> {
         close_together(wanted)
+    }
+
+    /// What can be done with the processes that use the devices, if anything. Asked once, before the first scan.
+    fn accelerator(&self) -> Option<SharedAccelerator> {
+        None
     }
 }
 

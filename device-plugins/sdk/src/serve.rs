@@ -109,6 +109,7 @@ fn start(
     let cancel = CancellationToken::new();
     let (listing, listed) = watch::channel(Listing::Unknown);
     let counters = metrics.observe(resource.name.clone(), listed.clone());
+    let accelerator = resource.scan.accelerator();
     let scan = Arc::new(Mutex::new(resource.scan));
     let rescan = Arc::new(Notify::new());
     let service = Service {
@@ -132,7 +133,7 @@ fn start(
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(scanner.run());
-    tasks.spawn(Session::new(directory, service, ticks.clone(), cancel.clone()).run());
+    tasks.spawn(Session::new(directory, service, accelerator, ticks.clone(), cancel.clone()).run());
     Ok(Running { cancel, tasks })
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tombolo_device_api::accelerator::v1::accelerator_server::AcceleratorServer;
 use tombolo_device_api::v1beta1::{
     RegisterRequest, device_plugin_server::DevicePluginServer, registration_client::RegistrationClient,
 };
@@ -23,6 +24,7 @@ use tombolo_device_api::{KUBELET_SOCKET, VERSION, connect};
 use tonic::Code;
 use tonic::transport::Server;
 
+use crate::accelerator::{self, SharedAccelerator};
 use crate::scanner::Listing;
 use crate::service::{Followers, OPTIONS, Service};
 use crate::socket::{Bound, FileId};
@@ -51,6 +53,7 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(crate) struct Session {
     directory: PathBuf,
     service: Service,
+    accelerator: Option<SharedAccelerator>,
     /// Something in the directory changed.
     ticks: watch::Receiver<u64>,
     cancel: CancellationToken,
@@ -87,11 +90,12 @@ impl Session {
     pub(crate) fn new(
         directory: &Path,
         service: Service,
+        accelerator: Option<SharedAccelerator>,
         ticks: watch::Receiver<u64>,
         cancel: CancellationToken,
     ) -> Self {
         let directory = directory.to_owned();
-        Self { directory, service, ticks, cancel, retry: RETRY_FIRST, kubelet: None, told: None }
+        Self { directory, service, accelerator, ticks, cancel, retry: RETRY_FIRST, kubelet: None, told: None }
     }
 
     pub(crate) async fn run(mut self) {
@@ -108,8 +112,13 @@ impl Session {
                 Ok((bound, incoming)) => {
                     let stop = self.cancel.child_token();
                     let service = Service { cancel: stop.clone(), ..self.service.clone() };
+                    let accelerator = self.accelerator.clone().map(|accelerator| {
+                        let (resource, cancel) = (service.resource.clone(), stop.clone());
+                        AcceleratorServer::new(accelerator::Service { resource, accelerator, cancel })
+                    });
                     let server = Server::builder()
                         .add_service(DevicePluginServer::new(service))
+                        .add_optional_service(accelerator)
                         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
                     let server = tokio::spawn(server);
                     self.stay(&bound, &server).await;

@@ -1,0 +1,210 @@
+//! The accelerator service of one resource's socket: bounds and turns around the plugin's [`super::Accelerator`]. It must not
+//! know what a suspension is.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{self, Stream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tombolo_device_api::accelerator::v1::accelerator_server;
+use tombolo_device_api::accelerator::v1::{
+    DescribeRequest, Description, ProcessUsage, ResumeRequest, ResumeResponse, SuspendRequest,
+    SuspendResponse, UsageRequest, UsageResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Accelerator, Held, MoveError, Pid, SharedAccelerator, UsageError};
+use crate::name::ResourceName;
+
+/// How long a move may take, its turn included: the memory of the largest accelerators over a slow bus.
+const MOVE_MAX: Duration = Duration::from_secs(120);
+
+/// How long a look may take. Drivers need seconds when hardware answers badly.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+
+/// The shortest time between two messages of one stream.
+const TELL: Duration = Duration::from_secs(1);
+
+/// How long what was measured serves other streams: one agent follows one for each resource.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Processes that one call may name: what a container has, many times over.
+const PIDS_MAX: usize = 4096;
+
+/// What processes held at one moment.
+pub(super) struct Measured {
+    at: Instant,
+    usage: UsageResponse,
+}
+
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) resource: ResourceName,
+    pub(crate) accelerator: SharedAccelerator,
+    /// Ends the streams.
+    pub(crate) cancel: CancellationToken,
+}
+
+type Usages = Pin<Box<dyn Stream<Item = Result<UsageResponse, Status>> + Send>>;
+
+/// One call of `Usage`.
+struct Follower {
+    accelerator: SharedAccelerator,
+    sent: Option<UsageResponse>,
+    cancel: CancellationToken,
+}
+
+impl Follower {
+    async fn next(mut self) -> Option<(Result<UsageResponse, Status>, Self)> {
+        let cancel = self.cancel.clone();
+        let news = async {
+            loop {
+                if self.sent.is_some() {
+                    sleep(TELL).await;
+                }
+                let usage = self.accelerator.measure().await?;
+                if self.sent.as_ref() != Some(&usage) {
+                    self.sent = Some(usage.clone());
+                    return Ok(usage);
+                }
+            }
+        };
+        let news = tokio::select! {
+            news = news => news,
+            () = cancel.cancelled() => return None,
+        };
+        Some((news, self))
+    }
+}
+
+impl SharedAccelerator {
+    /// Does `work` on a thread of its own. Work that has not ended after `at_most` goes on, and keeps its place in `places`.
+    async fn call<T: Send + 'static>(
+        &self,
+        places: &Arc<Semaphore>,
+        at_most: Duration,
+        work: impl Future<Output = Box<dyn FnOnce(&dyn Accelerator) -> T + Send>>,
+    ) -> Result<T, Status> {
+        let call = async {
+            let work = work.await;
+            let place = Arc::clone(places).acquire_owned().await;
+            let shared = Arc::clone(&self.0);
+            let done = tokio::task::spawn_blocking(move || {
+                let _place = place;
+                work(&*shared.accelerator)
+            });
+            done.await.map_err(|_| Status::internal("the plugin panicked; this is a defect of it"))
+        };
+        let late = |_| {
+            let seconds = at_most.as_secs();
+            Status::deadline_exceeded(format!("the driver has not answered within {seconds} s"))
+        };
+        timeout(at_most, call).await.map_err(late)?
+    }
+
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn Accelerator) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        self.call(&self.0.looks, LOOK_MAX, async { Box::new(look) as Box<_> }).await
+    }
+
+    /// The processes stay in hand until the move has ended, also if nobody waits for it any more.
+    async fn move_state<T: Send + 'static>(
+        &self,
+        pids: &[u32],
+        how: impl FnOnce(&dyn Accelerator, &BTreeSet<Pid>) -> Result<T, MoveError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let processes = processes(pids)?;
+        let work = async {
+            let turn = self.0.turns.take(processes).await;
+            Box::new(move |accelerator: &dyn Accelerator| how(accelerator, turn.processes())) as Box<_>
+        };
+        let moved: Result<T, MoveError> = self.call(&self.0.moves, MOVE_MAX, work).await?;
+        moved.map_err(|error| match error {
+            MoveError::Cannot(why) => Status::unimplemented(why),
+            MoveError::OutOfMemory(_) => Status::resource_exhausted(error.to_string()),
+            MoveError::Refused(_) => Status::failed_precondition(error.to_string()),
+        })
+    }
+
+    /// What processes hold, not older than [`FRESH`].
+    async fn measure(&self) -> Result<UsageResponse, Status> {
+        let mut measured = self.0.measured.lock().await;
+        if let Some(Measured { at, usage }) = &*measured
+            && at.elapsed() < FRESH
+        {
+            return Ok(usage.clone());
+        }
+        let held = self.look(|accelerator| accelerator.usage()).await?.map_err(|error| match error {
+            UsageError::Never(why) => Status::unimplemented(why),
+            UsageError::NotNow(_) => Status::unavailable(error.to_string()),
+        })?;
+        let usage = UsageResponse { processes: held.into_iter().map(message).collect() };
+        *measured = Some(Measured { at: Instant::now(), usage: usage.clone() });
+        Ok(usage)
+    }
+}
+
+impl Service {
+    fn tell(&self, what: &str, status: &Status) {
+        tracing::warn!(resource = %self.resource, code = ?status.code(), error = status.message(), "cannot {what}");
+    }
+}
+
+#[tonic::async_trait]
+impl accelerator_server::Accelerator for Service {
+    type UsageStream = Usages;
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<Description>, Status> {
+        let abilities = self.accelerator.look(|accelerator| accelerator.describe()).await?;
+        Ok(Response::new(Description {
+            can_suspend: abilities.suspend.is_ok(),
+            cannot_suspend_because: abilities.suspend.err().unwrap_or_default(),
+            tells_memory: abilities.tells_memory,
+        }))
+    }
+
+    async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
+        let pids = request.into_inner().pids;
+        let moved = self.accelerator.move_state(&pids, |accelerator, pids| accelerator.suspend(pids)).await;
+        let moved = moved.inspect_err(|status| self.tell("suspend", status))?;
+        let moved_pids = moved.moved.into_iter().map(Pid::number).collect();
+        Ok(Response::new(SuspendResponse { moved_pids, freed_bytes: moved.freed_bytes }))
+    }
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
+        let pids = request.into_inner().pids;
+        let resumed = self.accelerator.move_state(&pids, |accelerator, pids| accelerator.resume(pids)).await;
+        let resumed = resumed.inspect_err(|status| self.tell("resume", status))?;
+        Ok(Response::new(ResumeResponse { resumed_pids: resumed.into_iter().map(Pid::number).collect() }))
+    }
+
+    async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<Usages>, Status> {
+        let (accelerator, cancel) = (self.accelerator.clone(), self.cancel.clone());
+        let follower = Follower { accelerator, sent: None, cancel };
+        Ok(Response::new(Box::pin(stream::unfold(follower, Follower::next))))
+    }
+}
+
+fn processes(pids: &[u32]) -> Result<BTreeSet<Pid>, Status> {
+    if pids.len() > PIDS_MAX {
+        let count = pids.len();
+        return Err(Status::invalid_argument(format!("{count} processes are named; at most {PIDS_MAX}")));
+    }
+    if pids.contains(&std::process::id()) {
+        return Err(Status::invalid_argument("a plugin cannot move itself: its own process is named"));
+    }
+    let pids = pids.iter().map(|pid| Pid::try_from(*pid));
+    pids.collect::<Result<_, _>>().map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn message(held: Held) -> ProcessUsage {
+    let Held { process, device, bytes } = held;
+    ProcessUsage { pid: process.number(), device_id: device.to_string(), bytes }
+}
