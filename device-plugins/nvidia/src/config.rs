@@ -21,6 +21,8 @@ const REPLICAS_MAX: u32 = 48;
 pub(crate) struct Config {
     /// The driver's management library.
     pub library: PathBuf,
+    /// The driver's compute library, by which processes are suspended. It is loaded when that is first asked for.
+    pub cuda_library: PathBuf,
     /// How often GPUs are looked at, seconds. Critical errors are heard of at once.
     pub look_interval_s: u64,
     pub paths: Paths,
@@ -28,6 +30,7 @@ pub(crate) struct Config {
     pub health: HealthConfig,
     pub memory: MemoryConfig,
     pub mps: MpsConfig,
+    pub suspend: SuspendConfig,
     /// How GPUs are shared: the first that matches counts, one that nothing matches is exclusive.
     pub gpu: Vec<GpuConfig>,
 }
@@ -95,6 +98,14 @@ pub(crate) struct MpsConfig {
     pub shm_directory: PathBuf,
 }
 
+/// Moving processes' state from GPUs to the host's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SuspendConfig {
+    /// How long what a process does on a GPU may take to end, milliseconds; after that, the process is not suspended.
+    pub lock_timeout_ms: u32,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct GpuConfig {
     /// A UUID or its beginning, an index, or `*`.
@@ -128,12 +139,14 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             library: "libnvidia-ml.so.1".into(),
+            cuda_library: "libcuda.so.1".into(),
             look_interval_s: 5,
             paths: Paths::default(),
             cdi: CdiConfig::default(),
             health: HealthConfig::default(),
             memory: MemoryConfig::default(),
             mps: MpsConfig::default(),
+            suspend: SuspendConfig::default(),
             gpu: Vec::new(),
         }
     }
@@ -176,6 +189,12 @@ impl Default for MpsConfig {
     }
 }
 
+impl Default for SuspendConfig {
+    fn default() -> Self {
+        Self { lock_timeout_ms: 10_000 }
+    }
+}
+
 impl Config {
     pub(crate) fn load(
         file: Option<&Path>,
@@ -193,6 +212,9 @@ impl Config {
         }
         if self.memory.unit_mib < UNIT_MIB_MIN {
             return Err(format!("memory.unit_mib: at least {UNIT_MIB_MIN}"));
+        }
+        if self.suspend.lock_timeout_ms == 0 {
+            return Err("suspend.lock_timeout_ms: at least 1, since the driver takes 0 for no end".to_owned());
         }
         for gpu in &self.gpu {
             if let Share::TimeSlice { replicas } | Share::Mps { replicas } = gpu.share
@@ -262,6 +284,7 @@ mod tests {
             ("librari = 1", "librari"),
             ("look_interval_s = 0", "look_interval_s: at least 1"),
             ("[health]\nrecovery_looks = 0", "recovery_looks"),
+            ("[suspend]\nlock_timeout_ms = 0", "suspend.lock_timeout_ms"),
             ("[memory]\nunit_mib = 1", "unit_mib: at least 64"),
             ("[[gpu]]\nmatch = \"*\"\nshare = \"mps\"\nreplicas = 49", "replicas: 1 to 48"),
             ("[[gpu]]\nmatch = \"*\"\nshare = \"time-slice\"", "replicas"),

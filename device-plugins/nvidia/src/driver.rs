@@ -1,6 +1,7 @@
 //! The driver's management library (NVML): the only part that loads it. Makes plain data of what it tells, and knows nothing
 //! of what that means.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
 use nvml_wrapper::{Device, Nvml};
 
-use crate::gpu::{self, Ecc, Gpu, Instance, Look, Process, Usage, Uuid, Xid};
+use crate::gpu::{self, Ecc, Gpu, Holding, Instance, Look, Place, Process, Usage, Uuid, Xid};
 
 mod raw;
 
@@ -62,6 +63,46 @@ impl Driver {
         Ok(Look { driver_version, gpus, mute })
     }
 
+    /// What processes hold now; none: no GPU here tells.
+    pub(crate) fn holdings(&self) -> Result<Option<Vec<Holding>>, DriverError> {
+        let (mut told, mut error) = (None, None);
+        let count = self.nvml.device_count()?;
+        for index in 0..count {
+            let holdings = self.nvml.device_by_index(index).and_then(|device| self.holdings_of(&device));
+            match holdings {
+                Ok(holdings) => {
+                    told = match (told, holdings) {
+                        (Some(all), Some(of_this)) => Some([all, of_this].concat()),
+                        (told, of_this) => told.or(of_this),
+                    };
+                }
+                // It keeps no other from being told.
+                Err(of_this) => error = Some(of_this),
+            }
+        }
+        match (told, error) {
+            (None, Some(error)) => Err(error.into()),
+            (None, None) if count == 0 => Ok(Some(Vec::new())),
+            (told, _) => Ok(told),
+        }
+    }
+
+    fn holdings_of(&self, device: &Device<'_>) -> Result<Option<Vec<Holding>>, NvmlError> {
+        let Some(processes) = processes(device)? else { return Ok(None) };
+        let gpu = Uuid(device.uuid()?);
+        let mut instances = BTreeMap::new();
+        if processes.iter().any(|process| process.place.is_some()) {
+            for (_, instance) in migs(device)? {
+                instances.insert(raw::place(&self.nvml, &instance)?, Uuid(instance.uuid()?));
+            }
+        }
+        let holding = |Process { pid, memory_bytes, place }| {
+            let instance = place.and_then(|place| instances.get(&place));
+            Holding { pid, of: instance.unwrap_or(&gpu).clone(), bytes: memory_bytes }
+        };
+        Ok(Some(processes.into_iter().map(holding).collect()))
+    }
+
     /// Begins to listen. A GPU that has no critical errors to tell is left out.
     pub(crate) fn events(&self, gpus: &[Uuid]) -> Result<Events<'_>, DriverError> {
         let mut left: Vec<&Uuid> = gpus.iter().collect();
@@ -106,13 +147,7 @@ impl Driver {
             _ => return Ok(None),
         }
         let mut instances = Vec::new();
-        for index in 0..device.mig_device_count()? {
-            let instance = match device.mig_device_by_index(index) {
-                Ok(instance) => instance,
-                // Places without an instance are counted too.
-                Err(NvmlError::NotFound | NvmlError::InvalidArg) => continue,
-                Err(error) => return Err(error),
-            };
+        for (index, instance) in migs(device)? {
             let size = instance.attributes()?;
             instances.push(Instance {
                 index,
@@ -148,7 +183,6 @@ fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError
         (Some(corrected), Some(uncorrected)) => Some(Ecc { corrected, uncorrected }),
         _ => None,
     };
-    let processes = told(device.running_compute_processes())?.unwrap_or_default();
     Ok(Usage {
         memory_used_bytes,
         processor_percent: rates.as_ref().map(|rates| rates.gpu),
@@ -156,18 +190,44 @@ fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError
         temperature_celsius: told(device.temperature(TemperatureSensor::Gpu))?,
         power_milliwatts: told(device.power_usage())?,
         ecc,
-        processes: processes
-            .into_iter()
-            .map(|process| Process {
-                pid: process.pid,
-                memory_bytes: match process.used_gpu_memory {
-                    UsedGpuMemory::Used(bytes) => bytes,
-                    UsedGpuMemory::Unavailable => 0,
-                },
-                gpu_instance: process.gpu_instance_id,
-            })
-            .collect(),
+        processes: processes(device)?.unwrap_or_default(),
     })
+}
+
+/// Those that compute and those that draw, each once; none: the GPU does not tell.
+fn processes(device: &Device<'_>) -> Result<Option<Vec<Process>>, NvmlError> {
+    let kinds = [told(device.running_compute_processes())?, told(device.running_graphics_processes())?];
+    if kinds.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let mut all = BTreeMap::new();
+    for info in kinds.into_iter().flatten().flatten() {
+        let place = info.gpu_instance_id.zip(info.compute_instance_id);
+        let place = place.map(|(gpu_instance, compute_instance)| Place { gpu_instance, compute_instance });
+        let bytes = match info.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(bytes),
+            UsedGpuMemory::Unavailable => None,
+        };
+        // One that does both is in both lists with all it holds.
+        let before = all.entry((info.pid, place)).or_insert(None);
+        *before = (*before).max(bytes);
+    }
+    let process = |((pid, place), memory_bytes)| Process { pid, memory_bytes, place };
+    Ok(Some(all.into_iter().map(process).collect()))
+}
+
+/// The instances of a cut GPU, with their places in its list.
+fn migs<'driver>(device: &Device<'driver>) -> Result<Vec<(u32, Device<'driver>)>, NvmlError> {
+    let mut found = Vec::new();
+    for index in 0..device.mig_device_count()? {
+        match device.mig_device_by_index(index) {
+            Ok(instance) => found.push((index, instance)),
+            // Places without an instance are counted too.
+            Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 /// What a GPU or a driver does not tell is none; that a GPU does not answer any more is an error.

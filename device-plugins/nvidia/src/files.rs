@@ -145,6 +145,17 @@ pub(crate) fn under(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
+/// Where a library of the driver's is to be loaded from: a path stays one, a name is the linker's matter on the plugin's own file
+/// system.
+pub(crate) fn library(name: &Path, paths: &Paths, config: &CdiConfig) -> PathBuf {
+    if name.components().count() > 1 || paths.root == Path::new("/") {
+        return name.to_owned();
+    }
+    let places = library_directories(paths, config);
+    let mut places = places.iter().map(|directory| under(&paths.root, directory).join(name));
+    places.find(|place| place.exists()).unwrap_or_else(|| name.to_owned())
+}
+
 fn libraries(version: &str, paths: &Paths, config: &CdiConfig) -> Vec<Library> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();

@@ -80,8 +80,19 @@ pub(crate) struct Ecc {
 pub(crate) struct Process {
     /// On the host.
     pub pid: u32,
-    pub memory_bytes: u64,
-    pub gpu_instance: Option<u32>,
+    /// None: it is not told.
+    pub memory_bytes: Option<u64>,
+    /// The instance it runs on, if the GPU is cut.
+    pub place: Option<Place>,
+}
+
+/// What a process holds of a GPU, or of an instance of a cut one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub pid: u32,
+    pub of: Uuid,
+    /// None: it is not told.
+    pub bytes: Option<u64>,
 }
 
 /// A critical error as the driver reports it.

@@ -1,7 +1,8 @@
 //! `tombolo-device-plugin-nvidia`: offers a machine's NVIDIA GPUs to Tombolo's agent or to a kubelet. Wires its parts, and
-//! decides nothing. It alone loads the driver's library, so that a crash in there ends nothing else.
+//! decides nothing. It alone loads the driver's libraries, so that a crash in there ends nothing else.
 
 mod config;
+mod cuda;
 mod driver;
 mod files;
 mod gpu;
@@ -10,9 +11,11 @@ mod health;
 mod ld_cache;
 mod metrics;
 mod prefer;
+mod processes;
 mod scan;
 mod share;
 mod spec;
+mod suspend;
 mod tegra;
 #[cfg(test)]
 mod testing;

@@ -63,9 +63,11 @@ const FAMILIES: [Family; 11] = [
         "Memory that a process of the host has taken.",
         |_, gpu, values| {
             for process in &gpu.usage.processes {
-                let instance = process.gpu_instance.map(|id| format!(",gpu_instance=\"{id}\""));
+                let instance = process.place.map(|place| format!(",gpu_instance=\"{}\"", place.gpu_instance));
                 let more = format!(",pid=\"{}\"{}", process.pid, instance.unwrap_or_default());
-                values.add(gpu, &more, process.memory_bytes);
+                if let Some(bytes) = process.memory_bytes {
+                    values.add(gpu, &more, bytes);
+                }
             }
         },
     ),
@@ -123,18 +125,22 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::gpu::{Ecc, Process, Usage};
+    use crate::gpu::{Ecc, Place, Process, Usage};
     use crate::testing::gpu;
 
     #[test]
     fn what_is_known_is_shown_and_nothing_else() {
+        let place = Some(Place { gpu_instance: 2, compute_instance: 0 });
         let usage = Usage {
             memory_used_bytes: 5,
             processor_percent: Some(40),
             temperature_celsius: Some(61),
             power_milliwatts: Some(70_500),
             ecc: Some(Ecc { corrected: 3, uncorrected: 0 }),
-            processes: vec![Process { pid: 7, memory_bytes: 4, gpu_instance: Some(2) }],
+            processes: vec![
+                Process { pid: 7, memory_bytes: Some(4), place },
+                Process { pid: 8, memory_bytes: None, place: None },
+            ],
             ..Usage::default()
         };
         let one = Gpu { usage, name: "a \"b\"".into(), ..gpu(0) };
@@ -164,5 +170,6 @@ mod tests {
             assert!(text.lines().any(|each| each == line), "{line} in\n{text}");
         }
         assert!(!text.contains("memory_utilisation"), "not told by this GPU");
+        assert!(!text.contains("pid=\"8\""), "not told of this process");
     }
 }

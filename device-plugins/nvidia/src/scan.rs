@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tombolo_device_sdk::{Device, DeviceId, Edits, EditsError, Health, Scan, ScanError, Wanted};
+use tombolo_device_sdk::{
+    Device, DeviceId, Edits, EditsError, Health, Scan, ScanError, SharedAccelerator, Wanted,
+};
 
 use crate::config::Config;
 use crate::files;
@@ -16,6 +18,7 @@ pub(crate) struct GpuScan {
     pub resource: String,
     pub view: watch::Receiver<Arc<View>>,
     pub config: Arc<Config>,
+    pub processes: SharedAccelerator,
 }
 
 impl GpuScan {
@@ -58,5 +61,9 @@ impl Scan for GpuScan {
 
     fn prefer(&self, wanted: &Wanted<'_>) -> Vec<DeviceId> {
         prefer(&self.resource, wanted, &self.view.borrow())
+    }
+
+    fn accelerator(&self) -> Option<SharedAccelerator> {
+        Some(self.processes.clone())
     }
 }

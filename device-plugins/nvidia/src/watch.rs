@@ -16,13 +16,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tombolo_device_sdk::{Change, Resource, ResourceName};
+use tombolo_device_sdk::{Change, Resource, ResourceName, SharedAccelerator};
 
 use crate::config::Config;
 use crate::driver::{Driver, DriverError, Events};
 use crate::files;
 use crate::gpu::{Gpu, Look, Uuid};
 use crate::health::Health;
+use crate::processes::Processes;
 use crate::scan::GpuScan;
 use crate::share;
 use crate::spec;
@@ -39,6 +40,7 @@ pub(crate) struct Watch {
     config: Arc<Config>,
     view: watch::Sender<Arc<View>>,
     changes: mpsc::Sender<Change>,
+    processes: SharedAccelerator,
     known: BTreeMap<Uuid, Gpu>,
     /// Those of the last look: what containers can be given.
     present: Vec<Gpu>,
@@ -58,6 +60,7 @@ impl Watch {
     ) -> Self {
         Self {
             health: Health::new(config.health.clone()),
+            processes: SharedAccelerator::new(Processes::new(Arc::clone(&config))),
             config,
             view,
             changes,
@@ -272,7 +275,12 @@ impl Watch {
         }
         for new in now.difference(&self.served) {
             let resource = new.to_string();
-            let scan = GpuScan { resource, view: self.view.subscribe(), config: Arc::clone(&self.config) };
+            let scan = GpuScan {
+                resource,
+                view: self.view.subscribe(),
+                config: Arc::clone(&self.config),
+                processes: self.processes.clone(),
+            };
             self.send(Change::Add(Resource {
                 name: new.clone(),
                 scan: Box::new(scan),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nvml_wrapper_sys::bindings::*;
 
-use crate::script::{Gpu, Mig, Script, VARIABLE};
+use crate::script::{Does, Gpu, Mig, Process, Script, VARIABLE};
 
 /// How often a waiting call looks whether the script has changed.
 const LOOK: Duration = Duration::from_millis(10);
@@ -349,11 +349,33 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     count: *mut c_uint,
     to: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
+    // SAFETY: as the caller says.
+    unsafe { put_processes(device, count, to, |process| process.does != Does::Draw) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
+    device: nvmlDevice_t,
+    count: *mut c_uint,
+    to: *mut nvmlProcessInfo_t,
+) -> nvmlReturn_t {
+    // SAFETY: as the caller says.
+    unsafe { put_processes(device, count, to, |process| process.does != Does::Compute) }
+}
+
+unsafe fn put_processes(
+    device: nvmlDevice_t,
+    count: *mut c_uint,
+    to: *mut nvmlProcessInfo_t,
+    is_asked: impl Fn(&Process) -> bool,
+) -> nvmlReturn_t {
     let processes = match find(device) {
+        Ok((gpu, _)) if gpu.is_plain => return nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED,
         Ok((gpu, mig)) => gpu
             .processes
             .into_iter()
             .filter(|process| mig.as_ref().is_none_or(|mig| process.gpu_instance == Some(mig.gpu_instance)))
+            .filter(is_asked)
             .collect::<Vec<_>>(),
         Err(code) => return code,
     };

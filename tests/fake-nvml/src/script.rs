@@ -46,7 +46,7 @@ pub struct Gpu {
     pub ecc: Option<(u64, u64)>,
     /// It has fallen off the bus.
     pub is_lost: bool,
-    /// It is of a kind that tells little: no utilisation, no power, no critical errors.
+    /// It is of a kind that tells little: no utilisation, no power, no processes, no critical errors.
     pub is_plain: bool,
     /// Instances; none: MIG is off.
     pub mig: Option<Vec<Mig>>,
@@ -71,6 +71,17 @@ pub struct Process {
     /// Bytes.
     pub memory: u64,
     pub gpu_instance: Option<u32>,
+    pub does: Does,
+}
+
+/// What a process uses its GPU for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Does {
+    #[default]
+    Compute,
+    Draw,
+    Both,
 }
 
 /// A critical error.

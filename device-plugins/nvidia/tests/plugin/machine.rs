@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tombolo_cdi::{Cache, QualifiedName};
+use tombolo_device_api::accelerator::v1::accelerator_client::AcceleratorClient;
+use tombolo_device_api::connect;
+use tombolo_fake_checkpoint::script as checkpoint;
 use tombolo_fake_kubelet::{FakeKubelet, SOON};
 use tombolo_fake_nvml::script::{Event, Gpu, Mig, Script, VARIABLE};
+use tonic::transport::Channel;
 
 const VERSION: &str = "570.86.15";
 
@@ -29,6 +33,12 @@ pub(crate) struct Machine {
 
 pub(crate) fn uuid(number: u32) -> String {
     format!("GPU-{number}cf8db2d-06c0-7d70-1a51-e59b25b2c16c")
+}
+
+/// Where one of the fake libraries is.
+pub(crate) fn fake(part: &str) -> PathBuf {
+    let directory = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    directory.join(format!("libtombolo_fake_{part}.so"))
 }
 
 /// A GPU with 16 GiB.
@@ -107,15 +117,14 @@ impl Machine {
     /// Starts a kubelet and the plugin. `config` is added to what a test needs; what it says goes first.
     pub(crate) async fn start(&mut self, config: &str) {
         self.kubelet = Some(FakeKubelet::start(&self.host("plugins")).await);
-        let directory = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-        let library = directory.join("libtombolo_fake_nvml.so");
         let path = |name: &str| self.host(name).display().to_string();
         let mut text = String::new();
         for (key, line) in [
-            ("library", format!("library = {:?}\n", library.display().to_string())),
+            ("library", format!("library = {:?}\n", fake("nvml").display().to_string())),
+            ("cuda_library", format!("cuda_library = {:?}\n", fake("checkpoint").display().to_string())),
             ("look_interval_s", "look_interval_s = 1\n".to_owned()),
         ] {
-            if !config.contains(key) {
+            if !config.lines().any(|line| line.split_once(" = ").is_some_and(|(name, _)| name == key)) {
                 text += &line;
             }
         }
@@ -141,6 +150,7 @@ impl Machine {
                 "tombolo_device_plugin_nvidia=debug,info",
             ])
             .env(VARIABLE, self.host("script.json"))
+            .env(checkpoint::VARIABLE, self.host("checkpoint.json"))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -153,6 +163,18 @@ impl Machine {
             }
         });
         self.child = Some(child);
+    }
+
+    /// Reads what the driver was asked to move, and changes what it answers.
+    pub(crate) fn checkpoint<T>(&self, change: impl FnOnce(&mut checkpoint::Script) -> T) -> T {
+        checkpoint::Script::change(&self.host("checkpoint.json"), change).unwrap()
+    }
+
+    /// What the plugin can do with processes, by the socket of `resource`.
+    pub(crate) async fn accelerator(&mut self, resource: &str) -> AcceleratorClient<Channel> {
+        let endpoint = self.kubelet().registered(resource).await.endpoint;
+        let socket = self.host("plugins").join(endpoint);
+        AcceleratorClient::new(connect(&socket, SOON).await.unwrap())
     }
 
     pub(crate) fn kubelet(&mut self) -> &mut FakeKubelet {
@@ -242,7 +264,7 @@ impl Drop for Machine {
     }
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + SOON;
     while !is_so() {
         assert!(Instant::now() < end, "{what}");

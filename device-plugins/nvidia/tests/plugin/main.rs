@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod machine;
+mod suspend;
+mod usage;
 
 use tombolo_fake_nvml::script::{Event, Gpu, Process};
 
@@ -210,7 +212,7 @@ async fn what_gpus_do_is_measured() {
         power_milliwatts: 70_500,
         memory_used: 3 << 30,
         ecc: Some((2, 0)),
-        processes: vec![Process { pid: 4711, memory: 1 << 30, gpu_instance: None }],
+        processes: vec![Process { pid: 4711, memory: 1 << 30, ..Process::default() }],
         ..gpu(0)
     };
     let mut machine = Machine::new(vec![one]);

@@ -1,0 +1,75 @@
+//! What processes hold on GPUs, as the plugin's socket tells it.
+
+use std::collections::BTreeSet;
+
+use tombolo_device_api::accelerator::v1::{DescribeRequest, UsageRequest, UsageResponse};
+use tombolo_fake_kubelet::SOON;
+use tombolo_fake_nvml::script::{Does, Gpu, Process};
+use tonic::{Code, Status, Streaming};
+
+use crate::machine::{Machine, gpu, mig, uuid};
+
+async fn next(usage: &mut Streaming<UsageResponse>) -> Result<BTreeSet<(u32, String, Option<u64>)>, Status> {
+    let message = tokio::time::timeout(SOON, usage.message()).await.expect("the usage comes")?;
+    let processes = message.expect("the plugin runs").processes;
+    Ok(processes.into_iter().map(|process| (process.pid, process.device_id, process.bytes)).collect())
+}
+
+fn process(pid: u32, memory: u64, does: Does) -> Process {
+    Process { pid, memory, does, ..Process::default() }
+}
+
+#[tokio::test]
+async fn usage_follows_what_the_driver_tells() {
+    let drawing = process(8, 20, Does::Draw);
+    let first =
+        Gpu { processes: vec![process(7, 10, Does::Compute), drawing, process(9, 30, Does::Both)], ..gpu(0) };
+    // That number is the library's word for not told.
+    let second = Gpu { processes: vec![process(7, u64::MAX, Does::Compute)], ..gpu(1) };
+    let mut machine = Machine::new(vec![first, second]);
+    machine.start("").await;
+    let mut client = machine.accelerator("nvidia.com/gpu").await;
+    let mut usage = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    let on = |pid, gpu, bytes| (pid, uuid(gpu), bytes);
+    let all = [on(7, 0, Some(10)), on(8, 0, Some(20)), on(9, 0, Some(30)), on(7, 1, None)];
+    assert_eq!(next(&mut usage).await.unwrap(), BTreeSet::from(all));
+    machine.change(|script| {
+        script.gpus[0].processes.truncate(1);
+        script.gpus[0].processes[0].memory = 11;
+        script.gpus[1].is_lost = true;
+    });
+    assert_eq!(next(&mut usage).await.unwrap(), BTreeSet::from([on(7, 0, Some(11))]));
+    machine.change(|script| script.is_loaded = false);
+    assert_eq!(next(&mut usage).await.unwrap_err().code(), Code::Unavailable);
+    machine.change(|script| script.is_loaded = true);
+    let mut again = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut again).await.unwrap(), BTreeSet::from([on(7, 0, Some(11))]));
+}
+
+#[tokio::test]
+async fn processes_on_instances_are_told_by_instance() {
+    let on_instance =
+        |pid, gpu_instance| Process { gpu_instance: Some(gpu_instance), ..process(pid, 5, Does::Compute) };
+    let cut = Gpu {
+        mig: Some(vec![mig(0, 7), mig(1, 8)]),
+        processes: vec![on_instance(7, 7), on_instance(8, 8), on_instance(9, 8)],
+        ..gpu(0)
+    };
+    let mut machine = Machine::new(vec![cut]);
+    machine.start("").await;
+    let mut client = machine.accelerator("nvidia.com/mig-1g.2gb").await;
+    let mut usage = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    let on = |pid, instance: u32| (pid, mig(instance, 0).uuid, Some(5));
+    assert_eq!(next(&mut usage).await.unwrap(), BTreeSet::from([on(7, 0), on(8, 1), on(9, 1)]));
+}
+
+#[tokio::test]
+async fn a_gpu_that_does_not_tell_is_one_that_cannot() {
+    let mut machine = Machine::new(vec![Gpu { is_plain: true, ..gpu(0) }]);
+    machine.start("").await;
+    let mut client = machine.accelerator("nvidia.com/gpu").await;
+    let description = client.describe(DescribeRequest {}).await.unwrap().into_inner();
+    assert!(description.can_suspend && !description.tells_memory, "{description:?}");
+    let mut usage = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut usage).await.unwrap_err().code(), Code::Unimplemented);
+}
