@@ -102,6 +102,10 @@ pub(crate) struct Deploy {
     /// Environment variable, added to those the service has; `K-` takes K away. May be repeated
     #[arg(long, short, value_name = "K=V")]
     pub(crate) env: Vec<String>,
+    /// What it gets of a resource at most, such as memory=256Mi, or nvidia.com/gpu=1 for a device; `K-` takes the limit away.
+    /// May be repeated
+    #[arg(long, value_name = "K=V")]
+    pub(crate) limit: Vec<String>,
     /// Port the program listens on; it is told by $PORT
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,

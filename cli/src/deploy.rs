@@ -23,13 +23,16 @@ use crate::steps::Steps;
 use crate::traffic::{Split, parsed};
 use crate::{apply, create, fields};
 
-pub(crate) use change::{Change, EnvChange};
+pub(crate) use change::{Change, KeyChange};
 pub(crate) use image::{Built, built_in_memory, push};
 use source::Source;
 
 pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
     let steps = Steps::begin();
-    let env = args.env.iter().map(|text| text.parse()).collect::<Result<Vec<EnvChange>, _>>()?;
+    let changes = |option: &str, texts: &[String]| {
+        texts.iter().map(|text| KeyChange::parse(option, text)).collect::<Result<Vec<_>, _>>()
+    };
+    let (env, limits) = (changes("--env", &args.env)?, changes("--limit", &args.limit)?);
     let source = Source::of(&args.source)?;
     let name = source.service_name(args.name.as_deref())?;
     // A hub that is not there, or a name it would refuse, is found out before minutes of building.
@@ -39,6 +42,7 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
     let split = Split { shares: parsed(&args.traffic)?, tags: parsed(&args.tag)?, untag: Vec::new() };
     let mut change = Change {
         env,
+        limits,
         port: args.port,
         concurrency: args.concurrency,
         min_scale: args.min_scale,

@@ -2,8 +2,6 @@
 //!
 //! Must not know the network.
 
-use std::str::FromStr;
-
 use serde_json::{Map, Value, json};
 
 use crate::exit::WrongUse;
@@ -22,7 +20,9 @@ pub(crate) struct Change {
     pub(crate) image_has_command: bool,
     /// Instead of the image's own; empty: not asked for.
     pub(crate) command: Vec<String>,
-    pub(crate) env: Vec<EnvChange>,
+    pub(crate) env: Vec<KeyChange>,
+    /// What it gets of the node's resources at most; of devices, how many.
+    pub(crate) limits: Vec<KeyChange>,
     pub(crate) port: Option<u16>,
     /// Requests at once in one instance.
     pub(crate) concurrency: Option<u32>,
@@ -33,33 +33,29 @@ pub(crate) struct Change {
     pub(crate) split: Split,
 }
 
-/// One environment variable set or taken away.
+/// A value by name, set or taken away.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum EnvChange {
+pub(crate) enum KeyChange {
     Set { name: String, value: String },
     Remove { name: String },
 }
 
-impl FromStr for EnvChange {
-    type Err = WrongUse;
-
-    /// `K=V`, or `K-`.
-    fn from_str(text: &str) -> Result<Self, WrongUse> {
+impl KeyChange {
+    /// `K=V`, or `K-`, as `option` was given it.
+    pub(crate) fn parse(option: &str, text: &str) -> Result<Self, WrongUse> {
         let change = match (text.split_once('='), text.strip_suffix('-')) {
             (Some((name, value)), _) => Self::Set { name: name.to_owned(), value: value.to_owned() },
             (None, Some(name)) => Self::Remove { name: name.to_owned() },
             (None, None) => {
-                return Err(WrongUse(format!("--env {text}: use K=V to set K, or K- to take it away")));
+                return Err(WrongUse(format!("{option} {text}: use K=V to set K, or K- to take it away")));
             }
         };
         if change.name().is_empty() {
-            return Err(WrongUse(format!("--env {text}: the variable has no name")));
+            return Err(WrongUse(format!("{option} {text}: there is no name")));
         }
         Ok(change)
     }
-}
 
-impl EnvChange {
     fn name(&self) -> &str {
         match self {
             Self::Set { name, .. } | Self::Remove { name } => name,
@@ -133,6 +129,31 @@ impl Change {
             }
             ports[0]["containerPort"] = json!(port);
         }
+        self.onto_limits(container);
+        self.onto_env(container);
+    }
+
+    fn onto_limits(&self, container: &mut Map<String, Value>) {
+        if self.limits.is_empty() {
+            return;
+        }
+        let resources = object(container.entry("resources").or_insert_with(|| json!({})));
+        let limits = object(resources.entry("limits").or_insert_with(|| json!({})));
+        for change in &self.limits {
+            match change {
+                KeyChange::Set { name, value } => limits.insert(name.clone(), json!(value)),
+                KeyChange::Remove { name } => limits.remove(name),
+            };
+        }
+        if limits.is_empty() {
+            resources.remove("limits");
+        }
+        if resources.is_empty() {
+            container.remove("resources");
+        }
+    }
+
+    fn onto_env(&self, container: &mut Map<String, Value>) {
         if self.env.is_empty() {
             return;
         }
@@ -140,14 +161,14 @@ impl Change {
         for change in &self.env {
             let found = variables.iter().position(|variable| variable["name"] == change.name());
             match (change, found) {
-                (EnvChange::Set { name, value }, Some(at)) => {
+                (KeyChange::Set { name, value }, Some(at)) => {
                     variables[at] = json!({"name": name, "value": value})
                 }
-                (EnvChange::Set { name, value }, None) => {
+                (KeyChange::Set { name, value }, None) => {
                     variables.push(json!({"name": name, "value": value}))
                 }
-                (EnvChange::Remove { .. }, Some(at)) => drop(variables.remove(at)),
-                (EnvChange::Remove { .. }, None) => {}
+                (KeyChange::Remove { .. }, Some(at)) => drop(variables.remove(at)),
+                (KeyChange::Remove { .. }, None) => {}
             }
         }
         if variables.is_empty() {
@@ -171,7 +192,7 @@ mod tests {
     use super::*;
 
     fn change(env: &[&str]) -> Change {
-        let env = env.iter().map(|text| text.parse().unwrap()).collect();
+        let env = env.iter().map(|text| KeyChange::parse("--env", text).unwrap()).collect();
         Change { image: "h/new@sha256:2".into(), env, ..Change::default() }
     }
 
@@ -181,17 +202,17 @@ mod tests {
 
     #[test]
     fn env_changes_are_read() {
-        let set = |name: &str, value: &str| EnvChange::Set { name: name.into(), value: value.into() };
+        let set = |name: &str, value: &str| KeyChange::Set { name: name.into(), value: value.into() };
         for (text, expected) in [
             ("A=B", set("A", "B")),
             ("A=", set("A", "")),
             ("A=b=c-", set("A", "b=c-")),
-            ("A-", EnvChange::Remove { name: "A".into() }),
+            ("A-", KeyChange::Remove { name: "A".into() }),
         ] {
-            assert_eq!(text.parse::<EnvChange>().unwrap(), expected, "{text}");
+            assert_eq!(KeyChange::parse("--env", text).unwrap(), expected, "{text}");
         }
         for bad in ["", "A", "=B", "-"] {
-            assert!(bad.parse::<EnvChange>().is_err(), "{bad:?}");
+            assert!(KeyChange::parse("--env", bad).is_err(), "{bad:?}");
         }
     }
 
@@ -264,6 +285,21 @@ mod tests {
         );
         let none = change(&["A-", "S-"]).onto("ns", "a", Some(&live())).unwrap();
         assert_eq!(container(&none).get("env"), None);
+    }
+
+    #[test]
+    fn limits_are_set_beside_others_and_taken_away() {
+        let limits = |texts: &[&str]| {
+            let limits = texts.iter().map(|text| KeyChange::parse("--limit", text).unwrap()).collect();
+            let changed = Change { limits, ..change(&[]) }.onto("ns", "a", Some(&live())).unwrap();
+            container(&changed)["resources"].clone()
+        };
+        assert_eq!(
+            limits(&["nvidia.com/gpu=1", "cpu-"]),
+            json!({"limits": {"memory": "64Mi", "nvidia.com/gpu": "1"}})
+        );
+        assert_eq!(limits(&["memory=1Gi"]), json!({"limits": {"memory": "1Gi"}}));
+        assert_eq!(limits(&["memory-"]), Value::Null);
     }
 
     #[test]
