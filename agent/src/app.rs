@@ -144,9 +144,7 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let Start { config, supervisor_command } = start;
     let me: NodeId = config.node.parse().context("node")?;
     descriptors::raise_limit();
-    for dir in [&config.state_dir, &config.run_dir] {
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    }
+    make_directories(&config)?;
     let supervisor = SupervisorConfig {
         run_dir: config.run_dir.clone(),
         command: supervisor_command,
@@ -210,6 +208,13 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     })
 }
 
+fn make_directories(config: &Config) -> anyhow::Result<()> {
+    for dir in [&config.state_dir, &config.run_dir] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    Ok(())
+}
+
 /// Starts what serves: executor, reconciler, router. None of them needs the hub.
 fn serve(
     shared: &Shared,
@@ -219,7 +224,7 @@ fn serve(
     plugins: Plugins,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Served> {
-    let Shared { config, keep, outbox, floor, accepted, .. } = shared;
+    let Shared { config, keep, outbox, accepted, .. } = shared;
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
     let (demand_sender, demand) = mpsc::channel(DEMAND);
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
@@ -238,8 +243,7 @@ fn serve(
     let settings = Settings { memory_bytes: node_info::memory_for_instances() };
     let (progress, rollouts, takeovers) = progress(keep, tasks);
     let (outbox, poked) = (outbox.clone(), poke.clone());
-    let outputs =
-        Outputs { table, report, outbox: outbox.clone(), rollouts, takeovers, poke: poked, choices, ready };
+    let outputs = Outputs { table, report, outbox, rollouts, takeovers, poke: poked, choices, ready };
     let records = (ready_record.clone(), progress);
     let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), settings, records, clock);
     // Before the router accepts, so that no host is unknown to it at first.
@@ -273,10 +277,16 @@ fn serve(
     };
     tasks.lasting("reconciler", reconciler.run(inputs));
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
-    tasks.lasting("ready record", ready_record.write(keep.clone()));
-    tasks.lasting("outbox", outbox.write(keep.clone()));
-    tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
+    remember(shared, ready_record, tasks);
     Ok(Served { address, executor, tables, meter, report: reports, decisions: decided, ready: readiness })
+}
+
+/// Starts what writes down what an agent must still know when it starts again.
+fn remember(shared: &Shared, ready_record: ReadyRecord, tasks: &mut Tasks) {
+    let Shared { keep, outbox, floor, accepted, .. } = shared;
+    tasks.lasting("ready record", ready_record.write(keep.clone()));
+    tasks.lasting("outbox", outbox.clone().write(keep.clone()));
+    tasks.lasting("time floor", raise_floor(floor.clone(), accepted.subscribe()));
 }
 
 /// What the autoscaler goes by where a revision says nothing.
