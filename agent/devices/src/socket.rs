@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use tokio::net::{UnixListener, UnixStream};
-use tombolo_device_api::KUBELET_SOCKET;
+use tombolo_device_api::{Connection, KUBELET_SOCKET};
 
 use crate::StartError;
 
@@ -45,9 +45,9 @@ fn remove_sockets(directory: &Path) -> io::Result<()> {
 }
 
 impl Socket {
-    pub(crate) fn connections(self) -> impl Stream<Item = io::Result<UnixStream>> {
+    pub(crate) fn connections(self) -> impl Stream<Item = io::Result<Connection>> {
         stream::unfold(self.0, |listener| async {
-            let accepted = listener.accept().await.map(|(stream, _)| stream);
+            let accepted = listener.accept().await.map(|(stream, _)| Connection::new(stream));
             if let Err(error) = &accepted {
                 tracing::warn!(%error, "cannot take a device plugin's connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
