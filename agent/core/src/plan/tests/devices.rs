@@ -310,4 +310,40 @@ proptest! {
             prop_assert!(settled, "did not converge");
         }
     }
+
+    /// Nothing happens to an instance that has lost its device before the plan's wake.
+    #[test]
+    fn nothing_of_devices_changes_before_the_wake(
+        phase in prop_oneof![
+            Just(Phase::Primed), Just(Phase::Launching), Just(Phase::Probing), Just(Phase::Ready), Just(Phase::Draining),
+            Just(Phase::Frozen),
+        ],
+        devices in "[aA][bB]?",
+        lost_ms in 0..2 * LOST_GRACE_MS,
+        awaited_ms in 0..600_000u64,
+        is_registered: bool,
+        want in 0..3u32,
+        step in 1..700_000u64,
+    ) {
+        let made = with_devices("s-00001", 1, &[(keys::IDLE_TIER, "cold")]);
+        let digest = made.0;
+        let (desired, mut actual) = given_routed(&[made]);
+        idle(&mut actual);
+        let held: Devices = [(ResourceName(X.into()), [DeviceId("a".into())].into())].into();
+        actual.instances.insert(InstanceId("i".into()), InstanceActual { devices: held, ..instance("s-00001", digest, phase) });
+        actual.devices.awaited_until = Moment(NOW.0 - 300_000 + awaited_ms);
+        if is_registered {
+            has(&mut actual, &devices, Moment(NOW.0 - lost_ms));
+        }
+        let asked = asking(&desired, want, NOW);
+        let now = targeted(&desired, &actual, &Traffic::default(), &asked, NOW);
+        let until = now.wake.map_or(u64::MAX, |(at, _)| at.0);
+        prop_assert!(until > NOW.0, "a wake that is over: {:?}", now.wake);
+        let then = Moment((NOW.0 + step).min(until - 1));
+        if now.actions.is_empty() {
+            prop_assert_eq!(targeted(&desired, &actual, &Traffic::default(), &asked, then).actions, vec![]);
+            let unavailable = |at| routes(&desired, &actual, at).revisions[&key("s-00001")].unavailable.clone();
+            prop_assert_eq!(unavailable(NOW), unavailable(then));
+        }
+    }
 }
