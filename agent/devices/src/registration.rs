@@ -26,9 +26,8 @@ impl Desk {
     }
 
     pub(crate) async fn serve(self, socket: Socket) {
-        let connections = Box::pin(socket.connections());
         let serving = Server::builder().add_service(RegistrationServer::new(self));
-        if let Err(error) = serving.serve_with_incoming(connections).await {
+        if let Err(error) = serving.serve_with_incoming(socket.connections()).await {
             tracing::error!(%error, "device plugins can register no more until the agent is restarted");
         }
     }

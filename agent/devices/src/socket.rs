@@ -3,19 +3,14 @@
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::Path;
-use std::time::Duration;
 
-use futures_util::stream::{self, Stream};
 use tokio::net::{UnixListener, UnixStream};
-use tombolo_device_api::{Connection, KUBELET_SOCKET};
+use tombolo_device_api::{Incoming, KUBELET_SOCKET, incoming};
 
 use crate::StartError;
 
 /// Root's alone: whoever registers decides what containers get of the host.
 const DIRECTORY_MODE: u32 = 0o750;
-
-/// After a connection could not be taken, as when no descriptors are left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// The socket, listening.
 pub(crate) struct Socket(UnixListener);
@@ -45,14 +40,7 @@ fn remove_sockets(directory: &Path) -> io::Result<()> {
 }
 
 impl Socket {
-    pub(crate) fn connections(self) -> impl Stream<Item = io::Result<Connection>> {
-        stream::unfold(self.0, |listener| async {
-            let accepted = listener.accept().await.map(|(stream, _)| Connection::new(stream));
-            if let Err(error) = &accepted {
-                tracing::warn!(%error, "cannot take a device plugin's connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-            Some((accepted, listener))
-        })
+    pub(crate) fn connections(self) -> Incoming {
+        incoming(self.0)
     }
 }

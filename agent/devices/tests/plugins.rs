@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
-use tokio::net::UnixListener;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tombolo_agent_core::devices::{Choice, DeviceId, Devices, Inventory, ResourceName};
@@ -20,7 +21,7 @@ use tombolo_device_api::v1beta1::{
     ListAndWatchResponse, Mount, NumaNode, PreStartContainerRequest, PreStartContainerResponse,
     PreferredAllocationRequest, PreferredAllocationResponse, RegisterRequest, TopologyInfo,
 };
-use tombolo_device_api::{HEALTHY, KUBELET_SOCKET, UNHEALTHY, VERSION};
+use tombolo_device_api::{HEALTHY, KUBELET_SOCKET, UNHEALTHY, VERSION, incoming};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
@@ -127,14 +128,11 @@ impl Behaviour {
             let _inside = runtime.enter();
             UnixListener::bind(path).expect("a socket")
         };
-        let connections = stream::unfold(listener, |listener| async {
-            Some((listener.accept().await.map(|(connection, _)| connection), listener))
-        });
         let service = DevicePluginServer::new(self.clone());
         runtime.spawn(async move {
             Server::builder()
                 .add_service(service)
-                .serve_with_incoming(Box::pin(connections))
+                .serve_with_incoming(incoming(listener))
                 .await
                 .expect("it serves");
         });
@@ -490,4 +488,39 @@ async fn a_plugin_that_does_not_come_back_is_forgotten() {
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(301)).await;
     node.has(X, "none").await;
+}
+
+/// As grpc-go says it with the dialler that device plugins are written with: the authority is the socket's path.
+#[tokio::test]
+async fn a_plugin_that_names_the_sockets_path_as_its_authority_is_let_in() {
+    let mut node = Node::start().await;
+    let plugin = Behaviour::with("a");
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    let headers = [
+        // POST, http; path; authority; content-type.
+        vec![0x83, 0x86],
+        [&[0x04], &*text("/v1beta1.Registration/Register")].concat(),
+        [&[0x01], &*text("/var/lib/kubelet/device-plugins/kubelet.sock")].concat(),
+        [&[0x0f, 0x10], &*text("application/grpc")].concat(),
+        [&[0x00], &*text("te"), &*text("trailers")].concat(),
+    ];
+    let fields = [(1, VERSION), (2, "x.sock"), (3, X)];
+    let request: Vec<u8> =
+        fields.iter().flat_map(|(number, value)| [vec![number << 3 | 2], text(value)].concat()).collect();
+    let length = u32::try_from(request.len()).expect("short").to_be_bytes();
+    let message = [&[0], &length[..], &request].concat();
+    let call = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &headers.concat()),
+        frame(0, 1, 1, &message),
+    ];
+    let mut connection = UnixStream::connect(node.plugins().join(KUBELET_SOCKET)).await.expect("it answers");
+    connection.write_all(&call.concat()).await.expect("it is read");
+    node.has(X, "a").await;
 }
