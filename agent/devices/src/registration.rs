@@ -26,8 +26,9 @@ impl Desk {
     }
 
     pub(crate) async fn serve(self, socket: Socket) {
+        let (connections, _file) = socket.connections();
         let serving = Server::builder().add_service(RegistrationServer::new(self));
-        if let Err(error) = serving.serve_with_incoming(socket.connections()).await {
+        if let Err(error) = serving.serve_with_incoming(connections).await {
             tracing::error!(%error, "device plugins can register no more until the agent is restarted");
         }
     }

@@ -1,8 +1,8 @@
 //! The kubelet's socket: whose it is, and how it is taken over. Speaks with nobody.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 use tombolo_device_api::{Incoming, KUBELET_SOCKET, incoming};
@@ -13,7 +13,25 @@ use crate::StartError;
 const DIRECTORY_MODE: u32 = 0o750;
 
 /// The socket, listening.
-pub(crate) struct Socket(UnixListener);
+pub(crate) struct Socket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+/// The socket's file, which goes with this: a plugin would wait at one where nobody answers.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Another agent or a kubelet may have put its own there.
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
 
 /// Removes every socket in `directory`, as a kubelet that starts does, and listens at its own.
 pub(crate) async fn take_over(directory: &Path) -> Result<Socket, StartError> {
@@ -24,9 +42,11 @@ pub(crate) async fn take_over(directory: &Path) -> Result<Socket, StartError> {
     let listen = || {
         std::fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
         remove_sockets(directory)?;
-        UnixListener::bind(&path)
+        let listener = UnixListener::bind(&path)?;
+        let inode = std::fs::symlink_metadata(&path)?.ino();
+        Ok(Socket { listener, file: SocketFile { path: path.clone(), inode } })
     };
-    listen().map(Socket).map_err(|source| StartError::Listen { path, source })
+    listen().map_err(|source| StartError::Listen { path: path.clone(), source })
 }
 
 fn remove_sockets(directory: &Path) -> io::Result<()> {
@@ -40,7 +60,8 @@ fn remove_sockets(directory: &Path) -> io::Result<()> {
 }
 
 impl Socket {
-    pub(crate) fn connections(self) -> Incoming {
-        incoming(self.0)
+    /// Who connects, and the file that has to stay meanwhile.
+    pub(crate) fn connections(self) -> (Incoming, SocketFile) {
+        (incoming(self.listener), self.file)
     }
 }

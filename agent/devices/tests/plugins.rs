@@ -312,6 +312,24 @@ async fn another_kubelet_is_left_alone_and_what_a_dead_one_left_goes() {
 }
 
 #[tokio::test]
+async fn an_agent_that_stops_takes_its_socket_away_and_no_other() {
+    let Node { dir, task, .. } = Node::start().await;
+    let path = dir.path().join("plugins").join(KUBELET_SOCKET);
+    assert!(path.exists());
+    task.abort();
+    assert!(task.await.is_err_and(|error| error.is_cancelled()));
+    assert!(!path.exists());
+
+    let Node { dir, task, .. } = Node::start_in(dir).await;
+    std::fs::remove_file(&path).expect("the socket is there");
+    let _another = UnixListener::bind(&path).expect("a socket");
+    task.abort();
+    assert!(task.await.is_err_and(|error| error.is_cancelled()));
+    assert!(path.exists());
+    drop(dir);
+}
+
+#[tokio::test]
 async fn what_a_plugin_prefers_is_asked_for_once() {
     let mut node = Node::start().await;
     let mut plugin = Behaviour::with("abc");
