@@ -182,7 +182,7 @@ async fn of_two_functions_and_one_device_one_waits_and_says_why() {
     bench.has("second", "eye0").await;
 }
 
-/// Also when the plugin is killed, and while it is not there.
+/// Also when the plugin or the supervisor is killed with it, and while the plugin is not there.
 #[tokio::test]
 async fn a_device_stays_with_its_instance_when_the_agent_is_killed() {
     let Some(mut bench) = Bench::start(&["eye0"]).await else { return };
@@ -191,8 +191,11 @@ async fn a_device_stays_with_its_instance_when_the_agent_is_killed() {
     bench.site.hub.deploy_unready(&watching("second")).await;
     let before = bench.node.instances("first").await.expect("the agent says what it runs");
     assert_eq!(before.len(), 1);
-    for plugin_dies in [false, true] {
+    for (plugin_dies, supervisor_dies) in [(false, false), (true, false), (false, true)] {
         bench.node.kill_agent();
+        if supervisor_dies {
+            bench.node.kill_supervisor();
+        }
         if plugin_dies {
             bench.plugin.take().expect("a plugin runs").kill().expect("it can be killed");
         }
