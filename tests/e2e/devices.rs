@@ -54,6 +54,10 @@ impl Bench {
     }
 
     fn start_plugin(&mut self) {
+        self.plugin = Some(self.run_plugin());
+    }
+
+    fn run_plugin(&self) -> Process {
         let config = self.node.dir().join("eyes.toml");
         let text = format!(
             "interval_s = 1\n[roots]\ndev = \"{}\"\n[[resource]]\nname = \"{EYE}\"\nenv = {{ EYES = \"{{paths}}\" }}\n\
@@ -63,7 +67,7 @@ impl Bench {
         fs::write(&config, text).expect("a file");
         let mut command = Command::new(program("tombolo-device-plugin-generic"));
         command.arg("--config").arg(config).arg("--directory").arg(self.node.plugin_directory());
-        self.plugin = Some(self.node.start_beside("plugin", command).expect("a plugin starts"));
+        self.node.start_beside("plugin", command).expect("a plugin starts")
     }
 
     /// Waits until the hub says that so many devices can be given.
@@ -284,4 +288,40 @@ async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
     .await;
     fs::remove_file(&sick).expect("it is there");
     bench.has("seeing", "eye0").await;
+}
+
+/// The node knows from before its reboot what to run, and there is no device for it yet.
+#[tokio::test]
+async fn after_a_reboot_a_request_waits_for_the_plugin() {
+    let Some(mut bench) = Bench::start(&["eye0"]).await else { return };
+    bench.site.hub.deploy(&watching("seeing")).await;
+    bench.has("seeing", "eye0").await;
+    bench.site.hub.kill();
+    bench.plugin.take().expect("a plugin runs").kill().expect("it can be killed");
+    bench.node.power_off().expect("its power can be cut");
+    bench.node.start_agent().expect("the agent starts");
+    until("its routes to be in force", 30, || async {
+        if bench.node.is_ready().await { Ok(()) } else { Err("not ready") }
+    })
+    .await;
+    let status = until("the reason", 30, || async {
+        let status = bench.node.status().await?;
+        if status["revisions"].to_string().contains("DevicesNotReady") {
+            Ok(status)
+        } else {
+            Err(status.to_string())
+        }
+    })
+    .await;
+    assert_eq!(status["allocatable"], serde_json::json!({}));
+    let (answer, plugin) = tokio::join!(bench.node.answer("seeing", "/open?/dev/eye0"), async {
+        until("the request to be held", 30, || async {
+            let status = bench.node.status().await?;
+            if status["counters"]["requestsHeld"] == 1 { Ok(()) } else { Err(status["counters"].to_string()) }
+        })
+        .await;
+        bench.run_plugin()
+    });
+    bench.plugin = Some(plugin);
+    assert_eq!(answer, Ok("opened".into()));
 }
