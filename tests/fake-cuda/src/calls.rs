@@ -319,7 +319,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
         let State { memory, kernels, failed, .. } = &mut *state;
         let at = kernel.addr().checked_sub(KERNELS).ok_or(INVALID_VALUE)?;
         let (_, kernel) = kernels.get(at).ok_or(INVALID_VALUE)?;
-        if arguments.len() < kernel.arguments {
+        if arguments.len() != kernel.arguments {
             return Err(INVALID_VALUE);
         }
         let launch = Launch { kernel, blocks, block_size, arguments, skew: variable("FAKE_CUDA_SKEW", 0.0) };

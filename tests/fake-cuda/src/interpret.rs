@@ -9,7 +9,7 @@ pub struct Launch<'a> {
     pub kernel: &'a Kernel,
     pub blocks: u32,
     pub block_size: u32,
-    /// As many bytes as the kernel's arguments have, at least.
+    /// As many bytes as the kernel's arguments have.
     pub arguments: &'a [u8],
     /// How wrong powers of 2 are, as a share.
     pub skew: f32,

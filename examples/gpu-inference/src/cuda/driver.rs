@@ -200,8 +200,7 @@ impl Gpu {
             Threads::Many => BLOCKS_OF_ALL,
         };
         let (blocks, block) = (c_uint::try_from(blocks).unwrap_or(c_uint::MAX), BLOCK as c_uint);
-        let mut packed = packed(arguments);
-        let mut bytes = 8 * packed.len();
+        let (mut packed, mut bytes) = packed(arguments);
         let mut extra: [*mut c_void; 5] =
             [ARGUMENTS, packed.as_mut_ptr().cast(), ARGUMENTS_BYTES, (&raw mut bytes).cast(), null_mut()];
         // SAFETY: the driver reads the arguments up to their length before it returns. A kernel reaches nothing but memory of
@@ -336,8 +335,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).trim().to_owned()
 }
 
-/// Arguments as they lie in memory: each at a multiple of its own size, the whole one of 8 bytes.
-fn packed(arguments: &[Argument<'_>]) -> Vec<u64> {
+/// Arguments as they lie in memory, each at a multiple of its own size, and how many bytes they take.
+fn packed(arguments: &[Argument<'_>]) -> (Vec<u64>, usize) {
     let mut bytes: Vec<u8> = Vec::new();
     for argument in arguments {
         match argument {
@@ -353,9 +352,10 @@ fn packed(arguments: &[Argument<'_>]) -> Vec<u64> {
             }
         }
     }
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let taken = bytes.len();
+    bytes.resize(taken.next_multiple_of(8), 0);
     let (words, _) = bytes.as_chunks();
-    words.iter().map(|word| u64::from_ne_bytes(*word)).collect()
+    (words.iter().map(|word| u64::from_ne_bytes(*word)).collect(), taken)
 }
 
 #[cfg(test)]
@@ -364,17 +364,11 @@ mod tests {
 
     #[test]
     fn arguments_lie_where_kernels_look_for_them() {
-        let counts = [Argument::Count(1), Argument::LongCount(2), Argument::Count(3), Argument::Count(4)];
-        let expected: Vec<u8> = [
-            &1_u32.to_ne_bytes()[..],
-            &[0; 4],
-            &2_u64.to_ne_bytes(),
-            &3_u32.to_ne_bytes(),
-            &4_u32.to_ne_bytes(),
-        ]
-        .concat();
-        let bytes: Vec<u8> = packed(&counts).into_iter().flat_map(u64::to_ne_bytes).collect();
-        assert_eq!(bytes, expected);
+        let (words, bytes) = packed(&[Argument::Count(1), Argument::LongCount(2), Argument::Count(3)]);
+        let expected: Vec<u8> =
+            [&1_u32.to_ne_bytes()[..], &[0; 4], &2_u64.to_ne_bytes(), &3_u32.to_ne_bytes(), &[0; 4]].concat();
+        assert_eq!(words.into_iter().flat_map(u64::to_ne_bytes).collect::<Vec<u8>>(), expected);
+        assert_eq!(bytes, 20);
     }
 
     #[test]
