@@ -187,6 +187,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn words_that_changed_on_the_gpu_are_counted() {
+        // Cargo puts the fake's library beside this test.
+        let fake = std::env::current_exe().unwrap().with_file_name("libtombolo_fake_cuda.so");
+        let mut network = Network::open(Some(fake.as_os_str()), &Weights::trained()).unwrap();
+        network.hold(2).unwrap();
+        assert_eq!(network.wrong_words(), Ok(0));
+        let held = &network.held.as_ref().unwrap().memory;
+        let mut words: Vec<u32> = held.read(2 << 18).unwrap();
+        words[0] += 1;
+        words[99_999] ^= 1 << 31;
+        held.write(&words).unwrap();
+        assert_eq!(network.wrong_words(), Ok(2));
+    }
+
+    #[test]
     fn drivers_of_every_age_can_read_the_kernels() {
         assert!(KERNELS.is_ascii(), "older drivers refuse anything but ASCII");
         assert!(KERNELS.contains("\n.version 6.0\n.target sm_50\n"), "they run from Maxwell on");
