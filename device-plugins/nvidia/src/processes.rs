@@ -1,5 +1,6 @@
 //! What the plugin can do with processes on GPUs: asks the driver's libraries, each when it is first needed. Decides no order.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,10 +29,12 @@ impl Processes {
 
     /// A library that was loaded once stays: threads of its own may run in it.
     fn cuda(&self) -> Result<Arc<Cuda>, LoadError> {
-        let mut loaded = self.cuda.lock().unwrap_or_else(PoisonError::into_inner);
-        let cuda = match &*loaded {
-            Some(cuda) => Arc::clone(cuda),
-            None => Arc::clone(loaded.insert(Arc::new(Cuda::load(&self.config)?))),
+        let cuda = {
+            let mut loaded = self.cuda.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*loaded {
+                Some(cuda) => Arc::clone(cuda),
+                None => Arc::clone(loaded.insert(Arc::new(Cuda::load(&self.config)?))),
+            }
         };
         cuda.begin()?;
         Ok(cuda)
@@ -80,7 +83,8 @@ impl Accelerator for Processes {
 
     fn resume(&self, processes: &BTreeSet<Pid>) -> Result<BTreeSet<Pid>, MoveError> {
         let cuda = self.cuda().map_err(|error| MoveError::Cannot(error.to_string()))?;
-        let held = self.bytes();
+        // A request waits for this: what is not needed is not asked.
+        let held = LazyCell::new(|| self.bytes());
         let holds = |process| held.as_ref().is_some_and(|bytes| bytes.contains_key(&process));
         let resumed = suspend::resume(&cuda, processes, holds).map_err(refused)?;
         tracing::info!(processes = resumed.len(), "resumed");
