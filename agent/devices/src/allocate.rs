@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tombolo_agent_core::devices::{Devices, ResourceName};
 use tombolo_cdi::{Cache, ContainerEdits, QualifiedName, Unresolved};
 
+use crate::accelerator::{Accelerator, AcceleratorError};
 use crate::edits::{self, Answer, EditsError};
 use crate::roll::Connected;
 
@@ -51,6 +52,13 @@ pub enum AllocateError {
 impl Allocator {
     pub(crate) fn new(connected: watch::Receiver<Connected>, directories: Vec<PathBuf>) -> Self {
         Self { connected, cdi: Arc::new(Mutex::new(Cdi { directories, cache: None })) }
+    }
+
+    /// What the plugin of `resource` does with processes, whether it can or not.
+    pub async fn accelerator(&self, resource: &ResourceName) -> Result<Accelerator, AcceleratorError> {
+        let plugin = self.connected.borrow().get(resource).map(|(_, plugin)| plugin.socket.clone());
+        let absent = || AcceleratorError::Absent(format!("nobody offers {resource}"));
+        Accelerator::connect(&plugin.ok_or_else(absent)?).await
     }
 
     /// Has every plugin prepare its part of `devices`, before a container is made that has them.

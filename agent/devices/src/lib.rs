@@ -5,7 +5,8 @@
 //!   ▲                                     ▲ │ ◀─ watch<choices> ─────────┘
 //!   ├── ListAndWatch, for its life ──── plugin
 //!   ├── GetPreferredAllocation ───────────┘
-//!   └── Allocate, PreStartContainer ◀── allocate ◀── whoever makes a container
+//!   ├── Allocate, PreStartContainer ◀── allocate ◀── whoever makes a container
+//!   └── Suspend, Resume, Usage ◀──── accelerator ◀── whoever has processes on accelerators
 //! ```
 //!
 //! Any plugin that works with a kubelet works here: the same sockets, the same words. Gives no device away and knows no instance:
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tombolo_agent_core::devices::{Choice, Inventory};
 
+mod accelerator;
 mod allocate;
 mod edits;
 mod plugin;
@@ -26,6 +28,7 @@ mod registration;
 mod roll;
 mod socket;
 
+pub use accelerator::{Abilities, Accelerator, AcceleratorError, Held, Pid, Suspended, Usage};
 pub use allocate::{AllocateError, Allocator, Given};
 pub use edits::EditsError;
 
