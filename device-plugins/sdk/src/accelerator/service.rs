@@ -208,3 +208,59 @@ fn message(held: Held) -> ProcessUsage {
     let Held { process, device, bytes } = held;
     ProcessUsage { pid: process.number(), device_id: device.to_string(), bytes }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::super::{Abilities, Suspended};
+    use super::*;
+
+    /// Has nothing to move.
+    struct Idle;
+
+    impl Accelerator for Idle {
+        fn describe(&self) -> Abilities {
+            Abilities { suspend: Ok(()), tells_memory: false }
+        }
+
+        fn suspend(&self, _: &BTreeSet<Pid>) -> Result<Suspended, MoveError> {
+            Ok(Suspended::default())
+        }
+
+        fn resume(&self, _: &BTreeSet<Pid>) -> Result<BTreeSet<Pid>, MoveError> {
+            Ok(BTreeSet::new())
+        }
+
+        fn usage(&self) -> Result<Vec<Held>, UsageError> {
+            Err(UsageError::Never("it never tells".to_owned()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_too_long_is_told_and_gets_through_later() {
+        let shared = SharedAccelerator::new(Idle);
+        let seven = BTreeSet::from([Pid::try_from(7).unwrap()]);
+        let turn = shared.0.turns.take(seven).await;
+        let late = shared.move_state(&[7, 8], |accelerator, pids| accelerator.resume(pids)).await;
+        assert_eq!(late.unwrap_err().code(), Code::DeadlineExceeded);
+        // What it waited for in vain is nobody's now.
+        let other = shared.move_state(&[8], |accelerator, pids| accelerator.suspend(pids)).await;
+        assert_eq!(other.unwrap(), Suspended::default());
+        drop(turn);
+        let again = shared.move_state(&[7, 8], |accelerator, pids| accelerator.resume(pids)).await;
+        assert_eq!(again.unwrap(), BTreeSet::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_that_hang_leave_moves_their_threads() {
+        let shared = SharedAccelerator::new(Idle);
+        let all = u32::try_from(shared.0.looks.available_permits()).unwrap();
+        let hanging = Arc::clone(&shared.0.looks).acquire_many_owned(all).await.unwrap();
+        assert_eq!(shared.measure().await.unwrap_err().code(), Code::DeadlineExceeded);
+        assert!(shared.move_state(&[7], |accelerator, pids| accelerator.suspend(pids)).await.is_ok());
+        drop(hanging);
+        let never = shared.measure().await.unwrap_err();
+        assert_eq!((never.code(), never.message()), (Code::Unimplemented, "it never tells"));
+    }
+}
