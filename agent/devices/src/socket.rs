@@ -21,13 +21,27 @@ pub(crate) struct Socket {
 /// The socket's file, which goes with this: a plugin would wait at one where nobody answers.
 pub(crate) struct SocketFile {
     path: PathBuf,
+    mark: Mark,
+}
+
+/// What tells one file at a path from the next: a number may be used again at once, with a later time.
+#[derive(Debug, PartialEq, Eq)]
+struct Mark {
     inode: u64,
+    born: (i64, i64),
+}
+
+impl Mark {
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = std::fs::symlink_metadata(path)?;
+        Ok(Self { inode: file.ino(), born: (file.ctime(), file.ctime_nsec()) })
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Another agent or a kubelet may have put its own there.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+        if Mark::of(&self.path).is_ok_and(|mark| mark == self.mark) {
             drop(std::fs::remove_file(&self.path));
         }
     }
@@ -43,8 +57,8 @@ pub(crate) async fn take_over(directory: &Path) -> Result<Socket, StartError> {
         std::fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
         remove_sockets(directory)?;
         let listener = UnixListener::bind(&path)?;
-        let inode = std::fs::symlink_metadata(&path)?.ino();
-        Ok(Socket { listener, file: SocketFile { path: path.clone(), inode } })
+        let mark = Mark::of(&path)?;
+        Ok(Socket { listener, file: SocketFile { path: path.clone(), mark } })
     };
     listen().map_err(|source| StartError::Listen { path: path.clone(), source })
 }
