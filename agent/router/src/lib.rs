@@ -8,7 +8,8 @@
 //!   │                   │          │  └────▶ tunnel (switched protocols)
 //!   ▼                   ▼          ▼
 //! table ───────────▶ revision ─▶ instance ─▶ dialer ─▶ the instance's network namespace
-//!                                    └─────▶ http1
+//!
+//! HTTP/1 is spoken by http1, with clients (session) and with instances (instance); HTTP/2 by hyper.
 //! ```
 
 mod activations;
