@@ -187,6 +187,8 @@ pub enum Tier {
     Primed,
     /// Its processes are stopped where they were.
     Frozen,
+    /// As frozen, and what it had on accelerators is in the host's memory.
+    Suspended,
 }
 
 /// Something that happened and must not be lost. Waits in the node's outbox until the hub has stored it.

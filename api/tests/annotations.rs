@@ -54,7 +54,7 @@ fn refusal(kind: &str, pointer: &str, annotations: &Value) -> Option<String> {
 #[test]
 fn known_values_are_taken_where_they_belong() {
     for (key, values) in [
-        ("idle-tier", &["cold", "primed", "running", "frozen"][..]),
+        ("idle-tier", &["cold", "primed", "running", "frozen", "suspended"][..]),
         ("reaction", &["fast", "knative"]),
         ("update-strategy", &["overlap", "hand-over", "stop-first", "auto"]),
     ] {

@@ -87,6 +87,8 @@ pub struct RevisionActual {
     pub takeover: Takeover,
     /// Why no instance of it can ever be on this node, see [`crate::plan::misfit`].
     pub misfit: Option<Unavailable>,
+    /// Why its instances cannot be suspended here, once that is known: they end when they are idle.
+    pub cannot_suspend: Option<String>,
 }
 
 impl RevisionActual {
@@ -101,6 +103,7 @@ impl RevisionActual {
             prime_retry_at: Moment::default(),
             takeover: Takeover::None,
             misfit: None,
+            cannot_suspend: None,
         }
     }
 
@@ -177,6 +180,11 @@ pub struct InstanceActual {
 }
 
 impl InstanceActual {
+    /// The devices that nobody else may have now.
+    pub fn held_devices(&self) -> Option<&Devices> {
+        (self.phase != Phase::Suspended).then_some(&self.devices)
+    }
+
     /// One without devices that is not made yet.
     pub fn new(revision: RevisionKey, object: Digest, port: u16, phase: Phase, now: Moment) -> Self {
         Self {
@@ -202,9 +210,9 @@ impl InstanceActual {
 ///
 /// ```text
 /// Priming ─▶ Primed ─▶ Launching ─▶ Probing ─▶ Ready ⇄ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
-///                                                ▲       ▲ └─▶ Freezing ─▶ Frozen
-///                                                │       └──────────────────┤
-///                                                └──────────────── Thawing ◀┘
+///                                                ▲       ▲ └─▶ Freezing ─▶ Frozen, Suspended
+///                                                │       └──────────────────┤          │
+///                                                └──────────────── Thawing ◀┴──────────┘
 /// ```
 ///
 /// `Launching` is also a beginning of its own. From everywhere it can come to `Ended`; where an outcome is lost or a step
@@ -227,7 +235,10 @@ pub enum Phase {
     Freezing,
     /// Its processes are stopped where they were.
     Frozen,
-    /// The supervisor is letting its processes go on.
+    /// As frozen, and what it had on its devices is in the host's memory: others may have them meanwhile, and it goes on with the
+    /// same ones.
+    Suspended,
+    /// The supervisor is letting its processes go on; one that was suspended gets back what it had on its devices.
     Thawing,
     /// It was sent SIGTERM; `killed`: SIGKILL as well.
     Stopping { killed: bool },
@@ -245,7 +256,7 @@ impl Phase {
 
     /// Whether it is made and waits for a request, or will soon.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Phase::Priming | Phase::Primed | Phase::Freezing | Phase::Frozen)
+        matches!(self, Phase::Priming | Phase::Primed | Phase::Freezing | Phase::Frozen | Phase::Suspended)
     }
 }
 

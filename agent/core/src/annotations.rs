@@ -22,6 +22,9 @@ pub enum IdleTier {
     Running,
     /// Its last instance, stopped where it was.
     Frozen,
+    /// One instance, stopped where it was, with what it has on an accelerator moved to the host's memory and the accelerator free
+    /// for others.
+    Suspended,
 }
 
 /// How a revision takes the place of the one before it.
@@ -62,6 +65,7 @@ impl Scale {
             Some("cold") => IdleTier::Cold,
             Some("running") => IdleTier::Running,
             Some("frozen") => IdleTier::Frozen,
+            Some("suspended") => IdleTier::Suspended,
             _ => IdleTier::Primed,
         };
         let strategy = match text(keys::UPDATE_STRATEGY) {

@@ -93,6 +93,8 @@ pub enum Action {
     Drain { instance: InstanceId },
     /// Stop its processes where they are.
     Freeze { instance: InstanceId },
+    /// Move what it has on its devices to the host's memory, and stop its processes where they are.
+    Suspend { instance: InstanceId },
     /// Remove what is left of an ended one, or one that was never started.
     Delete { instance: InstanceId },
     /// Look the image up; fetch and unpack what is missing.
@@ -101,6 +103,8 @@ pub enum Action {
     Resume { instance: InstanceId },
     /// Let a frozen one go on.
     Thaw { instance: InstanceId },
+    /// Let a suspended one go on, and give it back what it had on its devices, which are its own again.
+    Restore { instance: InstanceId },
     /// Start the program of a primed one.
     Start { instance: InstanceId },
     /// Create and start an instance.
@@ -122,6 +126,7 @@ impl Action {
                 | Self::Terminate { .. }
                 | Self::Drain { .. }
                 | Self::Freeze { .. }
+                | Self::Suspend { .. }
                 | Self::Delete { .. }
         )
     }
@@ -167,7 +172,7 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
         routed: OnceCell::new(),
         now,
     };
-    let held = situation.actual.instances.values().map(|instance| &instance.devices);
+    let held = situation.actual.instances.values().filter_map(InstanceActual::held_devices);
     let free = situation.actual.devices.inventory.free(held);
     let mut draft = Draft { named: situation.actual.named, free, ..Draft::default() };
     pass.takeovers = pass.find_takeovers(&mut draft);
@@ -247,9 +252,11 @@ impl Draft {
             | Action::Terminate { instance }
             | Action::Drain { instance }
             | Action::Freeze { instance }
+            | Action::Suspend { instance }
             | Action::Delete { instance }
             | Action::Resume { instance }
             | Action::Thaw { instance }
+            | Action::Restore { instance }
             | Action::Start { instance }
             | Action::Launch { instance, .. }
             | Action::Prime { instance, .. } => instance == id,

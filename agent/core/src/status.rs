@@ -178,6 +178,7 @@ pub fn tier(phase: &Phase) -> Option<Tier> {
         Phase::Draining | Phase::Stopping { .. } => Some(Tier::Stopping),
         Phase::Primed => Some(Tier::Primed),
         Phase::Freezing | Phase::Frozen => Some(Tier::Frozen),
+        Phase::Suspended => Some(Tier::Suspended),
         Phase::Priming | Phase::Ended { .. } | Phase::Deleting => None,
     }
 }

@@ -2,7 +2,11 @@
 //!
 //! An instance that waits, primed or frozen, has its devices like one that runs, but gives way: where a revision has no instance
 //! at all for want of devices, those that wait for nobody go.
+//!
+//! A suspended instance has let go of its devices, and needs the very same to go on. Revisions that may be suspended take turns:
+//! those with no request now have only what others leave, who was called last first.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_api::RevisionKey;
@@ -10,7 +14,8 @@ use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
 
 use super::{Action, Draft, Pass, Scope, WakeReason};
 use crate::actual::{InstanceActual, Moment, Phase};
-use crate::devices::{self, Asked, Choice, Devices, Obstacle, ResourceName};
+use crate::annotations::IdleTier;
+use crate::devices::{self, Asked, Choice, DeviceId, Devices, Obstacle, ResourceName};
 use crate::supervision::InstanceId;
 
 /// How many devices of each resource.
@@ -31,9 +36,11 @@ impl<'a> Pass<'a> {
             return cuts;
         }
         order.sort_by_key(|index| {
+            let scope = &scopes[*index].1;
             // Where somebody waits comes first.
-            let demand = self.situation.traffic.of(scopes[*index].1.key);
-            (demand.held == 0, demand.in_flight == 0, *index)
+            let demand = self.situation.traffic.of(scope.key);
+            let called = self.yields(scope).then_some(Reverse(scope.known.last_active));
+            (demand.held == 0, demand.in_flight == 0, called, *index)
         });
         let has: BTreeMap<usize, u32> =
             order.iter().map(|index| (*index, self.has_devices(&scopes[*index].1))).collect();
@@ -41,7 +48,7 @@ impl<'a> Pass<'a> {
         for index in order {
             let (wanted, scope) = &mut scopes[index];
             let allowed = allowed.get(&index).copied().unwrap_or(0);
-            if allowed < *wanted && !self.takeovers.blocked.contains(scope.key) {
+            if allowed < *wanted && !self.takeovers.blocked.contains(scope.key) && !self.yields(scope) {
                 cuts.insert(scope.key.clone(), self.why(scope, *wanted, allowed, draft));
                 if allowed == 0 {
                     draft.short.push(scope.asked.clone());
@@ -53,7 +60,7 @@ impl<'a> Pass<'a> {
         cuts
     }
 
-    /// How many instances each of `order` may have: what it has and wants in any case, then a first before anyone's second.
+    /// How many instances each of `order` may have: what it has and wants, unless it yields, then a first before anyone's second.
     fn share(
         &self,
         scopes: &[(u32, Scope<'a>)],
@@ -66,7 +73,14 @@ impl<'a> Pass<'a> {
         let mut can_grow = BTreeSet::new();
         for index in order {
             let (wanted, scope) = &scopes[*index];
-            allowed.insert(*index, (*wanted).min(has[index]));
+            let mut own = (*wanted).min(has[index]);
+            if self.yields(scope) && self.obstacle(scope).is_none() {
+                for (name, count) in &scope.asked {
+                    *pool.entry(name.clone()).or_default() += (own * count) as usize;
+                }
+                own = 0;
+            }
+            allowed.insert(*index, own);
             let awaited_until = self.situation.actual.devices.awaited_until;
             if self.obstacle(scope).is_none() {
                 can_grow.insert(*index);
@@ -79,7 +93,9 @@ impl<'a> Pass<'a> {
             for index in order.iter().filter(|index| can_grow.contains(*index)) {
                 let (wanted, scope) = &scopes[*index];
                 let now = allowed[index];
-                let is_kept_out = now > 0 && scope.asked.keys().any(|name| a_first_waits.contains(name));
+                // One that yields may have back what it has.
+                let would_grow = now > 0 || self.yields(scope) && now >= (*wanted).min(has[index]);
+                let is_kept_out = would_grow && scope.asked.keys().any(|name| a_first_waits.contains(name));
                 if now != round || now >= *wanted || is_kept_out {
                     continue;
                 }
@@ -98,9 +114,20 @@ impl<'a> Pass<'a> {
         let of_use = |instance: &InstanceActual| {
             let serves =
                 instance.phase.is_up() || instance.phase.is_waiting() || instance.phase == Phase::Draining;
-            serves && !self.is_lost(instance)
+            serves && instance.phase != Phase::Suspended && !self.is_lost(instance)
         };
         self.current(scope).filter(|(_, instance)| of_use(instance)).count() as u32
+    }
+
+    /// Whether its instances can be suspended and nobody calls them: others who are called may have the devices.
+    fn yields(&self, scope: &Scope<'a>) -> bool {
+        let demand = self.situation.traffic.of(scope.key);
+        scope.scale.tier == IdleTier::Suspended
+            && scope.scale.min == 0
+            && scope.known.ready_once
+            && scope.known.cannot_suspend.is_none()
+            && demand.held == 0
+            && demand.in_flight == 0
     }
 
     fn obstacle(&self, scope: &Scope<'a>) -> Option<Obstacle> {
@@ -152,7 +179,7 @@ impl<'a> Pass<'a> {
     fn free_beside(&self, stays: impl Fn(&InstanceId, &InstanceActual) -> bool) -> Counts {
         let actual = self.situation.actual;
         let staying = actual.instances.iter().filter(|(id, instance)| stays(id, instance));
-        counts(&actual.devices.inventory.free(staying.map(|(_, instance)| &instance.devices)))
+        counts(&actual.devices.inventory.free(staying.filter_map(|(_, instance)| instance.held_devices())))
     }
 
     /// Instances that have some of what is asked for and serve nobody: those of revisions of which none is wanted, and those of
@@ -221,12 +248,29 @@ impl<'a> Pass<'a> {
 
     /// Whether one instance needs devices that there are, and that the revisions `before` have.
     pub(super) fn waits_for_devices_of(&self, scope: &Scope<'a>, before: &BTreeSet<RevisionKey>) -> bool {
-        if scope.asked.is_empty() || self.current(scope).any(|(_, instance)| !instance.devices.is_empty()) {
+        let holds = |instance: &InstanceActual| instance.held_devices().is_some_and(|held| !held.is_empty());
+        if scope.asked.is_empty() || self.current(scope).any(|(_, instance)| holds(instance)) {
             return false;
         }
         let free = self.free_beside(|_, _| true);
         let without = self.free_beside(|_, instance| !before.contains(&instance.revision));
         !covers(&free, &scope.asked) && covers(&without, &scope.asked)
+    }
+}
+
+impl Draft {
+    /// Takes these devices out of what is free, if they all are.
+    pub(super) fn take_back(&mut self, devices: &Devices) -> bool {
+        let is_free = |(name, ids): (&ResourceName, &BTreeSet<DeviceId>)| {
+            self.free.get(name).is_some_and(|free| ids.is_subset(free))
+        };
+        if !devices.iter().all(is_free) {
+            return false;
+        }
+        for (name, ids) in devices {
+            self.free.entry(name.clone()).or_default().retain(|id| !ids.contains(id));
+        }
+        true
     }
 }
 

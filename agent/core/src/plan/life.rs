@@ -65,7 +65,14 @@ impl Pass<'_> {
                 draft.additions.push(Action::Thaw { instance: instance_id() });
                 None
             }
-            Phase::Primed | Phase::Frozen => None,
+            Phase::Suspended
+                if !self.is_current(instance) || self.takeovers.is_leaving(&instance.revision) =>
+            {
+                // Its program cannot end as it would like to: what it had is not where it was.
+                draft.removals.push(Action::Delete { instance: instance_id() });
+                None
+            }
+            Phase::Primed | Phase::Frozen | Phase::Suspended => None,
             Phase::Probing => Some(self.probing(id, instance)),
             Phase::Ready => {
                 if !self.is_current(instance) && !self.is_still_needed(instance, wanted) {
@@ -118,13 +125,13 @@ impl Pass<'_> {
             let deadline = instance.since.after(timeout.max(DRAIN_MIN_MS));
             return (deadline, WakeReason::DrainDeadline, Action::Terminate { instance: id.clone() });
         }
-        let freezes = !wanted.contains_key(&instance.revision)
-            && !draft.is_short_of(&instance.devices)
-            && self.is_last_to_drain(id, instance);
-        let action = if freezes {
-            Action::Freeze { instance: id.clone() }
-        } else {
-            Action::Terminate { instance: id.clone() }
+        let keeps = !wanted.contains_key(&instance.revision) && self.is_last_to_drain(id, instance);
+        let instance_id = id.clone();
+        let action = match keeps.then(|| self.kept_as(instance)).flatten() {
+            // It lets go of its devices.
+            Some(IdleTier::Suspended) => Action::Suspend { instance: instance_id },
+            Some(_) if !draft.is_short_of(&instance.devices) => Action::Freeze { instance: instance_id },
+            _ => Action::Terminate { instance: instance_id },
         };
         (self.now, WakeReason::DrainDeadline, action)
     }
@@ -134,15 +141,21 @@ impl Pass<'_> {
         self.situation.traffic.instances.get(id).copied().unwrap_or(0)
     }
 
-    /// Whether this draining instance is the one that its revision keeps frozen.
+    /// The tier in which an idle instance that has run is kept; `None`: it is not.
+    fn kept_as(&self, instance: &InstanceActual) -> Option<IdleTier> {
+        let (_, object) = self.situation.desired.revisions.get(&instance.revision)?;
+        let known = self.situation.actual.revisions.get(&instance.revision)?;
+        match Scale::of(&object.annotations).tier {
+            IdleTier::Suspended if instance.devices.is_empty() || known.cannot_suspend.is_some() => None,
+            tier @ (IdleTier::Frozen | IdleTier::Suspended) => Some(tier),
+            IdleTier::Cold | IdleTier::Primed | IdleTier::Running => None,
+        }
+    }
+
+    /// Whether this draining instance is the one that its revision keeps when it is idle.
     fn is_last_to_drain(&self, id: &InstanceId, instance: &InstanceActual) -> bool {
-        let Some((_, object)) = self.situation.desired.revisions.get(&instance.revision) else {
-            return false;
-        };
-        let scale = Scale::of(&object.annotations);
         let leaves = self.takeovers.is_leaving(&instance.revision);
-        if scale.tier != IdleTier::Frozen
-            || leaves
+        if leaves
             || self.is_lost(instance)
             || !self.is_current(instance)
             || !self.is_routed(&instance.revision)
@@ -152,7 +165,7 @@ impl Pass<'_> {
         let beside = self.index.of(&instance.revision).iter().filter(|(other, _)| *other != id);
         let mut beside = beside.filter(|(_, other)| other.object == instance.object);
         !beside.any(|(other, known)| match known.phase {
-            Phase::Freezing | Phase::Frozen => true,
+            Phase::Freezing | Phase::Frozen | Phase::Suspended => true,
             Phase::Draining => (known.since, *other) < (instance.since, id),
             _ => false,
         })
@@ -185,7 +198,7 @@ fn end_of_lost(id: &InstanceId, instance: &InstanceActual) -> Option<Action> {
             Some(Action::Terminate { instance: instance_id() })
         }
         Phase::Frozen => Some(Action::Drain { instance: instance_id() }),
-        Phase::Primed => Some(Action::Delete { instance: instance_id() }),
+        Phase::Primed | Phase::Suspended => Some(Action::Delete { instance: instance_id() }),
         _ => None,
     }
 }

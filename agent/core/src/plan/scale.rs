@@ -66,6 +66,7 @@ impl<'a> Pass<'a> {
         let blocked = self.takeovers.blocked.contains(scope.key);
         let mut missing = if blocked { 0 } else { want.saturating_sub(self.up(scope)) };
         missing = self.wake_waiting(scope, missing, draft);
+        missing = self.restore_suspended(scope, missing, draft);
         if !self.is_image_present(scope, draft) || now < crashes.retry_at {
             return;
         }
@@ -114,6 +115,19 @@ impl<'a> Pass<'a> {
             // It is thawed once it is known to be frozen.
             _ => {}
         })
+    }
+
+    /// Suspended instances whose devices nobody has go on; how many are missing still. Others are waited for: that is shorter than
+    /// to begin anew, unless there are other devices.
+    fn restore_suspended(&self, scope: &Scope<'a>, mut missing: u32, draft: &mut Draft) -> u32 {
+        for (id, instance) in self.current(scope) {
+            let rests = instance.phase == Phase::Suspended && !self.is_lost(instance);
+            if missing > 0 && rests && !draft.names(id) && draft.take_back(&instance.devices) {
+                draft.additions.push(Action::Restore { instance: id.clone() });
+                missing -= 1;
+            }
+        }
+        missing
     }
 
     /// Primed instances are started; how many are missing still.

@@ -51,9 +51,10 @@ impl<'a> Pass<'a> {
             // Devices are not kept for what may never come.
             IdleTier::Primed if scope.asked.is_empty() => true,
             // One that runs or is about to be frozen takes the place.
-            IdleTier::Primed | IdleTier::Frozen => {
+            IdleTier::Primed | IdleTier::Frozen | IdleTier::Suspended => {
                 let holds = |phase: &Phase| {
-                    phase.is_up() || matches!(phase, Phase::Draining | Phase::Freezing | Phase::Frozen)
+                    let kept = matches!(phase, Phase::Freezing | Phase::Frozen | Phase::Suspended);
+                    phase.is_up() || kept || *phase == Phase::Draining
                 };
                 want == 0 && !self.current(scope).any(|(_, instance)| holds(&instance.phase))
             }
@@ -61,18 +62,22 @@ impl<'a> Pass<'a> {
         tier_keeps && scope.scale.min == 0 && self.is_routed(scope.key)
     }
 
-    /// Ends frozen instances beyond the one that is kept, if one is, the youngest first.
+    /// Ends frozen and suspended instances beyond the one that is kept, if one is, the youngest first.
     fn retire_frozen(&self, scope: &Scope<'a>, draft: &mut Draft) {
-        let mut frozen: Vec<_> =
-            self.current(scope).filter(|(_, instance)| instance.phase == Phase::Frozen).collect();
+        let rests = |phase: &Phase| matches!(phase, Phase::Frozen | Phase::Suspended);
+        let mut frozen: Vec<_> = self.current(scope).filter(|(_, instance)| rests(&instance.phase)).collect();
         if frozen.is_empty() {
             return;
         }
         frozen.retain(|(id, _)| !draft.names(id));
         frozen.sort_by_key(|(id, instance)| (instance.since, *id));
-        let keeps = scope.scale.tier == IdleTier::Frozen && self.is_routed(scope.key);
-        let surplus = frozen.iter().skip(usize::from(keeps));
-        draft.removals.extend(surplus.map(|(id, _)| Action::Drain { instance: (*id).clone() }));
+        let keeps = matches!(scope.scale.tier, IdleTier::Frozen | IdleTier::Suspended);
+        let surplus = frozen.iter().skip(usize::from(keeps && self.is_routed(scope.key)));
+        draft.removals.extend(surplus.map(|(id, instance)| match instance.phase {
+            // It may have been given a request.
+            Phase::Frozen => Action::Drain { instance: (*id).clone() },
+            _ => Action::Delete { instance: (*id).clone() },
+        }));
     }
 
     /// Removes primed instances beyond the one that is kept, the youngest first; whether one is kept.
@@ -115,6 +120,7 @@ impl<'a> Pass<'a> {
                     | Action::Prime { .. }
                     | Action::Start { .. }
                     | Action::Thaw { .. }
+                    | Action::Restore { .. }
                     | Action::TakeOver { .. }
             )
         };

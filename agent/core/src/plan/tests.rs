@@ -11,6 +11,7 @@ use crate::supervision::ExitRecord;
 
 mod devices;
 mod properties;
+mod suspension;
 mod takeovers;
 mod tiers;
 
@@ -116,11 +117,12 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
             Action::Terminate { instance } | Action::Kill { instance } => set(actual, instance, ended(), now),
             Action::Delete { instance } => drop(actual.instances.remove(instance)),
             Action::Freeze { instance } => set(actual, instance, Phase::Frozen, now),
+            Action::Suspend { instance } => set(actual, instance, Phase::Suspended, now),
             Action::Resume { instance } => set(actual, instance, Phase::Ready, now),
             Action::PrepareImage { revision } => {
                 actual.revisions.get_mut(revision).unwrap().image = ImageState::Present;
             }
-            Action::Thaw { instance } | Action::Start { instance } => {
+            Action::Thaw { instance } | Action::Restore { instance } | Action::Start { instance } => {
                 set(actual, instance, Phase::Ready, now);
                 actual.last_start = now;
             }

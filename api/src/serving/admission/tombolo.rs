@@ -13,7 +13,7 @@ type Annotations = BTreeMap<String, String>;
 
 /// Keys of a Revision's template, and their values.
 const OF_TEMPLATES: [(&str, &[&str]); 3] = [
-    (IDLE_TIER, &["cold", "primed", "running", "frozen"]),
+    (IDLE_TIER, &["cold", "primed", "running", "frozen", "suspended"]),
     (REACTION, &["fast", "knative"]),
     (UPDATE_STRATEGY, &["overlap", "hand-over", "stop-first", "auto"]),
 ];

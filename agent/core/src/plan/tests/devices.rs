@@ -7,7 +7,7 @@ use crate::devices::{Device, DeviceId, Inventory, Known, LOST_GRACE_MS, Resource
 
 const X: &str = "a.example/x";
 
-fn with_devices(name: &str, count: u32, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) {
+pub(super) fn with_devices(name: &str, count: u32, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) {
     let (_, mut object) = object(name, annotations);
     let mut container = tombolo_api::serving::Container::default();
     container.resources.limits.insert(X.into(), count.to_string().parse().unwrap());
@@ -26,16 +26,16 @@ fn inventory(devices: &str) -> Inventory {
     Inventory { resources: [(ResourceName(X.into()), resource)].into(), ..Inventory::default() }
 }
 
-fn has(actual: &mut Actual, devices: &str, now: Moment) {
+pub(super) fn has(actual: &mut Actual, devices: &str, now: Moment) {
     actual.note_devices(Arc::new(inventory(devices)), now);
 }
 
-fn held(instance: &InstanceActual) -> String {
+pub(super) fn held(instance: &InstanceActual) -> String {
     instance.devices.values().flatten().map(|id| id.0.as_str()).collect()
 }
 
 /// Of a revision: the phase and the devices of each instance.
-fn of(actual: &Actual, name: &str) -> Vec<(Phase, String)> {
+pub(super) fn of(actual: &Actual, name: &str) -> Vec<(Phase, String)> {
     let instances = actual.instances.values().filter(|instance| instance.revision == key(name));
     instances.map(|instance| (instance.phase.clone(), held(instance))).collect()
 }
@@ -254,8 +254,17 @@ fn an_outdated_object_lets_go_of_the_only_device() {
 /// No device is given to two, and none that is not there.
 fn check_exclusive(actual: &Actual, plan: &Plan) -> Result<(), TestCaseError> {
     let mut seen: BTreeSet<&DeviceId> = BTreeSet::new();
-    let had = actual.instances.values().flat_map(|instance| instance.devices.values().flatten());
-    seen.extend(had);
+    let held = actual.instances.values().filter_map(InstanceActual::held_devices);
+    for id in held.flat_map(|devices| devices.values().flatten()) {
+        prop_assert!(seen.insert(id), "{id} is held twice");
+    }
+    let restored = plan.actions.iter().filter_map(|action| match action {
+        Action::Restore { instance } => Some(&actual.instances[instance]),
+        _ => None,
+    });
+    for id in restored.flat_map(|instance| instance.devices.values().flatten()) {
+        prop_assert!(seen.insert(id), "{id} is taken back while another has it: {:?}", plan.actions);
+    }
     let resource = &actual.devices.inventory.resources[&ResourceName(X.into())];
     for action in &plan.actions {
         if let Action::Launch { devices, .. } | Action::Prime { devices, .. } = action {
@@ -277,7 +286,7 @@ proptest! {
     #[test]
     fn no_device_is_given_twice(
         counts in proptest::collection::vec(1..3u32, 3),
-        tier in prop_oneof![Just("cold"), Just("primed"), Just("frozen")],
+        tier in prop_oneof![Just("cold"), Just("primed"), Just("frozen"), Just("suspended")],
         strategy in prop_oneof![Just("overlap"), Just("hand-over"), Just("auto")],
         steps in proptest::collection::vec(("[aA]?[bB]?[cC]?[dD]?", 0..4u32, 0..4usize, 0..40_000u64), 1..6),
     ) {

@@ -14,6 +14,7 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Draining),
         Just(Phase::Freezing),
         Just(Phase::Frozen),
+        Just(Phase::Suspended),
         Just(Phase::Thawing),
         Just(Phase::Stopping { killed: false }),
         Just(Phase::Stopping { killed: true }),
@@ -24,7 +25,7 @@ fn any_phase() -> impl Strategy<Value = Phase> {
 
 /// Annotations of an idle tier.
 fn any_tier() -> impl Strategy<Value = &'static str> {
-    prop_oneof![Just("cold"), Just("primed"), Just("running"), Just("frozen")]
+    prop_oneof![Just("cold"), Just("primed"), Just("running"), Just("frozen"), Just("suspended")]
 }
 
 /// What is under way succeeds.
@@ -91,7 +92,9 @@ proptest! {
             let fits = match tiers[number] {
                 "cold" => phases.is_empty(),
                 "running" => phases.len() <= 1 && phases.iter().all(|phase| **phase == Phase::Ready),
-                "frozen" => matches!(phases.as_slice(), [Phase::Primed | Phase::Frozen]),
+                "frozen" | "suspended" => {
+                    matches!(phases.as_slice(), [Phase::Primed | Phase::Frozen | Phase::Suspended])
+                }
                 _ => phases == [&Phase::Primed],
             };
             prop_assert!(fits, "{} {}: {phases:?}", name, tiers[number]);
