@@ -253,6 +253,7 @@ fn tier_word(tier: Tier) -> &'static str {
         Tier::Stopping => "stopping",
         Tier::Primed => "primed",
         Tier::Frozen => "frozen",
+        Tier::Suspended => "suspended",
     }
 }
 

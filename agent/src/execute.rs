@@ -32,6 +32,7 @@ mod image;
 mod launch;
 mod preparing;
 mod probing;
+mod suspend;
 mod trouble;
 mod users;
 
@@ -39,6 +40,7 @@ use collect::Wanted;
 pub(crate) use devices::devices_of;
 use image::Prepared;
 use preparing::Preparations;
+pub(crate) use suspend::{Occupant, RestoreError, SuspendError};
 pub(crate) use trouble::Trouble;
 
 /// What an instance's labels say, so that a restarted agent knows what it found.
@@ -92,6 +94,14 @@ pub(crate) enum Outcome {
     Thawed {
         instance: InstanceId,
         result: Result<(), CallError>,
+    },
+    Suspended {
+        instance: InstanceId,
+        result: Result<(), SuspendError>,
+    },
+    Restored {
+        instance: InstanceId,
+        result: Result<(), RestoreError>,
     },
     Probed(ProbeEvent),
     ExitExplained {
@@ -409,8 +419,7 @@ async fn running(supervisor: &Supervisor) -> Result<Vec<InstanceId>, CallError> 
     let Answer::Instances(records) = supervisor.call(Request::List).await? else {
         return Err(CallError::Unexpected);
     };
-    let runs =
-        |record: &InstanceRecord| matches!(record.phase, InstancePhase::Running | InstancePhase::Frozen);
+    let runs = |record: &InstanceRecord| record.phase == InstancePhase::Running || record.phase.is_stopped();
     Ok(records.into_iter().filter(runs).map(|record| record.id).collect())
 }
 

@@ -36,6 +36,7 @@ use crate::supervisor::SupervisorEvent;
 
 mod devices;
 mod outcomes;
+mod suspending;
 mod traffic;
 
 /// While an instance drains, how often its requests are counted.
@@ -271,12 +272,15 @@ impl Reconciler {
                 self.set_phase(&instance, Phase::Thawing, now);
                 self.actual.last_start = now;
             }
+            Action::Suspend { instance } => self.suspend(&instance, accepted, now),
+            Action::Restore { instance } => self.restore(&instance, accepted, now),
             Action::Start { instance } => self.start(instance, now),
             Action::Kill { instance } => {
                 self.set_phase(&instance, Phase::Stopping { killed: true }, now);
                 self.executor.kill(instance);
             }
             Action::Delete { instance } => {
+                self.let_go_of_devices(&instance);
                 self.set_phase(&instance, Phase::Deleting, now);
                 self.executor.delete(instance);
             }

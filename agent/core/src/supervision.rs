@@ -80,6 +80,15 @@ pub enum Request {
     Thaw {
         id: InstanceId,
     },
+    /// As freeze, for an instance whose state on accelerators is in its memory now: that memory is left where it is.
+    Suspend {
+        id: InstanceId,
+    },
+    /// How much memory the instance may have from now on, bytes, swap included. Lost when it ends.
+    Limit {
+        id: InstanceId,
+        memory_bytes: u64,
+    },
     /// Kill whatever is left of the instance and remove its cgroup, runtime directory and record. Succeeds when there is none.
     Delete {
         id: InstanceId,
@@ -237,7 +246,7 @@ pub struct InstanceRecord {
 /// Where an instance is in its life.
 ///
 /// ```text
-/// creating ─▶ created ─▶ running ⇄ frozen
+/// creating ─▶ created ─▶ running ⇄ frozen, suspended
 ///     │          └──────────┴────────┴──▶ ended ─▶ (deleted)
 ///     └─▶ (nothing: creation failed)
 /// ```
@@ -248,7 +257,16 @@ pub enum InstancePhase {
     Created,
     Running,
     Frozen,
+    /// Frozen by [`Request::Suspend`].
+    Suspended,
     Ended,
+}
+
+impl InstancePhase {
+    /// Its processes exist and do not run.
+    pub fn is_stopped(self) -> bool {
+        matches!(self, Self::Frozen | Self::Suspended)
+    }
 }
 
 /// How an instance's init ended.

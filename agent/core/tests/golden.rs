@@ -59,6 +59,8 @@ fn calls() {
         Request::Keep { name: "router".into() },
         Request::Take { name: "router".into() },
         Request::Release { name: "router".into() },
+        Request::Suspend { id: id() },
+        Request::Limit { id: id(), memory_bytes: 2 << 30 },
         Request::Exec { id: id(), args: vec!["/bin/check".into(), "-q".into()], timeout_ms: 1000 },
     ];
     let calls: Vec<_> = (1..).zip(requests).map(|(seq, request)| Call { seq, request }).collect();

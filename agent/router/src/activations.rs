@@ -5,7 +5,8 @@
 //! request ─ hold ──────────────────────────────────────────────▶ released ─ forward ─▶ head of its answer
 //!             └▶ cold:   create ─▶ start ─▶ exec ─▶ probe ─▶ ready ─┘
 //!             └▶ primed:           start ─▶ exec ─▶ probe ─▶ ready ─┘
-//!             └▶ frozen: thaw ─────────────────────────────▶ ready ─┘
+//!             └▶ frozen:    thaw ──────────────────────────▶ ready ─┘
+//!             └▶ suspended: thaw ─▶ restore ───────────────▶ ready ─┘
 //! ```
 //!
 //! A request that wakes a frozen instance by itself is not held: it is released at once, and the thaw is part of `forward`.
@@ -20,8 +21,12 @@ use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::supervision::InstanceId;
 
 /// The tiers that a request wakes a revision from, each with its word in metrics.
-const TIERS: [(IdleTier, &str); 3] =
-    [(IdleTier::Cold, "cold"), (IdleTier::Primed, "primed"), (IdleTier::Frozen, "frozen")];
+const TIERS: [(IdleTier, &str); 4] = [
+    (IdleTier::Cold, "cold"),
+    (IdleTier::Primed, "primed"),
+    (IdleTier::Frozen, "frozen"),
+    (IdleTier::Suspended, "suspended"),
+];
 
 /// A stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +43,8 @@ pub enum Stage {
     Probe,
     /// Having the supervisor let a frozen container go on.
     Thaw,
+    /// Having device plugins give a suspended container back what it had on its devices, the thaw included.
+    Restore,
     /// A released request, until the head of its answer.
     Forward,
 }
@@ -74,8 +81,16 @@ pub(crate) struct Shown {
 }
 
 impl Stage {
-    const ALL: [Self; 7] =
-        [Self::Hold, Self::Create, Self::Start, Self::Exec, Self::Probe, Self::Thaw, Self::Forward];
+    const ALL: [Self; 8] = [
+        Self::Hold,
+        Self::Create,
+        Self::Start,
+        Self::Exec,
+        Self::Probe,
+        Self::Thaw,
+        Self::Restore,
+        Self::Forward,
+    ];
 
     fn word(self) -> &'static str {
         match self {
@@ -85,6 +100,7 @@ impl Stage {
             Self::Exec => "exec",
             Self::Probe => "probe",
             Self::Thaw => "thaw",
+            Self::Restore => "restore",
             Self::Forward => "forward",
         }
     }

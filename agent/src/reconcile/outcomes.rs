@@ -72,6 +72,8 @@ impl Reconciler {
             }
             Outcome::Frozen { instance, result } => self.frozen(instance, result, now),
             Outcome::Thawed { instance, result } => self.thawed(instance, result, now),
+            Outcome::Suspended { instance, result } => self.suspended(instance, result, now),
+            Outcome::Restored { instance, result } => self.restored(instance, result, now),
             Outcome::Probed(event) => self.probed(event, now),
             Outcome::ExitExplained { instance, exit, last_words } => {
                 self.ended(instance, exit, last_words, now)
@@ -85,7 +87,7 @@ impl Reconciler {
         }
     }
 
-    fn is_in(&self, id: &InstanceId, phase: &Phase) -> bool {
+    pub(super) fn is_in(&self, id: &InstanceId, phase: &Phase) -> bool {
         self.actual.instances.get(id).is_some_and(|known| known.phase == *phase)
     }
 
@@ -236,8 +238,10 @@ impl Reconciler {
             return;
         }
         self.set_phase(&instance, Phase::Ended { exit: exit.clone() }, now);
-        let was_ready =
-            matches!(known.phase, Phase::Ready | Phase::Freezing | Phase::Frozen | Phase::Thawing);
+        let was_ready = matches!(
+            known.phase,
+            Phase::Ready | Phase::Freezing | Phase::Frozen | Phase::Suspended | Phase::Thawing
+        );
         match known.phase {
             Phase::Stopping { .. } | Phase::Draining => return,
             // Its program has not run: nothing is its fault.
@@ -334,9 +338,10 @@ impl Reconciler {
             (None, InstancePhase::Running) => Phase::Probing,
             (None, InstancePhase::Created) => Phase::Primed,
             (None, InstancePhase::Frozen) => Phase::Frozen,
+            (None, InstancePhase::Suspended) => Phase::Suspended,
             (None, InstancePhase::Creating | InstancePhase::Ended) => Phase::Stopping { killed: true },
         };
-        let is_alive = matches!(phase, Phase::Probing | Phase::Primed | Phase::Frozen);
+        let is_alive = matches!(phase, Phase::Probing | Phase::Primed | Phase::Frozen | Phase::Suspended);
         // One whose namespaces cannot be reached is of no use.
         let phase = match is_alive && self.executor.adopt(&record).is_err() {
             true => Phase::Stopping { killed: true },
@@ -349,10 +354,10 @@ impl Reconciler {
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {
-            Phase::Probing | Phase::Frozen => {
+            Phase::Probing | Phase::Frozen | Phase::Suspended => {
                 // How long it has run nobody knows any more.
                 self.note_start(&revision, now);
-                self.executor.probe(id, port, self.container(&revision), phase == Phase::Frozen);
+                self.executor.probe(id, port, self.container(&revision), phase != Phase::Probing);
             }
             Phase::Stopping { .. } => {
                 self.set_phase(&id, Phase::Deleting, now);

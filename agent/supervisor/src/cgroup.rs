@@ -206,6 +206,27 @@ impl Hierarchies {
         }
     }
 
+    /// Sets how much memory the cgroup may have, swap included, where memory is limited at all.
+    pub(crate) fn limit_memory(&self, path: &CgroupPath, bytes: u64) -> io::Result<()> {
+        let Some(directory) = self.directory("memory", path) else { return Ok(()) };
+        let set = |file: &str| fs::write(directory.join(file), bytes.to_string());
+        if self.unified {
+            return set("memory.max");
+        }
+        let (memory, both) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+        if !self.limits_swap(path) {
+            return set(memory);
+        }
+        // Of the two the latter may never be the smaller.
+        let read = fs::read_to_string(directory.join(memory))?;
+        let order = if read.trim().parse().is_ok_and(|now: u64| now < bytes) {
+            [both, memory]
+        } else {
+            [memory, both]
+        };
+        order.into_iter().try_for_each(set)
+    }
+
     /// Whether memory of frozen instances can be taken back.
     pub(crate) fn reclaims(&self) -> bool {
         self.unified && self.has("memory")

@@ -55,6 +55,8 @@ pub(crate) enum Task {
     Create(Box<CreateTask>),
     Exec(Box<ExecTask>),
     Freeze(CgroupPath),
+    /// As freeze, and its memory is not taken back.
+    Suspend(CgroupPath),
     /// Kill what is left and remove the cgroup.
     Remove(CgroupPath),
 }
@@ -64,7 +66,7 @@ impl Task {
         match self {
             Self::Create(_) => CREATE_DEADLINE,
             Self::Exec(task) => task.timeout + EXEC_SPARE,
-            Self::Freeze(_) => FREEZE_DEADLINE,
+            Self::Freeze(_) | Self::Suspend(_) => FREEZE_DEADLINE,
             Self::Remove(_) => REMOVE_DEADLINE,
         }
     }
@@ -217,7 +219,7 @@ fn run(task: Task, hierarchies: &Hierarchies, deadline: Instant) -> Outcome {
         Task::Exec(task) => {
             exec::exec(&task, hierarchies).unwrap_or_else(|error| Outcome::Failed(with_causes(&error)))
         }
-        Task::Freeze(cgroup) => done(hierarchies.freeze(&cgroup, deadline)),
+        Task::Freeze(cgroup) | Task::Suspend(cgroup) => done(hierarchies.freeze(&cgroup, deadline)),
         Task::Remove(cgroup) => done(hierarchies.remove(&cgroup, deadline)),
     });
     std::panic::catch_unwind(work)

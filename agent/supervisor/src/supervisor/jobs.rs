@@ -50,6 +50,9 @@ pub(super) enum Purpose {
     Freeze {
         caller: Caller,
     },
+    Suspend {
+        caller: Caller,
+    },
     Delete {
         caller: Option<Caller>,
     },
@@ -199,7 +202,11 @@ impl Supervisor {
                 self.call_again(waiting);
             }
             (Purpose::Freeze { caller }, result) => {
-                let result = self.frozen(id, result);
+                let result = self.stopped(id, result, InstancePhase::Frozen);
+                self.reply(caller, result);
+            }
+            (Purpose::Suspend { caller }, result) => {
+                let result = self.stopped(id, result, InstancePhase::Suspended);
                 self.reply(caller, result);
             }
             (Purpose::Delete { caller }, result) => self.deleted(id, caller, result),
@@ -253,11 +260,16 @@ impl Supervisor {
         self.reply(caller, result);
     }
 
-    fn frozen(&mut self, id: &InstanceId, result: Result<Outcome, Refusal>) -> Result<Answer, Refusal> {
+    fn stopped(
+        &mut self,
+        id: &InstanceId,
+        result: Result<Outcome, Refusal>,
+        as_what: InstancePhase,
+    ) -> Result<Answer, Refusal> {
         result?;
         let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
         match instance.phase() {
-            InstancePhase::Running => instance.enter(InstancePhase::Frozen),
+            InstancePhase::Running => instance.enter(as_what),
             phase => return Err(Refusal::WrongPhase { id: id.clone(), phase }),
         }
         Ok(Answer::Done)

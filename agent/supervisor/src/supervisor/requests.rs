@@ -151,6 +151,15 @@ impl Supervisor {
                 InstancePhase::Frozen => Ok(Answer::Done),
                 phase => Err(Refusal::WrongPhase { id, phase }),
             },
+            Request::Suspend { id } => match self.instances[&id].phase() {
+                InstancePhase::Running => {
+                    let task = Task::Suspend(self.instances[&id].record.cgroup.clone());
+                    return self.plan(&id, task, Purpose::Suspend { caller });
+                }
+                InstancePhase::Suspended => Ok(Answer::Done),
+                phase => Err(Refusal::WrongPhase { id, phase }),
+            },
+            Request::Limit { id, memory_bytes } => self.limit(&id, memory_bytes),
             Request::Delete { id } => return self.delete(Some(caller), &id),
             // These are not about an instance, or wait for nothing.
             Request::Hello { .. }
@@ -289,7 +298,7 @@ impl Supervisor {
         instance
             .signal(signal)
             .map_err(|error| Refusal::Runtime(format!("cannot send the signal: {error}")))?;
-        if signal == libc::SIGKILL && instance.phase() == InstancePhase::Frozen {
+        if signal == libc::SIGKILL && instance.phase().is_stopped() {
             // On cgroup v1 a frozen process does not even die.
             return self.thaw(id);
         }
@@ -300,7 +309,7 @@ impl Supervisor {
         let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
         match instance.phase() {
             InstancePhase::Running => Ok(Answer::Done),
-            InstancePhase::Frozen => {
+            InstancePhase::Frozen | InstancePhase::Suspended => {
                 instance.stop_reclaiming();
                 let thawed = self.hierarchies.thaw(&instance.record.cgroup);
                 thawed.map_err(|error| Refusal::Runtime(format!("cannot thaw: {error}")))?;
@@ -309,6 +318,13 @@ impl Supervisor {
             }
             phase => Err(Refusal::WrongPhase { id: id.clone(), phase }),
         }
+    }
+
+    fn limit(&self, id: &InstanceId, memory_bytes: u64) -> Result<Answer, Refusal> {
+        let instance = self.instances.get(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        let limited = self.hierarchies.limit_memory(&instance.record.cgroup, memory_bytes);
+        limited.map_err(|error| Refusal::Runtime(format!("cannot limit its memory: {error}")))?;
+        Ok(Answer::Done)
     }
 
     pub(super) fn delete(&mut self, caller: Option<Caller>, id: &InstanceId) {
@@ -339,6 +355,8 @@ fn instance_of(request: &Request) -> Option<&InstanceId> {
         | Request::Signal { id, .. }
         | Request::Freeze { id }
         | Request::Thaw { id }
+        | Request::Suspend { id }
+        | Request::Limit { id, .. }
         | Request::Delete { id } => Some(id),
         Request::Hello { .. }
         | Request::List
