@@ -8,17 +8,18 @@ use std::time::Duration;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tombolo_device_sdk::metrics::Metrics;
 use tombolo_device_sdk::{
-    Device, DeviceId, DeviceNode, Edits, EditsError, Health, Resource, Scan, ScanError, fixed, serve,
+    Device, DeviceId, DeviceNode, Edits, EditsError, Health, Resource, Scan, ScanError, SharedAccelerator,
+    fixed, serve,
 };
 use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, until};
 
-const EYE: &str = "tests.example/eye";
+pub(super) const EYE: &str = "tests.example/eye";
 
 /// A node with a plugin that offers what lies in `hardware/eye*`.
-struct Bench {
+pub(super) struct Bench {
     plugin: Option<Process>,
-    node: Node,
-    site: Site,
+    pub(super) node: Node,
+    pub(super) site: Site,
 }
 
 impl Bench {
@@ -29,7 +30,7 @@ impl Bench {
         Some(bench)
     }
 
-    async fn without_plugin(devices: &[&str], idle_timeout_s: u64) -> Option<Self> {
+    pub(super) async fn without_plugin(devices: &[&str], idle_timeout_s: u64) -> Option<Self> {
         let mut site = Site::start().await?;
         let node = site.node(NodeOptions::named("press-7").idle_timeout_s(idle_timeout_s)).await;
         let bench = Self { site, node, plugin: None };
@@ -71,7 +72,7 @@ impl Bench {
     }
 
     /// Waits until the hub says that so many devices can be given.
-    async fn offers(&self, count: usize) {
+    pub(super) async fn offers(&self, count: usize) {
         until(&format!("{count} allocatable devices at the hub"), 30, || async {
             let node = self.site.hub.api.node("press-7").await.map_err(|error| error.to_string())?;
             let status = &node["status"];
@@ -95,7 +96,7 @@ impl Bench {
     }
 
     /// Waits until the function has the device `name`, and no other.
-    async fn has(&self, service: &str, name: &str) {
+    pub(super) async fn has(&self, service: &str, name: &str) {
         until(&format!("{service} to have {name}"), 60, || async {
             let env = self.node.answer(service, "/env").await?;
             if env.contains(&format!("EYES=/dev/{name}\n")) { Ok(()) } else { Err(env) }
@@ -106,15 +107,16 @@ impl Bench {
 }
 
 /// A plugin in this process: what it offers is sick if a file says so, and its devices need more than a node.
-struct Eyes {
+pub(super) struct Eyes {
     hardware: PathBuf,
+    accelerator: Option<SharedAccelerator>,
 }
 
 impl Eyes {
-    fn serve(bench: &Bench) {
+    pub(super) fn serve(bench: &Bench, accelerator: Option<SharedAccelerator>) {
         let resource = Resource {
             name: EYE.parse().expect("a name"),
-            scan: Box::new(Self { hardware: bench.hardware() }),
+            scan: Box::new(Self { hardware: bench.hardware(), accelerator }),
             watched: vec![bench.hardware()],
             interval: Duration::from_secs(1),
         };
@@ -151,9 +153,13 @@ impl Scan for Eyes {
         }
         Ok(edits)
     }
+
+    fn accelerator(&self) -> Option<SharedAccelerator> {
+        self.accelerator.clone()
+    }
 }
 
-fn watching(name: &str) -> Function {
+pub(super) fn watching(name: &str) -> Function {
     Function::subject(name).env("MODE", "polite").limit(EYE, "1")
 }
 
@@ -273,7 +279,7 @@ async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
     let spec = r#"{"cdiVersion":"0.6.0","kind":"tests.example/eye","devices":[
         {"name":"lens","containerEdits":{"env":["LENS=wide"]}}]}"#;
     fs::write(cdi.join("eye.json"), spec).expect("a file");
-    Eyes::serve(&bench);
+    Eyes::serve(&bench, None);
     bench.offers(1).await;
     bench.site.hub.deploy(&watching("seeing")).await;
     bench.has("seeing", "eye0").await;

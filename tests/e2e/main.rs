@@ -16,6 +16,7 @@ mod probes;
 mod programs;
 mod reboot;
 mod scaling;
+mod suspension;
 mod tiers;
 mod traffic;
 mod up;
