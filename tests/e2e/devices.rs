@@ -114,6 +114,11 @@ pub(super) struct Eyes {
 
 impl Eyes {
     pub(super) fn serve(bench: &Bench, accelerator: Option<SharedAccelerator>) {
+        let cdi = bench.node.dir().join("cdi");
+        fs::create_dir(&cdi).expect("a directory");
+        let spec = r#"{"cdiVersion":"0.6.0","kind":"tests.example/eye","devices":[
+        {"name":"lens","containerEdits":{"env":["LENS=wide"]}}]}"#;
+        fs::write(cdi.join("eye.json"), spec).expect("a file");
         let resource = Resource {
             name: EYE.parse().expect("a name"),
             scan: Box::new(Self { hardware: bench.hardware(), accelerator }),
@@ -274,11 +279,6 @@ async fn functions_that_idle_take_turns_on_one_device() {
 #[tokio::test]
 async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
     let Some(bench) = Bench::without_plugin(&["eye0"], 600).await else { return };
-    let cdi = bench.node.dir().join("cdi");
-    fs::create_dir(&cdi).expect("a directory");
-    let spec = r#"{"cdiVersion":"0.6.0","kind":"tests.example/eye","devices":[
-        {"name":"lens","containerEdits":{"env":["LENS=wide"]}}]}"#;
-    fs::write(cdi.join("eye.json"), spec).expect("a file");
     Eyes::serve(&bench, None);
     bench.offers(1).await;
     bench.site.hub.deploy(&watching("seeing")).await;
