@@ -67,7 +67,9 @@ impl Follower {
                 if self.sent.is_some() {
                     sleep(TELL).await;
                 }
-                let usage = self.accelerator.measure().await?;
+                // Who asks anew may have just begun to hold something, or know of somebody who has.
+                let age_max = if self.sent.is_some() { FRESH } else { Duration::ZERO };
+                let usage = self.accelerator.measure(age_max).await?;
                 if self.sent.as_ref() != Some(&usage) {
                     self.sent = Some(usage.clone());
                     return Ok(usage);
@@ -133,11 +135,11 @@ impl SharedAccelerator {
         })
     }
 
-    /// What processes hold, not older than [`FRESH`].
-    async fn measure(&self) -> Result<UsageResponse, Status> {
+    /// What processes hold, not older than that.
+    async fn measure(&self, age_max: Duration) -> Result<UsageResponse, Status> {
         let mut measured = self.0.measured.lock().await;
         if let Some(Measured { at, usage }) = &*measured
-            && at.elapsed() < FRESH
+            && at.elapsed() < age_max
         {
             return Ok(usage.clone());
         }
@@ -257,10 +259,10 @@ mod tests {
         let shared = SharedAccelerator::new(Idle);
         let all = u32::try_from(shared.0.looks.available_permits()).unwrap();
         let hanging = Arc::clone(&shared.0.looks).acquire_many_owned(all).await.unwrap();
-        assert_eq!(shared.measure().await.unwrap_err().code(), Code::DeadlineExceeded);
+        assert_eq!(shared.measure(Duration::ZERO).await.unwrap_err().code(), Code::DeadlineExceeded);
         assert!(shared.move_state(&[7], |accelerator, pids| accelerator.suspend(pids)).await.is_ok());
         drop(hanging);
-        let never = shared.measure().await.unwrap_err();
+        let never = shared.measure(Duration::ZERO).await.unwrap_err();
         assert_eq!((never.code(), never.message()), (Code::Unimplemented, "it never tells"));
     }
 }
