@@ -97,7 +97,8 @@ pub(crate) enum Outcome {
     },
     Suspended {
         instance: InstanceId,
-        result: Result<(), SuspendError>,
+        /// Bytes that are in the node's memory now.
+        result: Result<u64, SuspendError>,
     },
     Restored {
         instance: InstanceId,
@@ -165,6 +166,8 @@ struct Inner {
     preparing: Preparations,
     in_use: Mutex<BTreeMap<InstanceId, InUse>>,
     probes: Mutex<BTreeMap<InstanceId, probe::Guard>>,
+    /// What instances have in the node's memory that was on their devices, bytes.
+    moved: Mutex<BTreeMap<InstanceId, u64>>,
     /// Everything under way.
     tasks: Mutex<JoinSet<()>>,
     pulls: Semaphore,
@@ -191,6 +194,7 @@ impl Executor {
             preparing: Preparations::default(),
             in_use: Mutex::default(),
             probes: Mutex::default(),
+            moved: Mutex::default(),
             tasks: Mutex::default(),
             pulls: Semaphore::new(PULLS_MAX),
             launches: Semaphore::new(LAUNCHES_MAX),
@@ -419,7 +423,9 @@ async fn running(supervisor: &Supervisor) -> Result<Vec<InstanceId>, CallError> 
     let Answer::Instances(records) = supervisor.call(Request::List).await? else {
         return Err(CallError::Unexpected);
     };
-    let runs = |record: &InstanceRecord| record.phase == InstancePhase::Running || record.phase.is_stopped();
+    let runs = |record: &InstanceRecord| {
+        matches!(record.phase, InstancePhase::Running | InstancePhase::Moving) || record.phase.is_stopped()
+    };
     Ok(records.into_iter().filter(runs).map(|record| record.id).collect())
 }
 
@@ -474,6 +480,7 @@ impl Inner {
 
     fn forget(&self, instance: &InstanceId) {
         lock(&self.in_use).remove(instance);
+        lock(&self.moved).remove(instance);
         self.stop_probing(instance);
         self.tools.dialer.remove(instance);
         self.tools.activations.forget(instance);

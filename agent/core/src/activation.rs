@@ -169,6 +169,7 @@ mod tests {
             standby: Vec::new(),
             unavailable: unavailable
                 .then(|| Unavailable { reason: "ImageMissing".into(), message: "no image".into() }),
+            awaits: None,
             h2c: false,
             container_concurrency: concurrency,
             timeout_ms: 0,

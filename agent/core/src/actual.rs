@@ -79,7 +79,7 @@ pub struct RevisionActual {
     pub image: ImageState,
     /// An instance has passed its readiness probe since the object last changed. Durable.
     pub ready_once: bool,
-    /// When a request was last seen or awaited, or when the first instance became ready.
+    /// When the object came or an instance last became ready. Requests since then: [`Demand::last_request`].
     pub last_active: Moment,
     pub crashes: Crashes,
     /// No instance is made to wait before this: the last one could not be, or came to an end.
@@ -177,12 +177,34 @@ pub struct InstanceActual {
     pub devices: Devices,
     /// Since when a device of it is unhealthy or not there.
     pub lost_since: Option<Moment>,
+    /// Bytes that it had on its devices and has in the node's memory now.
+    pub moved_bytes: u64,
+    /// The last move of these to or from its devices did not come about.
+    pub delayed: Option<Delay>,
+    /// A former agent ended in the middle of a move: where they are nobody knows until it is [restored](crate::plan::Action::Restore).
+    pub astray: bool,
+}
+
+/// Why what an instance has on its devices stays where it is for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delay {
+    pub why: String,
+    pub since: Moment,
+    /// It is tried again from then on.
+    pub until: Moment,
+    /// Others have taken the room that it needs on its devices.
+    pub crowded: bool,
 }
 
 impl InstanceActual {
     /// The devices that nobody else may have now.
     pub fn held_devices(&self) -> Option<&Devices> {
-        (self.phase != Phase::Suspended).then_some(&self.devices)
+        (self.phase != Phase::Suspended || self.astray).then_some(&self.devices)
+    }
+
+    /// Until when nothing that it has is moved.
+    pub fn delayed_until(&self) -> Moment {
+        self.delayed.as_ref().map(|delay| delay.until).unwrap_or_default()
     }
 
     /// One without devices that is not made yet.
@@ -197,6 +219,9 @@ impl InstanceActual {
             unready: None,
             devices: Devices::new(),
             lost_since: None,
+            moved_bytes: 0,
+            delayed: None,
+            astray: false,
         }
     }
 
@@ -210,9 +235,10 @@ impl InstanceActual {
 ///
 /// ```text
 /// Priming ─▶ Primed ─▶ Launching ─▶ Probing ─▶ Ready ⇄ Draining ─▶ Stopping ─▶ Ended ─▶ Deleting ─▶ (gone)
-///                                                ▲       ▲ └─▶ Freezing ─▶ Frozen, Suspended
-///                                                │       └──────────────────┤          │
-///                                                └──────────────── Thawing ◀┴──────────┘
+///                                                ▲       ▲ ├─▶ Freezing ─▶ Frozen ─▶ Thawing ──────┐
+///                                                │       └─│──────────────────┘                    │
+///                                                │         └─▶ Suspending ─▶ Suspended ─▶ Restoring ┤
+///                                                └─────────────────────────────────────────────────┘
 /// ```
 ///
 /// `Launching` is also a beginning of its own. From everywhere it can come to `Ended`; where an outcome is lost or a step
@@ -235,10 +261,14 @@ pub enum Phase {
     Freezing,
     /// Its processes are stopped where they were.
     Frozen,
-    /// As frozen, and what it had on its devices is in the host's memory: others may have them meanwhile, and it goes on with the
+    /// What it has on its devices is being moved to the node's memory; then its processes stop.
+    Suspending,
+    /// As frozen, and what it had on its devices is in the node's memory: others may have them meanwhile, and it goes on with the
     /// same ones.
     Suspended,
-    /// The supervisor is letting its processes go on; one that was suspended gets back what it had on its devices.
+    /// What it has on its devices is being moved back; then it goes on.
+    Restoring,
+    /// The supervisor is letting its processes go on.
     Thawing,
     /// It was sent SIGTERM; `killed`: SIGKILL as well.
     Stopping { killed: bool },
@@ -251,12 +281,20 @@ pub enum Phase {
 impl Phase {
     /// Whether the instance counts towards what a revision has: it serves, or is on the way to.
     pub fn is_up(&self) -> bool {
-        matches!(self, Phase::Launching | Phase::Probing | Phase::Ready | Phase::Thawing)
+        matches!(self, Phase::Launching | Phase::Probing | Phase::Ready | Phase::Thawing | Phase::Restoring)
     }
 
     /// Whether it is made and waits for a request, or will soon.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Phase::Priming | Phase::Primed | Phase::Freezing | Phase::Frozen | Phase::Suspended)
+        matches!(
+            self,
+            Phase::Priming
+                | Phase::Primed
+                | Phase::Freezing
+                | Phase::Frozen
+                | Phase::Suspending
+                | Phase::Suspended
+        )
     }
 }
 

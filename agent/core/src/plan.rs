@@ -3,8 +3,8 @@
 //! Removals come before additions. The plan leaves no choice to its execution. Every deadline that would change the answer
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
-//! [`scale`]: how many instances a revision has. [`devices`]: what of that there are devices for, and which. [`room`]: what of
-//! that fits. [`life`]: what becomes of one instance. [`slots`]: those that wait. [`takeover`]: revisions that must not run beside
+//! [`scale`]: how many instances a revision has. [`devices`]: what of that there are devices for, and which. [`turns`]: who lets
+//! go of devices for whom. [`room`]: what of that fits. [`life`]: what becomes of one instance. [`slots`]: those that wait. [`takeover`]: revisions that must not run beside
 //! the one before them.
 
 use std::cell::OnceCell;
@@ -26,10 +26,12 @@ mod room;
 mod scale;
 mod slots;
 mod takeover;
+mod turns;
 
-pub use room::misfit;
+pub use room::{misfit, room_for_moved};
 pub use takeover::TAKEOVER_CRASHES_MAX;
 use takeover::Takeovers;
+pub use turns::TURN_MS;
 
 /// How long requests in a draining instance may take before it is stopped all the same, when the revision's own request
 /// timeout is shorter. Milliseconds.
@@ -118,6 +120,25 @@ pub enum Action {
 }
 
 impl Action {
+    /// The instance that it is about.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Self::Kill { instance }
+            | Self::Terminate { instance }
+            | Self::Drain { instance }
+            | Self::Freeze { instance }
+            | Self::Suspend { instance }
+            | Self::Delete { instance }
+            | Self::Resume { instance }
+            | Self::Thaw { instance }
+            | Self::Restore { instance }
+            | Self::Start { instance }
+            | Self::Launch { instance, .. }
+            | Self::Prime { instance, .. } => Some(instance),
+            Self::PrepareImage { .. } | Self::TakeOver { .. } | Self::Undo { .. } => None,
+        }
+    }
+
     /// Whether it takes something away.
     pub fn is_removal(&self) -> bool {
         matches!(
@@ -147,6 +168,8 @@ pub enum WakeReason {
     TakeoverDeadline,
     DeviceLost,
     DevicesAwaited,
+    MoveRetry,
+    TurnOver,
 }
 
 /// What to do now, and when to ask again if nothing changes before.
@@ -236,6 +259,8 @@ struct Draft {
     choices: BTreeSet<Choice>,
     /// What those ask for that have no instance for want of devices.
     short: Vec<Asked>,
+    /// Suspended instances that get their devices back, now or as soon as these are free.
+    returning: BTreeSet<InstanceId>,
 }
 
 impl Draft {
@@ -247,21 +272,7 @@ impl Draft {
 
     /// Whether an instance has something done to it already.
     fn names(&self, id: &InstanceId) -> bool {
-        self.removals.iter().chain(&self.additions).any(|action| match action {
-            Action::Kill { instance }
-            | Action::Terminate { instance }
-            | Action::Drain { instance }
-            | Action::Freeze { instance }
-            | Action::Suspend { instance }
-            | Action::Delete { instance }
-            | Action::Resume { instance }
-            | Action::Thaw { instance }
-            | Action::Restore { instance }
-            | Action::Start { instance }
-            | Action::Launch { instance, .. }
-            | Action::Prime { instance, .. } => instance == id,
-            Action::PrepareImage { .. } | Action::TakeOver { .. } | Action::Undo { .. } => false,
-        })
+        self.removals.iter().chain(&self.additions).any(|action| action.instance() == Some(id))
     }
 
     /// Whether somebody has no instance for want of such devices.
@@ -289,6 +300,12 @@ impl<'a> Pass<'a> {
     fn current(&self, scope: &Scope<'a>) -> impl Iterator<Item = (&'a InstanceId, &'a InstanceActual)> {
         let digest = *scope.digest;
         self.index.of(scope.key).iter().copied().filter(move |(_, instance)| instance.object == digest)
+    }
+
+    /// When the revision was last called, as far as this agent knows.
+    fn called(&self, scope: &Scope<'a>) -> Moment {
+        let last = self.situation.traffic.of(scope.key).last_request;
+        scope.known.last_active.max(last.unwrap_or_default())
     }
 
     /// Whether it has been without a device for too long.

@@ -55,6 +55,8 @@ pub struct Backend {
     pub standby: Vec<Endpoint>,
     /// Why holding is in vain (image missing, program ends at once): reason word and message for the client's 503.
     pub unavailable: Option<Unavailable>,
+    /// What held requests wait for that is longer in coming than an instance is: for those who have waited in vain.
+    pub awaits: Option<Unavailable>,
     /// Speaks HTTP/2 with prior knowledge (port named `h2c`), otherwise HTTP/1.1.
     pub h2c: bool,
     /// Requests an instance takes at a time; 0: no limit.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use tombolo_api::RevisionKey;
-use tombolo_api::desired::{Desired, RouteObject};
+use tombolo_api::desired::{Desired, RevisionObject, RouteObject};
 use tombolo_api::report::{
     InstanceReport, Report, RevisionPhase, RevisionReport, RouteReport, ShareReport, TargetReport, Tier,
 };
 
 use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
+use crate::annotations::{IdleTier, Scale};
 use crate::devices;
 use crate::rollout::Rollouts;
 use crate::supervision::InstanceId;
@@ -42,6 +43,11 @@ pub fn revisions(
         if let Some(cut) = cuts.get(key).filter(|_| reason.is_empty()) {
             let (word, text) = cut.split_once(": ").unwrap_or(("InsufficientMemory", cut));
             (reason, message) = (word.into(), text.into());
+        }
+        if reason.is_empty()
+            && let Some(why) = known.and_then(|known| unmoved(known, object, index.of(key)))
+        {
+            (reason, message) = why;
         }
         let restarts = known.map_or(0, |revision| revision.crashes.total);
         reports.push(RevisionReport {
@@ -162,6 +168,28 @@ fn judge(revision: &RevisionActual) -> (RevisionPhase, String, String) {
     }
 }
 
+/// Why instances are not suspended as their revision asks for, or do not come back.
+fn unmoved(
+    known: &RevisionActual,
+    object: &RevisionObject,
+    instances: &[(&InstanceId, &InstanceActual)],
+) -> Option<(String, String)> {
+    let delayed = instances.iter().find_map(|(_, instance)| {
+        let delay = instance.delayed.as_ref()?;
+        match instance.phase {
+            Phase::Suspended | Phase::Restoring => Some(("NotRestored".into(), delay.why.clone())),
+            Phase::Draining | Phase::Suspending => Some(("NotSuspended".into(), delay.why.clone())),
+            _ => None,
+        }
+    });
+    let cannot = || {
+        let why = known.cannot_suspend.as_ref()?;
+        let message = format!("it ends when it is idle, and begins anew: it cannot be suspended here: {why}");
+        (Scale::of(&object.annotations).tier == IdleTier::Suspended).then(|| ("NotSuspended".into(), message))
+    };
+    delayed.or_else(cannot)
+}
+
 fn instances(instances: &[(&InstanceId, &InstanceActual)], restarts: u32) -> Vec<InstanceReport> {
     let report = |(id, instance): &(&InstanceId, &InstanceActual)| {
         let tier = tier(&instance.phase)?;
@@ -173,12 +201,12 @@ fn instances(instances: &[(&InstanceId, &InstanceActual)], restarts: u32) -> Vec
 /// The tier of an instance in `phase`; `None` while there is none, or none any more.
 pub fn tier(phase: &Phase) -> Option<Tier> {
     match phase {
-        Phase::Launching | Phase::Probing | Phase::Thawing => Some(Tier::Starting),
+        Phase::Launching | Phase::Probing | Phase::Thawing | Phase::Restoring => Some(Tier::Starting),
         Phase::Ready => Some(Tier::Running),
         Phase::Draining | Phase::Stopping { .. } => Some(Tier::Stopping),
         Phase::Primed => Some(Tier::Primed),
         Phase::Freezing | Phase::Frozen => Some(Tier::Frozen),
-        Phase::Suspended => Some(Tier::Suspended),
+        Phase::Suspending | Phase::Suspended => Some(Tier::Suspended),
         Phase::Priming | Phase::Ended { .. } | Phase::Deleting => None,
     }
 }

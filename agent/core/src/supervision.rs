@@ -80,14 +80,22 @@ pub enum Request {
     Thaw {
         id: InstanceId,
     },
-    /// As freeze, for an instance whose state on accelerators is in its memory now: that memory is left where it is.
+    /// What a running instance has on accelerators is about to be moved into its memory: its phase says so from now on, also to an
+    /// agent that was started again, and it may have more memory.
+    BeginMove {
+        id: InstanceId,
+        moved_bytes: u64,
+        /// Its limit meanwhile, swap included. None: it stays as it is.
+        memory_bytes: Option<u64>,
+    },
+    /// All that it had there is in its memory. As freeze, but that memory is left where it is.
     Suspend {
         id: InstanceId,
     },
-    /// How much memory the instance may have from now on, bytes, swap included. Lost when it ends.
-    Limit {
+    /// All that it had there is there again. Refused if it still has more memory than the limit; then that is all that is left to do.
+    EndMove {
         id: InstanceId,
-        memory_bytes: u64,
+        memory_bytes: Option<u64>,
     },
     /// Kill whatever is left of the instance and remove its cgroup, runtime directory and record. Succeeds when there is none.
     Delete {
@@ -241,13 +249,20 @@ pub struct InstanceRecord {
     pub exit: Option<ExitRecord>,
     pub log: LogSpec,
     pub labels: BTreeMap<String, String>,
+    /// What [`Request::BeginMove`] said, until the move has ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub moved_bytes: u64,
+}
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// Where an instance is in its life.
 ///
 /// ```text
-/// creating ─▶ created ─▶ running ⇄ frozen, suspended
-///     │          └──────────┴────────┴──▶ ended ─▶ (deleted)
+/// creating ─▶ created ─▶ running ⇄ frozen, or ⇄ moving ⇄ suspended
+///     │          └──────────┴─────────┴───────────┴─────────┴──▶ ended ─▶ (deleted)
 ///     └─▶ (nothing: creation failed)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,7 +272,9 @@ pub enum InstancePhase {
     Created,
     Running,
     Frozen,
-    /// Frozen by [`Request::Suspend`].
+    /// It runs, and what it has on accelerators is on its way, or nobody knows where.
+    Moving,
+    /// Its processes do not run, and what it had on accelerators is in its memory.
     Suspended,
     Ended,
 }

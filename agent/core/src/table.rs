@@ -135,15 +135,18 @@ fn backend(
         .collect();
     let unavailable = if ready.is_empty() {
         let known = actual.revisions.get(key).and_then(|revision| why_not(revision, now));
-        known.or_else(|| without_devices(object, actual, now).filter(|_| instances.is_empty()))
+        let rests = |(_, instance): &(&InstanceId, &InstanceActual)| instance.phase == Phase::Suspended;
+        known.or_else(|| without_devices(object, actual, now).filter(|_| instances.iter().all(rests)))
     } else {
         None
     };
+    let awaits = if ready.is_empty() { awaited(object, actual, instances, now) } else { None };
     let timeouts = request_timeouts(object);
     Backend {
         ready,
         standby,
         unavailable,
+        awaits,
         h2c: object.spec.protocol() == ProtocolName::H2c,
         container_concurrency: crate::limits::container_concurrency(object),
         timeout_ms: timeouts.request_ms,
@@ -171,6 +174,21 @@ fn without_devices(object: &RevisionObject, actual: &Actual, now: Moment) -> Opt
     (!obstacle.passes).then_some(obstacle.why)
 }
 
+/// What requests wait for beside an instance: a device plugin, or a suspended instance that does not come back.
+fn awaited(
+    object: &RevisionObject,
+    actual: &Actual,
+    instances: &[(&InstanceId, &InstanceActual)],
+    now: Moment,
+) -> Option<Unavailable> {
+    let delayed = instances.iter().find_map(|(_, instance)| {
+        let delay = instance.delayed.as_ref().filter(|_| instance.phase == Phase::Suspended)?;
+        Some(Unavailable { reason: "NotRestored".into(), message: delay.why.clone() })
+    });
+    let obstacle = || devices::obstacle(&devices::asked(object), &actual.devices, now);
+    delayed.or_else(|| obstacle().map(|obstacle| obstacle.why))
+}
+
 /// A route to a revision that is not among the node's objects: nothing to wait for until the next manifest.
 fn missing(key: &RevisionKey) -> Backend {
     Backend {
@@ -180,6 +198,7 @@ fn missing(key: &RevisionKey) -> Backend {
             reason: "RevisionMissing".into(),
             message: format!("the route names revision {key}, which this node was not given"),
         }),
+        awaits: None,
         h2c: false,
         container_concurrency: 0,
         timeout_ms: crate::limits::REQUEST_TIMEOUT_MS,

@@ -60,7 +60,8 @@ fn calls() {
         Request::Take { name: "router".into() },
         Request::Release { name: "router".into() },
         Request::Suspend { id: id() },
-        Request::Limit { id: id(), memory_bytes: 2 << 30 },
+        Request::BeginMove { id: id(), moved_bytes: 3 << 30, memory_bytes: Some(4 << 30) },
+        Request::EndMove { id: id(), memory_bytes: Some(1 << 30) },
         Request::Exec { id: id(), args: vec!["/bin/check".into(), "-q".into()], timeout_ms: 1000 },
     ];
     let calls: Vec<_> = (1..).zip(requests).map(|(seq, request)| Call { seq, request }).collect();
@@ -70,8 +71,15 @@ fn calls() {
 #[test]
 fn messages() {
     let exit = |code, signal| ExitRecord { code, signal, out_of_memory: false, time_ms: 1_767_225_600_000 };
-    let record =
-        |phase, pid, exit| InstanceRecord { id: id(), phase, pid, exit, log: log(), labels: labels() };
+    let record = |phase, pid, exit| InstanceRecord {
+        id: id(),
+        phase,
+        pid,
+        exit,
+        log: log(),
+        labels: labels(),
+        moved_bytes: 0,
+    };
     let records = vec![
         record(InstancePhase::Creating, 0, None),
         record(InstancePhase::Created, 7, None),

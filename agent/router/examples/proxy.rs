@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ready: vec![Endpoint { instance: id.clone(), port }],
         standby: Vec::new(),
         unavailable: None,
+        awaits: None,
         h2c: false,
         container_concurrency,
         timeout_ms: 300_000,

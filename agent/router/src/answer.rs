@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use tombolo_agent_core::activation::{
     HELD_BYTES_PER_NODE_MAX, HELD_BYTES_PER_REVISION_MAX, HELD_PER_NODE_MAX, Refusal,
 };
-use tombolo_agent_core::routes::Backend;
+use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_api::RevisionKey;
 
 use crate::grpc;
@@ -123,9 +123,14 @@ impl Answer {
         }
     }
 
-    pub(crate) fn activation_timeout(revision: &RevisionKey, limit_ms: u64) -> Self {
+    pub(crate) fn activation_timeout(
+        revision: &RevisionKey,
+        limit_ms: u64,
+        awaits: Option<&Unavailable>,
+    ) -> Self {
+        let why = awaits.map(|why| format!(": {}: {}", why.reason, why.message)).unwrap_or_default();
         let text = format!(
-            "activation timeout: no instance of revision {revision} became free within {limit_ms} ms"
+            "activation timeout: no instance of revision {revision} became free within {limit_ms} ms{why}"
         );
         Self::new(StatusCode::GATEWAY_TIMEOUT, "ActivationTimeout", text)
     }

@@ -172,7 +172,8 @@ impl Exchange {
             None => {
                 self.routed.revision.tally.refused(Refused::ActivationTimeout);
                 let limit_ms = end.saturating_duration_since(self.start).as_millis() as u64;
-                Err(Answer::activation_timeout(revision, limit_ms))
+                let awaits = self.routed.revision.awaits();
+                Err(Answer::activation_timeout(revision, limit_ms, awaits.as_ref()))
             }
         }
     }

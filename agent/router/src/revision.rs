@@ -164,6 +164,11 @@ impl Revision {
         (queue.target.backend == *backend).then(|| Arc::clone(&queue.target))
     }
 
+    /// What its requests wait for, beside an instance.
+    pub(crate) fn awaits(&self) -> Option<Unavailable> {
+        self.lock().target.backend.awaits.clone()
+    }
+
     /// A new table says something else of it, or the revision left it (`None`): serve or refuse those who wait.
     pub(crate) fn retarget(self: &Arc<Self>, target: Option<Arc<Target>>) {
         let mut queue = self.lock();
@@ -425,6 +430,7 @@ fn removed() -> Target {
         ready: Vec::new(),
         standby: Vec::new(),
         unavailable: Some(unavailable),
+        awaits: None,
         h2c: false,
         container_concurrency: 0,
         timeout_ms: 0,

@@ -167,6 +167,7 @@ mod tests {
             ready: Vec::new(),
             standby: Vec::new(),
             unavailable: None,
+            awaits: None,
             h2c: false,
             container_concurrency: 0,
             timeout_ms: 0,

@@ -83,6 +83,7 @@ mod tests {
             exit: None,
             log: LogSpec { path: "/log".into(), max_bytes: 1, max_files: 1 },
             labels,
+            moved_bytes: 0,
         };
         let (name, text) = label(&devices).unwrap();
         assert_eq!(devices_of(&record([(name.to_owned(), text)].into())), devices);

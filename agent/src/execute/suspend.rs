@@ -12,23 +12,32 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tombolo_agent_core::annotations::IdleTier;
-use tombolo_agent_core::devices::Devices;
+use tombolo_agent_core::devices::{Devices, ResourceName};
 use tombolo_agent_core::supervision::{InstanceId, Request};
 use tombolo_agent_devices::{Accelerator, AcceleratorError, Pid};
 use tombolo_router::Stage;
 
-use super::{Executor, Inner, Outcome};
+use super::{Executor, Inner, Outcome, lock};
 use crate::probe;
 use crate::supervisor::CallError;
 
 /// Memory of the node that must stay free beside what is moved into it, bytes: what the kernel and the agent need under way.
 const MEMORY_SPARE: u64 = 256 << 20;
 
-/// How long the plugin is asked again that is not there or still busy with the same processes.
-const RESTORE_MAX: Duration = Duration::from_secs(60);
+/// What an instance may have beside its limit and what is moved, bytes: the driver keeps books of what it moves.
+const LIMIT_SPARE: u64 = 64 << 20;
 
-/// Pause before it is asked again.
-const RESTORE_PAUSE: Duration = Duration::from_millis(200);
+/// How long a move is asked for that a plugin has not ended in time: the same call again waits for its end.
+const MOVE_MAX: Duration = Duration::from_secs(300);
+
+/// How long a plugin may be away that goes in the middle of a move: one that is replaced is soon back.
+const ABSENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Pause before a plugin is asked again.
+const MOVE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Looks for processes that were begun while others were moved.
+const LOOKS_MAX: usize = 3;
 
 /// What an instance needs to leave its devices and to come back.
 #[derive(Clone, Debug)]
@@ -41,12 +50,15 @@ pub(crate) struct Occupant {
     pub(crate) memory_limit: Option<u64>,
 }
 
-/// Why an instance's state stays where it is. It runs as before.
+/// Why what an instance has on its devices stays there.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum SuspendError {
     /// It will not be otherwise.
     #[error("{0}")]
     Cannot(String),
+    /// It runs as before, and may be suspended later.
+    #[error("{0}")]
+    NotNow(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -56,17 +68,21 @@ pub(crate) enum SuspendError {
 pub(crate) enum RestoreError {
     #[error(transparent)]
     Supervisor(#[from] CallError),
+    /// It is suspended as before, and may come back later; `crowded`: once others have made room on its devices.
+    #[error("{why}")]
+    NotNow { why: String, crowded: bool },
     #[error("its state does not come back to its devices: {0}")]
-    Devices(String),
+    Lost(String),
 }
 
 impl Executor {
-    /// Moves what an instance has on its devices to the host's memory, and stops its processes.
-    pub(crate) fn suspend(&self, occupant: Occupant) {
+    /// Moves what an instance has on its devices to the node's memory, of which there are `room_bytes` for all that is moved, and
+    /// stops its processes.
+    pub(crate) fn suspend(&self, occupant: Occupant, room_bytes: u64) {
         let inner = self.inner.clone();
         self.inner.probing(&occupant.instance, probe::Guard::pause);
         self.inner.spawn(async move {
-            let result = suspend(&inner, &occupant).await;
+            let result = suspend(&inner, &occupant, room_bytes).await;
             if result.is_err() {
                 inner.probing(&occupant.instance, probe::Guard::resume);
             }
@@ -79,51 +95,67 @@ impl Executor {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
             let result = restore(&inner, &occupant).await;
-            inner.probing(&occupant.instance, probe::Guard::resume);
+            if result.is_ok() {
+                inner.probing(&occupant.instance, probe::Guard::resume);
+            }
             inner.tell(Outcome::Restored { instance: occupant.instance, result }).await;
         });
     }
+
+    /// An instance was found that has `bytes` in the node's memory.
+    pub(crate) fn note_moved(&self, instance: &InstanceId, bytes: u64) {
+        lock(&self.inner.moved).insert(instance.clone(), bytes);
+    }
 }
 
-/// Moves the instance's state to the host's memory, and stops its processes.
-async fn suspend(inner: &Inner, occupant: &Occupant) -> Result<(), SuspendError> {
-    let Occupant { instance, pid, memory_limit, .. } = occupant;
+/// Moves the instance's state to the node's memory, and stops its processes; how many bytes were moved.
+async fn suspend(inner: &Inner, occupant: &Occupant, room_bytes: u64) -> Result<u64, SuspendError> {
+    let Occupant { instance, pid, devices, memory_limit } = occupant;
     let movers = movers(inner, occupant).await?;
-    let failed = |error: &dyn std::fmt::Display| SuspendError::Failed(error.to_string());
-    let processes = processes(*pid).map_err(|error| failed(&error))?;
-    let held = held_bytes(&movers, &processes).await;
-    let free = available_memory().unwrap_or(u64::MAX);
-    if free < held.saturating_add(MEMORY_SPARE) {
+    let all = processes(*pid).map_err(|error| SuspendError::Failed(error.to_string()))?;
+    let held = held_bytes(&movers, &all).await;
+    reserve(inner, instance, held, room_bytes)?;
+    let memory_bytes = memory_limit.map(|limit| limit.saturating_add(held).saturating_add(LIMIT_SPARE));
+    let begin = Request::BeginMove { id: instance.clone(), moved_bytes: held, memory_bytes };
+    let supervisor = &inner.tools.supervisor;
+    supervisor.call(begin).await?;
+    let result = match move_out(inner, occupant).await {
+        Ok(()) => supervisor.call(Request::Suspend { id: instance.clone() }).await.map_err(Into::into),
+        Err(error) => Err(error),
+    };
+    let Err(error) = result else { return Ok(held) };
+    for resource in devices.keys() {
+        // Those that were not moved have nothing to be given back.
+        if let Err(undoing) = carry(inner, resource, Way::Back, &all, ABSENCE_MAX).await {
+            return Err(SuspendError::Failed(format!("{error}; and that cannot be undone: {undoing}")));
+        }
+    }
+    end_move(inner, occupant).await;
+    Err(error)
+}
+
+impl From<CallError> for SuspendError {
+    fn from(error: CallError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Sets memory of the node aside for what is moved, until the instance is back or gone.
+fn reserve(inner: &Inner, instance: &InstanceId, held: u64, room_bytes: u64) -> Result<(), SuspendError> {
+    let mut moved = lock(&inner.moved);
+    let others = moved.iter().filter(|(other, _)| *other != instance).map(|(_, bytes)| *bytes).sum();
+    let of_budget = room_bytes.saturating_sub(others);
+    let available = available_memory().unwrap_or(u64::MAX).saturating_sub(MEMORY_SPARE);
+    let free = of_budget.min(available);
+    if held > free {
         return Err(SuspendError::Failed(format!(
-            "{} MiB would have to move into the node's memory, of which {} MiB are available",
+            "what it has on its devices, {} MiB, does not fit into the node's memory, of which {} MiB are free for that",
             held >> 20,
             free >> 20
         )));
     }
-    if let Some(limit) = memory_limit {
-        let memory_bytes = limit.saturating_add(held).saturating_add(MEMORY_SPARE);
-        let allowed =
-            inner.tools.supervisor.call(Request::Limit { id: instance.clone(), memory_bytes }).await;
-        allowed.map_err(|error| failed(&error))?;
-    }
-    let moved = move_out(&movers, &processes).await;
-    let stopped = match moved {
-        Ok(()) => {
-            let stopped = inner.tools.supervisor.call(Request::Suspend { id: instance.clone() }).await;
-            stopped.map(drop).map_err(|error| failed(&error))
-        }
-        Err(error) => Err(error),
-    };
-    if stopped.is_err() {
-        // Those that were not moved have nothing to be given back.
-        for mover in &movers {
-            if let Err(error) = mover.resume(&processes).await {
-                tracing::warn!(%instance, %error, "cannot undo a suspension");
-            }
-        }
-        limit_again(inner, occupant).await;
-    }
-    stopped
+    moved.insert(instance.clone(), held);
+    Ok(())
 }
 
 /// Lets the instance go on, with its state on its devices again.
@@ -133,26 +165,30 @@ async fn restore(inner: &Inner, occupant: &Occupant) -> Result<(), RestoreError>
     activations.begin(instance, IdleTier::Suspended);
     inner.tools.supervisor.call(Request::Thaw { id: instance.clone() }).await?;
     activations.ended(instance, Stage::Thaw, began.elapsed());
-    let processes = processes(*pid).map_err(|error| RestoreError::Devices(error.to_string()))?;
-    let none = || RestoreError::Devices("this node has no device plugins".into());
-    let allocator = inner.tools.devices.as_ref().ok_or_else(none)?;
-    let until = began + RESTORE_MAX;
+    let lost = |error: &dyn std::fmt::Display| RestoreError::Lost(error.to_string());
+    let processes = processes(*pid).map_err(|error| lost(&error))?;
+    let mut back = Vec::new();
     for resource in devices.keys() {
-        loop {
-            let resumed = match allocator.accelerator(resource).await {
-                Ok(mover) => mover.resume(&processes).await,
-                Err(error) => Err(error),
-            };
-            match resumed {
-                Ok(_) => break,
-                Err(AcceleratorError::Absent(_) | AcceleratorError::Late(_)) if Instant::now() < until => {
-                    tokio::time::sleep(RESTORE_PAUSE).await;
-                }
-                Err(error) => return Err(RestoreError::Devices(format!("{resource}: {error}"))),
+        let error = match carry(inner, resource, Way::Back, &processes, Duration::ZERO).await {
+            Ok(()) => {
+                back.push(resource);
+                continue;
             }
+            Err(error) => error,
+        };
+        let (why, crowded) = (format!("{resource}: {error}"), matches!(error, AcceleratorError::NoRoom(_)));
+        if matches!(error, AcceleratorError::Cannot(_) | AcceleratorError::Refused(_)) {
+            return Err(RestoreError::Lost(why));
         }
+        // Others may have the devices meanwhile.
+        for resource in back {
+            let undone = carry(inner, resource, Way::Out, &processes, ABSENCE_MAX).await;
+            undone.map_err(|error| lost(&error))?;
+        }
+        inner.tools.supervisor.call(Request::Suspend { id: instance.clone() }).await?;
+        return Err(RestoreError::NotNow { why, crowded });
     }
-    limit_again(inner, occupant).await;
+    end_move(inner, occupant).await;
     activations.ended(instance, Stage::Restore, began.elapsed());
     Ok(())
 }
@@ -175,21 +211,67 @@ async fn movers(inner: &Inner, occupant: &Occupant) -> Result<Vec<Accelerator>, 
             Err(AcceleratorError::Cannot(why)) => {
                 return Err(SuspendError::Cannot(format!("{resource}: {why}")));
             }
-            Err(error) => return Err(SuspendError::Failed(format!("{resource}: {error}"))),
+            Err(error) => return Err(SuspendError::NotNow(format!("{resource}: {error}"))),
         }
     }
     Ok(movers)
 }
 
-async fn move_out(movers: &[Accelerator], processes: &BTreeSet<Pid>) -> Result<(), SuspendError> {
-    for mover in movers {
-        match mover.suspend(processes).await {
-            Ok(_) => {}
-            Err(AcceleratorError::Cannot(why)) => return Err(SuspendError::Cannot(why)),
-            Err(error) => return Err(SuspendError::Failed(error.to_string())),
+/// Also moves the processes that were begun meanwhile.
+async fn move_out(inner: &Inner, occupant: &Occupant) -> Result<(), SuspendError> {
+    let mut moved = BTreeSet::new();
+    for _ in 0..LOOKS_MAX {
+        let all = processes(occupant.pid).map_err(|error| SuspendError::Failed(error.to_string()))?;
+        if all.is_subset(&moved) {
+            break;
         }
+        for resource in occupant.devices.keys() {
+            let why = match carry(inner, resource, Way::Out, &all, ABSENCE_MAX).await {
+                Ok(()) => continue,
+                Err(error) => (format!("{resource}: {error}"), error),
+            };
+            return Err(match why {
+                (why, AcceleratorError::Cannot(_)) => SuspendError::Cannot(why),
+                (why, AcceleratorError::Absent(_)) => SuspendError::NotNow(why),
+                (why, _) => SuspendError::Failed(why),
+            });
+        }
+        moved = all;
     }
     Ok(())
+}
+
+/// Where what processes have goes.
+#[derive(Clone, Copy)]
+enum Way {
+    Out,
+    Back,
+}
+
+/// Has a resource's plugin move what the processes have. One that is not there is waited for, for as long as `absence`.
+async fn carry(
+    inner: &Inner,
+    resource: &ResourceName,
+    way: Way,
+    processes: &BTreeSet<Pid>,
+    absence: Duration,
+) -> Result<(), AcceleratorError> {
+    let began = Instant::now();
+    let none = || AcceleratorError::Cannot("this node has no device plugins".into());
+    let allocator = inner.tools.devices.as_ref().ok_or_else(none)?;
+    loop {
+        let moved = match (allocator.accelerator(resource).await, way) {
+            (Ok(mover), Way::Out) => mover.suspend(processes).await.map(drop),
+            (Ok(mover), Way::Back) => mover.resume(processes).await.map(drop),
+            (Err(error), _) => Err(error),
+        };
+        match moved {
+            Err(AcceleratorError::Late(_)) if began.elapsed() < MOVE_MAX => {}
+            Err(AcceleratorError::Absent(_)) if began.elapsed() < absence => {}
+            moved => return moved,
+        }
+        tokio::time::sleep(MOVE_PAUSE).await;
+    }
 }
 
 /// What the processes hold on devices, as far as plugins tell.
@@ -205,12 +287,13 @@ async fn held_bytes(movers: &[Accelerator], processes: &BTreeSet<Pid>) -> u64 {
     most
 }
 
-/// Gives an instance the limit of its revision again.
-async fn limit_again(inner: &Inner, occupant: &Occupant) {
-    let Some(memory_bytes) = occupant.memory_limit else { return };
+/// Nothing of the instance is in the node's memory any more: it has the limit of its revision again.
+async fn end_move(inner: &Inner, occupant: &Occupant) {
     let id = occupant.instance.clone();
-    if let Err(error) = inner.tools.supervisor.call(Request::Limit { id, memory_bytes }).await {
-        tracing::warn!(instance = %occupant.instance, %error, "it may have more memory than its limit");
+    lock(&inner.moved).remove(&id);
+    let end = Request::EndMove { id, memory_bytes: occupant.memory_limit };
+    if let Err(error) = inner.tools.supervisor.call(end).await {
+        tracing::warn!(instance = %occupant.instance, %error, "it may have more memory than its limit until it is moved again");
     }
 }
 

@@ -240,7 +240,13 @@ impl Reconciler {
         self.set_phase(&instance, Phase::Ended { exit: exit.clone() }, now);
         let was_ready = matches!(
             known.phase,
-            Phase::Ready | Phase::Freezing | Phase::Frozen | Phase::Suspended | Phase::Thawing
+            Phase::Ready
+                | Phase::Freezing
+                | Phase::Frozen
+                | Phase::Thawing
+                | Phase::Suspending
+                | Phase::Suspended
+                | Phase::Restoring
         );
         match known.phase {
             Phase::Stopping { .. } | Phase::Draining => return,
@@ -338,7 +344,7 @@ impl Reconciler {
             (None, InstancePhase::Running) => Phase::Probing,
             (None, InstancePhase::Created) => Phase::Primed,
             (None, InstancePhase::Frozen) => Phase::Frozen,
-            (None, InstancePhase::Suspended) => Phase::Suspended,
+            (None, InstancePhase::Suspended | InstancePhase::Moving) => Phase::Suspended,
             (None, InstancePhase::Creating | InstancePhase::Ended) => Phase::Stopping { killed: true },
         };
         let is_alive = matches!(phase, Phase::Probing | Phase::Primed | Phase::Frozen | Phase::Suspended);
@@ -350,7 +356,12 @@ impl Reconciler {
         tracing::info!(instance = %id, %revision, pid = record.pid, ?phase, "adopted an instance");
         let devices = devices_of(&record);
         let made = InstanceActual::new(revision.clone(), object, port, phase, now);
-        let instance = InstanceActual { pid: record.pid, devices, ..made };
+        let astray = record.phase == InstancePhase::Moving;
+        let moved_bytes = record.moved_bytes;
+        if moved_bytes > 0 {
+            self.executor.note_moved(&id, moved_bytes);
+        }
+        let instance = InstanceActual { pid: record.pid, devices, moved_bytes, astray, ..made };
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {

@@ -206,11 +206,16 @@ impl Hierarchies {
         }
     }
 
-    /// Sets how much memory the cgroup may have, swap included, where memory is limited at all.
+    /// Sets how much memory the cgroup may have, swap included, where memory is limited at all. Refused if it has more.
     pub(crate) fn limit_memory(&self, path: &CgroupPath, bytes: u64) -> io::Result<()> {
         let Some(directory) = self.directory("memory", path) else { return Ok(()) };
         let set = |file: &str| fs::write(directory.join(file), bytes.to_string());
         if self.unified {
+            // Here the kernel would kill rather than refuse.
+            let current = fs::read_to_string(directory.join("memory.current"))?;
+            if current.trim().parse().is_ok_and(|now: u64| now > bytes) {
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it has more at the moment"));
+            }
             return set("memory.max");
         }
         let (memory, both) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");

@@ -33,6 +33,8 @@ pub(crate) struct Record {
     pub(crate) log: LogSpec,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup: CgroupPath,
+    #[serde(default)]
+    pub(crate) moved_bytes: u64,
 }
 
 /// One certain process, not merely whichever has its id today.
@@ -108,7 +110,18 @@ impl Record {
         cgroup: CgroupPath,
     ) -> Self {
         let phase = InstancePhase::Creating;
-        Self { version: VERSION, id, slot, phase, process: None, exit: None, log, labels, cgroup }
+        Self {
+            version: VERSION,
+            id,
+            slot,
+            phase,
+            process: None,
+            exit: None,
+            log,
+            labels,
+            cgroup,
+            moved_bytes: 0,
+        }
     }
 
     /// As the agent sees it.
@@ -120,6 +133,7 @@ impl Record {
             exit: self.exit.clone(),
             log: self.log.clone(),
             labels: self.labels.clone(),
+            moved_bytes: self.moved_bytes,
         }
     }
 

@@ -2,20 +2,16 @@
 //!
 //! An instance that waits, primed or frozen, has its devices like one that runs, but gives way: where a revision has no instance
 //! at all for want of devices, those that wait for nobody go.
-//!
-//! A suspended instance has let go of its devices, and needs the very same to go on. Revisions that may be suspended take turns:
-//! those with no request now have only what others leave, who was called last first.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
 
+use super::turns::Turns;
 use super::{Action, Draft, Pass, Scope, WakeReason};
 use crate::actual::{InstanceActual, Moment, Phase};
-use crate::annotations::IdleTier;
-use crate::devices::{self, Asked, Choice, DeviceId, Devices, Obstacle, ResourceName};
+use crate::devices::{self, Asked, Choice, Devices, Obstacle, ResourceName};
 use crate::supervision::InstanceId;
 
 /// How many devices of each resource.
@@ -35,20 +31,17 @@ impl<'a> Pass<'a> {
         if order.is_empty() {
             return cuts;
         }
-        order.sort_by_key(|index| {
-            let scope = &scopes[*index].1;
-            // Where somebody waits comes first.
-            let demand = self.situation.traffic.of(scope.key);
-            let called = self.yields(scope).then_some(Reverse(scope.known.last_active));
-            (demand.held == 0, demand.in_flight == 0, called, *index)
-        });
-        let has: BTreeMap<usize, u32> =
-            order.iter().map(|index| (*index, self.has_devices(&scopes[*index].1))).collect();
-        let allowed = self.share(scopes, &order, &has, counts(&draft.free), draft);
+        let mut turns = self.turns(scopes, &order);
+        order.retain(|index| turns.takes_part(*index));
+        order.sort_by_key(|index| (turns.rank(*index), *index));
+        self.find_returning(scopes, &order, &mut turns, draft);
+        let allowed = self.share(scopes, &order, &turns, counts(&draft.free), draft);
         for index in order {
             let (wanted, scope) = &mut scopes[index];
             let allowed = allowed.get(&index).copied().unwrap_or(0);
-            if allowed < *wanted && !self.takeovers.blocked.contains(scope.key) && !self.yields(scope) {
+            // That others have their turn is nothing to tell.
+            let waits_its_turn = turns.yields(index) || turns.awaits_its_own(index);
+            if allowed < *wanted && !self.takeovers.blocked.contains(scope.key) && !waits_its_turn {
                 cuts.insert(scope.key.clone(), self.why(scope, *wanted, allowed, draft));
                 if allowed == 0 {
                     draft.short.push(scope.asked.clone());
@@ -60,12 +53,12 @@ impl<'a> Pass<'a> {
         cuts
     }
 
-    /// How many instances each of `order` may have: what it has and wants, unless it yields, then a first before anyone's second.
+    /// How many instances each of `order` may have: what it has and wants, unless it yields that, then a first before anyone's second.
     fn share(
         &self,
         scopes: &[(u32, Scope<'a>)],
         order: &[usize],
-        has: &BTreeMap<usize, u32>,
+        turns: &Turns<'a>,
         mut pool: Counts,
         draft: &mut Draft,
     ) -> BTreeMap<usize, u32> {
@@ -73,16 +66,18 @@ impl<'a> Pass<'a> {
         let mut can_grow = BTreeSet::new();
         for index in order {
             let (wanted, scope) = &scopes[*index];
-            let mut own = (*wanted).min(has[index]);
-            if self.yields(scope) && self.obstacle(scope).is_none() {
+            let has_obstacle = self.obstacle(scope).is_some();
+            let mut own = (*wanted).min(turns.keeps(*index));
+            if turns.yields(*index) && !has_obstacle {
                 for (name, count) in &scope.asked {
-                    *pool.entry(name.clone()).or_default() += (own * count) as usize;
+                    *pool.entry(name.clone()).or_default() +=
+                        (turns.has(*index).min(*wanted) * count) as usize;
                 }
                 own = 0;
             }
             allowed.insert(*index, own);
             let awaited_until = self.situation.actual.devices.awaited_until;
-            if self.obstacle(scope).is_none() {
+            if !has_obstacle {
                 can_grow.insert(*index);
             } else if self.now < awaited_until {
                 draft.wake_at(awaited_until, WakeReason::DevicesAwaited);
@@ -93,10 +88,12 @@ impl<'a> Pass<'a> {
             for index in order.iter().filter(|index| can_grow.contains(*index)) {
                 let (wanted, scope) = &scopes[*index];
                 let now = allowed[index];
+                let yields = turns.yields(*index);
                 // One that yields may have back what it has.
-                let would_grow = now > 0 || self.yields(scope) && now >= (*wanted).min(has[index]);
-                let is_kept_out = would_grow && scope.asked.keys().any(|name| a_first_waits.contains(name));
-                if now != round || now >= *wanted || is_kept_out {
+                let most = if yields { (*wanted).min(turns.keeps(*index)) } else { *wanted };
+                let is_kept_out =
+                    now > 0 && !yields && scope.asked.keys().any(|name| a_first_waits.contains(name));
+                if now != round || now >= most || is_kept_out || turns.awaits_its_own(*index) {
                     continue;
                 }
                 if take(&mut pool, &scope.asked) {
@@ -110,7 +107,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Instances of the present object that have their devices, and serve or can without being given any.
-    fn has_devices(&self, scope: &Scope<'a>) -> u32 {
+    pub(super) fn has_devices(&self, scope: &Scope<'a>) -> u32 {
         let of_use = |instance: &InstanceActual| {
             let serves =
                 instance.phase.is_up() || instance.phase.is_waiting() || instance.phase == Phase::Draining;
@@ -119,18 +116,7 @@ impl<'a> Pass<'a> {
         self.current(scope).filter(|(_, instance)| of_use(instance)).count() as u32
     }
 
-    /// Whether its instances can be suspended and nobody calls them: others who are called may have the devices.
-    fn yields(&self, scope: &Scope<'a>) -> bool {
-        let demand = self.situation.traffic.of(scope.key);
-        scope.scale.tier == IdleTier::Suspended
-            && scope.scale.min == 0
-            && scope.known.ready_once
-            && scope.known.cannot_suspend.is_none()
-            && demand.held == 0
-            && demand.in_flight == 0
-    }
-
-    fn obstacle(&self, scope: &Scope<'a>) -> Option<Obstacle> {
+    pub(super) fn obstacle(&self, scope: &Scope<'a>) -> Option<Obstacle> {
         devices::obstacle(&scope.asked, &self.situation.actual.devices, self.now)
     }
 
@@ -197,14 +183,14 @@ impl<'a> Pass<'a> {
                     && matches!(instance.phase, Phase::Ready | Phase::Probing);
                 let loaded = self.situation.traffic.instances.get(id).is_some_and(|load| *load > 0);
                 if (waits && !loaded || serves_instead) && !self.is_lost(instance) {
-                    idle.push((scope.known.last_active, id));
+                    idle.push((self.called(scope), id));
                 }
             }
         }
         idle
     }
 
-    fn let_go(&self, instance: InstanceId) -> Action {
+    pub(super) fn let_go(&self, instance: InstanceId) -> Action {
         match self.situation.actual.instances[&instance].phase {
             Phase::Primed => Action::Delete { instance },
             Phase::Probing => Action::Terminate { instance },
@@ -219,31 +205,79 @@ impl<'a> Pass<'a> {
     }
 
     /// Takes the devices of one instance more out of what is free. `None`: there are too few, or a plugin's preference comes first.
+    ///
+    /// Those that suspended instances come back to are left, if others suffice, or else all those of one of them are taken, who was
+    /// stopped first: so each instance that lets go makes room for another one whole.
     pub(super) fn take_devices(&self, scope: &Scope<'a>, draft: &mut Draft) -> Option<Devices> {
+        let suspended: Vec<_> = self.suspended().collect();
+        let mut unclaimed = draft.free.clone();
+        for (_, instance) in &suspended {
+            remove(&mut unclaimed, &instance.devices);
+        }
+        let taken = if suspended.is_empty() {
+            self.pick(scope, &draft.free, &mut draft.choices, false).ok()?
+        } else {
+            let others = self.pick(scope, &unclaimed, &mut draft.choices, true);
+            let as_asked = |devices: &Devices| {
+                let count = |name| devices.get(name).map_or(0, BTreeSet::len);
+                devices.len() == scope.asked.len()
+                    && scope.asked.iter().all(|(name, asked)| count(name) == *asked as usize)
+            };
+            let mut whole = suspended.iter().map(|(_, instance)| *instance).collect::<Vec<_>>();
+            whole.retain(|instance| as_asked(&instance.devices) && is_within(&instance.devices, &draft.free));
+            let whole = whole.into_iter().min_by_key(|instance| instance.since);
+            match (others, whole) {
+                (Ok(others), _) => others,
+                (Err(Unpicked::Asked), _) => return None,
+                (Err(Unpicked::TooFew), Some(whole)) => whole.devices.clone(),
+                (Err(Unpicked::TooFew), None) => {
+                    self.pick(scope, &draft.free, &mut draft.choices, false).ok()?
+                }
+            }
+        };
+        remove(&mut draft.free, &taken);
+        Some(taken)
+    }
+
+    /// The devices of one instance among `free`; if these `must_suit`, only such that their plugin prefers, should it have a preference.
+    fn pick(
+        &self,
+        scope: &Scope<'a>,
+        free: &Devices,
+        choices: &mut BTreeSet<Choice>,
+        must_suit: bool,
+    ) -> Result<Devices, Unpicked> {
         let inventory = &self.situation.actual.devices.inventory;
-        let mut taken = Devices::new();
+        let mut picked = Devices::new();
         let mut is_open = false;
         for (name, count) in &scope.asked {
-            let (resource, free) = (inventory.resources.get(name)?, draft.free.get(name)?);
+            let (resource, free) =
+                inventory.resources.get(name).zip(free.get(name)).ok_or(Unpicked::TooFew)?;
             let mut preferred = None;
-            if resource.has_preference && free.len() > *count as usize {
+            let spare = usize::from(!must_suit);
+            if resource.has_preference && free.len() >= *count as usize + spare {
                 let choice = Choice { resource: name.clone(), free: free.clone(), count: *count };
                 preferred = inventory.preferences.get(&choice);
                 if preferred.is_none() {
                     is_open = true;
-                    draft.choices.insert(choice);
+                    choices.insert(choice);
                     continue;
                 }
             }
-            taken.insert(name.clone(), devices::choose(resource, free, *count, preferred)?);
+            let suits = preferred.is_none_or(|ids| ids.len() == *count as usize);
+            if must_suit && !suits {
+                return Err(Unpicked::TooFew);
+            }
+            let chosen = devices::choose(resource, free, *count, preferred).ok_or(Unpicked::TooFew)?;
+            picked.insert(name.clone(), chosen);
         }
-        if is_open {
-            return None;
-        }
-        for (name, ids) in &taken {
-            draft.free.entry(name.clone()).or_default().retain(|id| !ids.contains(id));
-        }
-        Some(taken)
+        if is_open { Err(Unpicked::Asked) } else { Ok(picked) }
+    }
+
+    /// Instances that come back to their devices and have let go of them.
+    fn suspended(&self) -> impl Iterator<Item = (&'a InstanceId, &'a InstanceActual)> {
+        let rests = |(_, instance): &(&InstanceId, &InstanceActual)| instance.held_devices().is_none();
+        self.situation.actual.instances.iter().filter(rests)
     }
 
     /// Whether one instance needs devices that there are, and that the revisions `before` have.
@@ -261,16 +295,30 @@ impl<'a> Pass<'a> {
 impl Draft {
     /// Takes these devices out of what is free, if they all are.
     pub(super) fn take_back(&mut self, devices: &Devices) -> bool {
-        let is_free = |(name, ids): (&ResourceName, &BTreeSet<DeviceId>)| {
-            self.free.get(name).is_some_and(|free| ids.is_subset(free))
-        };
-        if !devices.iter().all(is_free) {
-            return false;
+        let is_free = is_within(devices, &self.free);
+        if is_free {
+            remove(&mut self.free, devices);
         }
-        for (name, ids) in devices {
-            self.free.entry(name.clone()).or_default().retain(|id| !ids.contains(id));
+        is_free
+    }
+}
+
+/// Why no devices were picked.
+enum Unpicked {
+    TooFew,
+    /// A plugin's preference comes first.
+    Asked,
+}
+
+fn is_within(devices: &Devices, free: &Devices) -> bool {
+    devices.iter().all(|(name, ids)| free.get(name).is_some_and(|free| ids.is_subset(free)))
+}
+
+fn remove(free: &mut Devices, devices: &Devices) {
+    for (name, ids) in devices {
+        if let Some(free) = free.get_mut(name) {
+            free.retain(|id| !ids.contains(id));
         }
-        true
     }
 }
 

@@ -47,7 +47,13 @@ impl Pass<'_> {
     ) {
         let instance_id = || id.clone();
         let due = match &instance.phase {
-            Phase::Priming | Phase::Launching | Phase::Freezing | Phase::Thawing | Phase::Deleting => {
+            Phase::Priming
+            | Phase::Launching
+            | Phase::Freezing
+            | Phase::Thawing
+            | Phase::Suspending
+            | Phase::Restoring
+            | Phase::Deleting => {
                 let delete = Action::Delete { instance: instance_id() };
                 Some((instance.since.after(OUTCOME_MAX_MS), WakeReason::OutcomeLost, delete))
             }
@@ -70,6 +76,14 @@ impl Pass<'_> {
             {
                 // Its program cannot end as it would like to: what it had is not where it was.
                 draft.removals.push(Action::Delete { instance: instance_id() });
+                None
+            }
+            Phase::Suspended if instance.astray => {
+                let at = instance.delayed_until();
+                match self.now >= at {
+                    true => draft.additions.push(Action::Restore { instance: instance_id() }),
+                    false => draft.wake_at(at, WakeReason::MoveRetry),
+                }
                 None
             }
             Phase::Primed | Phase::Frozen | Phase::Suspended => None,
@@ -133,7 +147,12 @@ impl Pass<'_> {
             Some(_) if !draft.is_short_of(&instance.devices) => Action::Freeze { instance: instance_id },
             _ => Action::Terminate { instance: instance_id },
         };
-        (self.now, WakeReason::DrainDeadline, action)
+        match action {
+            Action::Suspend { .. } if instance.delayed_until() > self.now => {
+                (instance.delayed_until(), WakeReason::MoveRetry, action)
+            }
+            _ => (self.now, WakeReason::DrainDeadline, action),
+        }
     }
 
     /// Requests at an instance. The router wakes a frozen one by itself to give it one.
@@ -165,7 +184,7 @@ impl Pass<'_> {
         let beside = self.index.of(&instance.revision).iter().filter(|(other, _)| *other != id);
         let mut beside = beside.filter(|(_, other)| other.object == instance.object);
         !beside.any(|(other, known)| match known.phase {
-            Phase::Freezing | Phase::Frozen | Phase::Suspended => true,
+            Phase::Freezing | Phase::Frozen | Phase::Suspending | Phase::Suspended => true,
             Phase::Draining => (known.since, *other) < (instance.since, id),
             _ => false,
         })

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use tombolo_api::RevisionKey;
-use tombolo_api::desired::RevisionObject;
+use tombolo_api::desired::{Desired, RevisionObject};
 
 use super::{Pass, Scope, Settings};
-use crate::actual::{InstanceActual, Phase};
+use crate::actual::{Actual, InstanceActual, Phase};
 use crate::autoscale::capacity::{self, Claim, capacity, instance_bytes};
 use crate::limits;
 use crate::routes::Unavailable;
@@ -17,6 +17,15 @@ pub fn misfit(object: &RevisionObject, settings: &Settings) -> Option<Unavailabl
     let bytes = instance_bytes(limits::memory_bytes(object), None);
     let message = capacity::misfit(bytes, settings.memory_bytes)?;
     Some(Unavailable { reason: "InsufficientMemory".into(), message })
+}
+
+/// The node's memory that may be filled with what instances had on their devices, bytes: all that these do not need themselves.
+pub fn room_for_moved(desired: &Desired, actual: &Actual, settings: &Settings) -> u64 {
+    let programs = actual.instances.values().filter(|instance| holds_memory(instance)).map(|instance| {
+        let object = desired.revisions.get(&instance.revision);
+        instance_bytes(object.and_then(|(_, object)| limits::memory_bytes(object)), None)
+    });
+    programs.fold(settings.memory_bytes, u64::saturating_sub)
 }
 
 impl<'a> Pass<'a> {
@@ -36,7 +45,8 @@ impl<'a> Pass<'a> {
         order.sort_unstable();
         let by_index: BTreeMap<usize, Claim> = claims.into_iter().collect();
         let sorted: Vec<Claim> = order.iter().map(|(_, _, index)| by_index[index]).collect();
-        let budget = self.situation.settings.memory_bytes.saturating_sub(self.foreign_bytes());
+        let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
+        let budget = self.situation.settings.memory_bytes.saturating_sub(taken);
         let mut cuts = BTreeMap::new();
         for ((_, _, index), grant) in order.iter().zip(capacity(budget, &sorted)) {
             let (wanted, scope) = &mut scopes[*index];
@@ -54,7 +64,8 @@ impl<'a> Pass<'a> {
             let claim = self.claim(&scope, 0);
             claim.instance_bytes.saturating_mul(u64::from(claim.running + claim.stopping))
         };
-        let used = self.scopes().map(running).fold(self.foreign_bytes(), u64::saturating_add);
+        let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
+        let used = self.scopes().map(running).fold(taken, u64::saturating_add);
         let free = self.situation.settings.memory_bytes.saturating_sub(used);
         instance_bytes(limits::memory_bytes(scope.object), None) <= free
     }
@@ -80,6 +91,11 @@ impl<'a> Pass<'a> {
             holds_memory(instance) && !self.situation.desired.revisions.contains_key(&instance.revision)
         };
         instances.filter(foreign).count() as u64 * instance_bytes(None, None)
+    }
+
+    /// What instances have in the node's memory that was on their devices.
+    fn moved_bytes(&self) -> u64 {
+        self.situation.actual.instances.values().map(|instance| instance.moved_bytes).sum()
     }
 }
 

@@ -89,7 +89,11 @@ impl<'a> Pass<'a> {
         let mut up: Vec<_> = self.current(scope).filter(|(_, instance)| instance.phase.is_up()).collect();
         up.sort_by_key(|(id, instance)| (instance.phase == Phase::Ready, Reverse(instance.since), *id));
         let surplus = up.len().saturating_sub(want as usize);
-        for (id, instance) in up.into_iter().take(surplus) {
+        let goes = |id: &InstanceId| draft.removals.iter().any(|action| action.instance() == Some(id));
+        // What goes already is of the surplus, and the first of it.
+        up.sort_by_key(|(id, _)| !goes(id));
+        let gone = up.iter().filter(|(id, _)| goes(id)).count();
+        for (id, instance) in up.into_iter().take(surplus).skip(gone) {
             let instance_id = id.clone();
             match instance.phase {
                 Phase::Ready => draft.removals.push(Action::Drain { instance: instance_id }),
@@ -104,7 +108,7 @@ impl<'a> Pass<'a> {
         let quickest = |instance: &InstanceActual| match instance.phase {
             Phase::Draining => Some(0),
             Phase::Frozen => Some(1),
-            Phase::Freezing => Some(2),
+            Phase::Freezing | Phase::Suspending => Some(2),
             _ => None,
         };
         let of_use = self.current(scope).filter(|(_, instance)| !self.is_lost(instance));
@@ -112,18 +116,24 @@ impl<'a> Pass<'a> {
         take(of_use.collect(), missing, |rank, instance| match rank {
             0 => draft.additions.push(Action::Resume { instance }),
             1 => draft.additions.push(Action::Thaw { instance }),
-            // It is thawed once it is known to be frozen.
+            // It goes on once it is known to have stopped.
             _ => {}
         })
     }
 
-    /// Suspended instances whose devices nobody has go on; how many are missing still. Others are waited for: that is shorter than
-    /// to begin anew, unless there are other devices.
+    /// Suspended instances whose devices nobody has go on; how many are missing still. Where others are to let go of them, that is
+    /// waited for: it is shorter than to begin anew.
     fn restore_suspended(&self, scope: &Scope<'a>, mut missing: u32, draft: &mut Draft) -> u32 {
         for (id, instance) in self.current(scope) {
-            let rests = instance.phase == Phase::Suspended && !self.is_lost(instance);
-            if missing > 0 && rests && !draft.names(id) && draft.take_back(&instance.devices) {
+            let rests = instance.phase == Phase::Suspended && !instance.astray && !self.is_lost(instance);
+            if missing == 0 || !rests || draft.names(id) {
+                continue;
+            }
+            let returns = draft.returning.contains(id);
+            if (returns || self.now >= instance.delayed_until()) && draft.take_back(&instance.devices) {
                 draft.additions.push(Action::Restore { instance: id.clone() });
+                missing -= 1;
+            } else if returns {
                 missing -= 1;
             }
         }

@@ -24,7 +24,7 @@ impl<'a> Pass<'a> {
                 continue;
             }
             // Who was called last will be called next.
-            let order = |scope: &Scope<'a>| (scope.known.last_active, Reverse(scope.key));
+            let order = |scope: &Scope<'a>| (self.called(scope), Reverse(scope.key));
             if next.is_none_or(|best| order(scope) > order(best)) {
                 next = Some(scope);
             }
@@ -53,7 +53,10 @@ impl<'a> Pass<'a> {
             // One that runs or is about to be frozen takes the place.
             IdleTier::Primed | IdleTier::Frozen | IdleTier::Suspended => {
                 let holds = |phase: &Phase| {
-                    let kept = matches!(phase, Phase::Freezing | Phase::Frozen | Phase::Suspended);
+                    let kept = matches!(
+                        phase,
+                        Phase::Freezing | Phase::Frozen | Phase::Suspending | Phase::Suspended
+                    );
                     phase.is_up() || kept || *phase == Phase::Draining
                 };
                 want == 0 && !self.current(scope).any(|(_, instance)| holds(&instance.phase))
@@ -131,7 +134,7 @@ impl<'a> Pass<'a> {
         let mut primed = 0;
         for instance in self.situation.actual.instances.values() {
             match instance.phase {
-                Phase::Launching | Phase::Thawing | Phase::Probing | Phase::Priming => {
+                Phase::Launching | Phase::Thawing | Phase::Restoring | Phase::Probing | Phase::Priming => {
                     at = at.max(instance.since.after(STARTING_MAX_MS));
                 }
                 Phase::Primed => primed += 1,

@@ -248,6 +248,7 @@ pub(crate) fn backend(ready: &[&str]) -> Backend {
         ready: ready.iter().map(|instance| Endpoint { instance: id(instance), port: PORT }).collect(),
         standby: Vec::new(),
         unavailable: None,
+        awaits: None,
         h2c: false,
         container_concurrency: 0,
         timeout_ms: 60_000,

@@ -202,11 +202,11 @@ impl Supervisor {
                 self.call_again(waiting);
             }
             (Purpose::Freeze { caller }, result) => {
-                let result = self.stopped(id, result, InstancePhase::Frozen);
+                let result = self.stopped(id, result, InstancePhase::Running, InstancePhase::Frozen);
                 self.reply(caller, result);
             }
             (Purpose::Suspend { caller }, result) => {
-                let result = self.stopped(id, result, InstancePhase::Suspended);
+                let result = self.stopped(id, result, InstancePhase::Moving, InstancePhase::Suspended);
                 self.reply(caller, result);
             }
             (Purpose::Delete { caller }, result) => self.deleted(id, caller, result),
@@ -264,12 +264,13 @@ impl Supervisor {
         &mut self,
         id: &InstanceId,
         result: Result<Outcome, Refusal>,
-        as_what: InstancePhase,
+        from: InstancePhase,
+        to: InstancePhase,
     ) -> Result<Answer, Refusal> {
         result?;
         let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
         match instance.phase() {
-            InstancePhase::Running => instance.enter(as_what),
+            phase if phase == from => instance.enter(to),
             phase => return Err(Refusal::WrongPhase { id: id.clone(), phase }),
         }
         Ok(Answer::Done)

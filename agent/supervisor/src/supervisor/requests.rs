@@ -152,14 +152,17 @@ impl Supervisor {
                 phase => Err(Refusal::WrongPhase { id, phase }),
             },
             Request::Suspend { id } => match self.instances[&id].phase() {
-                InstancePhase::Running => {
+                InstancePhase::Moving => {
                     let task = Task::Suspend(self.instances[&id].record.cgroup.clone());
                     return self.plan(&id, task, Purpose::Suspend { caller });
                 }
                 InstancePhase::Suspended => Ok(Answer::Done),
                 phase => Err(Refusal::WrongPhase { id, phase }),
             },
-            Request::Limit { id, memory_bytes } => self.limit(&id, memory_bytes),
+            Request::BeginMove { id, moved_bytes, memory_bytes } => {
+                self.begin_move(&id, moved_bytes, memory_bytes)
+            }
+            Request::EndMove { id, memory_bytes } => self.end_move(&id, memory_bytes),
             Request::Delete { id } => return self.delete(Some(caller), &id),
             // These are not about an instance, or wait for nothing.
             Request::Hello { .. }
@@ -308,21 +311,50 @@ impl Supervisor {
     fn thaw(&mut self, id: &InstanceId) -> Result<Answer, Refusal> {
         let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
         match instance.phase() {
-            InstancePhase::Running => Ok(Answer::Done),
-            InstancePhase::Frozen | InstancePhase::Suspended => {
+            InstancePhase::Running | InstancePhase::Moving => Ok(Answer::Done),
+            phase @ (InstancePhase::Frozen | InstancePhase::Suspended) => {
                 instance.stop_reclaiming();
                 let thawed = self.hierarchies.thaw(&instance.record.cgroup);
                 thawed.map_err(|error| Refusal::Runtime(format!("cannot thaw: {error}")))?;
-                instance.enter_at_once(InstancePhase::Running);
+                instance.enter_at_once(match phase {
+                    InstancePhase::Suspended => InstancePhase::Moving,
+                    _ => InstancePhase::Running,
+                });
                 Ok(Answer::Done)
             }
             phase => Err(Refusal::WrongPhase { id: id.clone(), phase }),
         }
     }
 
-    fn limit(&self, id: &InstanceId, memory_bytes: u64) -> Result<Answer, Refusal> {
-        let instance = self.instances.get(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
-        let limited = self.hierarchies.limit_memory(&instance.record.cgroup, memory_bytes);
+    fn begin_move(
+        &mut self,
+        id: &InstanceId,
+        moved_bytes: u64,
+        memory_bytes: Option<u64>,
+    ) -> Result<Answer, Refusal> {
+        let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        if !matches!(instance.phase(), InstancePhase::Running | InstancePhase::Moving) {
+            return Err(Refusal::WrongPhase { id: id.clone(), phase: instance.phase() });
+        }
+        // Kept before anything moves: a successor has to know that something may have.
+        instance.record.moved_bytes = moved_bytes;
+        instance.enter(InstancePhase::Moving);
+        self.limit_memory(id, memory_bytes)
+    }
+
+    fn end_move(&mut self, id: &InstanceId, memory_bytes: Option<u64>) -> Result<Answer, Refusal> {
+        let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        if !matches!(instance.phase(), InstancePhase::Running | InstancePhase::Moving) {
+            return Err(Refusal::WrongPhase { id: id.clone(), phase: instance.phase() });
+        }
+        instance.record.moved_bytes = 0;
+        instance.enter(InstancePhase::Running);
+        self.limit_memory(id, memory_bytes)
+    }
+
+    fn limit_memory(&self, id: &InstanceId, bytes: Option<u64>) -> Result<Answer, Refusal> {
+        let Some((bytes, instance)) = bytes.zip(self.instances.get(id)) else { return Ok(Answer::Done) };
+        let limited = self.hierarchies.limit_memory(&instance.record.cgroup, bytes);
         limited.map_err(|error| Refusal::Runtime(format!("cannot limit its memory: {error}")))?;
         Ok(Answer::Done)
     }
@@ -356,7 +388,8 @@ fn instance_of(request: &Request) -> Option<&InstanceId> {
         | Request::Freeze { id }
         | Request::Thaw { id }
         | Request::Suspend { id }
-        | Request::Limit { id, .. }
+        | Request::BeginMove { id, .. }
+        | Request::EndMove { id, .. }
         | Request::Delete { id } => Some(id),
         Request::Hello { .. }
         | Request::List
