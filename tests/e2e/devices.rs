@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tombolo_device_sdk::metrics::Metrics;
 use tombolo_device_sdk::{
     Device, DeviceId, DeviceNode, Edits, EditsError, Health, Resource, Scan, ScanError, SharedAccelerator,
@@ -87,7 +89,7 @@ impl Bench {
     }
 
     /// Waits until a service's or its revisions' status at the hub says `word`.
-    async fn says(&self, service: &str, word: &str) {
+    pub(super) async fn says(&self, service: &str, word: &str) {
         until(&format!("{word} in {service}'s status"), 30, || async {
             let told = self.site.hub.api.told(service).await.map_err(|error| error.to_string())?;
             if told.contains(word) { Ok(()) } else { Err(told) }
@@ -108,32 +110,44 @@ impl Bench {
 
 /// A plugin in this process: what it offers is sick if a file says so, and its devices need more than a node.
 pub(super) struct Eyes {
-    hardware: PathBuf,
-    accelerator: Option<SharedAccelerator>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
 }
 
 impl Eyes {
-    pub(super) fn serve(bench: &Bench, accelerator: Option<SharedAccelerator>) {
+    pub(super) fn serve(bench: &Bench, accelerator: Option<SharedAccelerator>) -> Self {
         let cdi = bench.node.dir().join("cdi");
-        fs::create_dir(&cdi).expect("a directory");
+        fs::create_dir_all(&cdi).expect("a directory");
         let spec = r#"{"cdiVersion":"0.6.0","kind":"tests.example/eye","devices":[
         {"name":"lens","containerEdits":{"env":["LENS=wide"]}}]}"#;
         fs::write(cdi.join("eye.json"), spec).expect("a file");
         let resource = Resource {
             name: EYE.parse().expect("a name"),
-            scan: Box::new(Self { hardware: bench.hardware(), accelerator }),
+            scan: Box::new(Scanner { hardware: bench.hardware(), accelerator }),
             watched: vec![bench.hardware()],
             interval: Duration::from_secs(1),
         };
         let directory = bench.node.plugin_directory();
-        tokio::spawn(async move {
-            let never = std::future::pending();
-            serve(&directory, fixed(vec![resource]), Metrics::default(), never).await.expect("it serves");
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let stopped = async move { drop(stopped.await) };
+            serve(&directory, fixed(vec![resource]), Metrics::default(), stopped).await.expect("it serves");
         });
+        Self { stop, task }
+    }
+
+    pub(super) async fn stop(self) {
+        drop(self.stop);
+        self.task.await.expect("it ends");
     }
 }
 
-impl Scan for Eyes {
+struct Scanner {
+    hardware: PathBuf,
+    accelerator: Option<SharedAccelerator>,
+}
+
+impl Scan for Scanner {
     fn scan(&mut self) -> Result<Vec<Device>, ScanError> {
         let mut devices = Vec::new();
         for entry in fs::read_dir(&self.hardware).into_iter().flatten().flatten() {
@@ -279,7 +293,7 @@ async fn functions_that_idle_take_turns_on_one_device() {
 #[tokio::test]
 async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
     let Some(bench) = Bench::without_plugin(&["eye0"], 600).await else { return };
-    Eyes::serve(&bench, None);
+    let _plugin = Eyes::serve(&bench, None);
     bench.offers(1).await;
     bench.site.hub.deploy(&watching("seeing")).await;
     bench.has("seeing", "eye0").await;

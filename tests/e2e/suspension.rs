@@ -1,89 +1,27 @@
-//! Functions that take turns on a device with what they have on it moved away and back. The plugin is one of a test, which moves
-//! nothing and remembers what it was asked: a driver that can is not everywhere.
+//! Functions that take turns on a device with what they have on it moved away and back, by a plugin of the test.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::sync::{Arc, Mutex};
 
-use tombolo_device_sdk::{
-    Abilities, Accelerator, Held, MoveError, Pid, SharedAccelerator, Suspended, UsageError,
-};
-use tombolo_harness::until;
+use tombolo_device_sdk::SharedAccelerator;
+use tombolo_harness::{Function, Outcome, until};
 
-use crate::devices::{Bench, Eyes, watching};
+use crate::devices::{Bench, EYE, Eyes, watching};
 
-/// What one process pretends to hold on the device, bytes.
-const HELD: u64 = 64 << 20;
+mod ledger;
 
-/// Who is in the host's memory, and what was wrong.
-#[derive(Clone, Default)]
-struct Ledger(Arc<Mutex<Books>>);
+use ledger::Ledger;
 
-#[derive(Default)]
-struct Books {
-    away: BTreeSet<Pid>,
-    moves: u32,
-    wrong: Vec<String>,
+/// A node with these devices, whose plugin moves what the ledger says.
+async fn bench(devices: &[&str], idle_timeout_s: u64) -> Option<(Bench, Eyes, Ledger)> {
+    let bench = Bench::without_plugin(devices, idle_timeout_s).await?;
+    let ledger = Ledger::default();
+    let plugin = Eyes::serve(&bench, Some(SharedAccelerator::new(ledger.clone())));
+    bench.offers(devices.len()).await;
+    Some((bench, plugin, ledger))
 }
 
-impl Ledger {
-    fn moves(&self) -> u32 {
-        self.0.lock().expect("no panic").moves
-    }
-
-    fn assert_right(&self) {
-        assert_eq!(self.0.lock().expect("no panic").wrong, [""; 0]);
-    }
-}
-
-/// The driver moves from inside the process.
-fn is_frozen(pid: Pid) -> bool {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    groups.lines().any(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return false };
-        let (file, frozen) = match controllers {
-            "" => (format!("/sys/fs/cgroup{path}/cgroup.events"), "frozen 1"),
-            "freezer" => (format!("/sys/fs/cgroup/freezer{path}/freezer.state"), "FROZEN"),
-            _ => return false,
-        };
-        fs::read_to_string(file).is_ok_and(|state| state.contains(frozen))
-    })
-}
-
-impl Accelerator for Ledger {
-    fn describe(&self) -> Abilities {
-        Abilities { suspend: Ok(()), tells_memory: true }
-    }
-
-    fn suspend(&self, processes: &BTreeSet<Pid>) -> Result<Suspended, MoveError> {
-        let mut books = self.0.lock().expect("no panic");
-        for pid in processes {
-            if is_frozen(*pid) {
-                books.wrong.push(format!("{pid} was frozen before it was moved"));
-            }
-        }
-        books.moves += 1;
-        books.away.extend(processes);
-        Ok(Suspended { moved: processes.clone(), freed_bytes: Some(HELD) })
-    }
-
-    fn resume(&self, processes: &BTreeSet<Pid>) -> Result<BTreeSet<Pid>, MoveError> {
-        let mut books = self.0.lock().expect("no panic");
-        for pid in processes {
-            if is_frozen(*pid) {
-                books.wrong.push(format!("{pid} was still frozen when it was to come back"));
-            }
-            if !books.away.remove(pid) {
-                books.wrong.push(format!("{pid} came back and was not away"));
-            }
-        }
-        Ok(processes.clone())
-    }
-
-    fn usage(&self) -> Result<Vec<Held>, UsageError> {
-        Ok(Vec::new())
-    }
+fn sleeping(name: &str) -> Function {
+    watching(name).annotation("tombolo.dev/idle-tier", "suspended")
 }
 
 /// The instances of a service in any tier, with their tiers.
@@ -110,74 +48,214 @@ async fn has_tier(bench: &Bench, service: &str, tier: &str) -> String {
     .await
 }
 
+/// How often the function's program has been asked this, which it knows from its memory alone.
+async fn count(bench: &Bench, service: &str) -> u64 {
+    let answer = bench.node.answer(service, "/count").await.expect("it answers");
+    answer.parse().expect("a number")
+}
+
+/// The host's number of the only process of a service.
+async fn pid(bench: &Bench, service: &str) -> i64 {
+    let instances = bench.node.instances(service).await.expect("the agent answers");
+    *instances.values().next().expect("an instance runs")
+}
+
+async fn events_tell(bench: &Bench, words: &[&str]) {
+    until(&format!("an event of {words:?}"), 60, || async {
+        let events = bench.site.hub.api.get("/apis/tombolo.dev/v1/namespaces/default/events").await;
+        let events = events.map_err(|error| error.to_string())?.to_string();
+        if words.iter().all(|word| events.contains(word)) { Ok(()) } else { Err(events) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn functions_take_turns_on_a_device_and_go_on_where_they_were() {
-    let Some(bench) = Bench::without_plugin(&["eye0"], 600).await else { return };
-    let ledger = Ledger::default();
-    Eyes::serve(&bench, Some(SharedAccelerator::new(ledger.clone())));
-    bench.offers(1).await;
+    let Some((bench, _plugin, ledger)) = bench(&["eye0"], 600).await else { return };
     let names = ["first", "second", "third"];
     let mut ids = BTreeMap::new();
     for name in names {
-        let function = watching(name).annotation("tombolo.dev/idle-tier", "suspended");
-        bench.site.hub.deploy(&function).await;
+        bench.site.hub.deploy(&sleeping(name)).await;
         bench.has(name, "eye0").await;
+        assert_eq!(count(&bench, name).await, 1);
         ids.insert(name, has_tier(&bench, name, "running").await);
     }
-    for round in 0..3 {
+    for round in 2..5 {
         for name in names {
-            bench.has(name, "eye0").await;
+            assert_eq!(count(&bench, name).await, round, "{name}");
+            // Nobody takes it for as long as nobody else is called.
             assert_eq!(has_tier(&bench, name, "running").await, ids[name], "round {round}");
         }
     }
-    assert!(ledger.moves() >= 9, "{}", ledger.moves());
+    assert_eq!(ledger.moves(), 2 + 9, "no move without a request that waits");
+    ledger.assert_right();
+    let metrics = bench.node.metrics().await.expect("the agent answers");
+    let restores = "tombolo_activation_stage_seconds_count{tier=\"suspended\",stage=\"restore\"} 9";
+    assert!(metrics.contains(restores), "{metrics}");
+}
+
+/// Also under requests that come without a pause: whoever waits has a turn.
+#[tokio::test]
+async fn six_functions_take_many_turns_under_load_and_no_request_fails() {
+    let Some((bench, _plugin, ledger)) = bench(&["eye0"], 600).await else { return };
+    let names = ["one", "two", "three", "four", "five", "six"];
+    let mut before = BTreeMap::new();
+    for name in names {
+        bench.site.hub.deploy(&sleeping(name)).await;
+        bench.has(name, "eye0").await;
+        before.insert(name, (has_tier(&bench, name, "running").await, pid(&bench, name).await));
+    }
+    let outs = || names.map(|name| ledger.outs(before[name].1));
+    let at_first = outs();
+    // The first two are busy all the time, the others are called now and then.
+    let pauses = [0, 0, 50, 100, 300, 700];
+    let loads: Vec<_> =
+        names.iter().zip(pauses).map(|(name, pause)| bench.node.load(name, "/count", 2, pause)).collect();
+    until("each to have had three turns", 120, || async {
+        let turns: Vec<u32> = outs().iter().zip(at_first).map(|(now, before)| now - before).collect();
+        if turns.iter().all(|turns| *turns >= 3) { Ok(()) } else { Err(turns) }
+    })
+    .await;
+    for (name, load) in names.into_iter().zip(loads) {
+        let outcomes = load.stop().await;
+        let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+        assert!(failed.is_empty(), "{name}: {failed:?}");
+        let counts: BTreeSet<u64> = outcomes
+            .iter()
+            .map(|outcome| outcome.answer.as_ref().expect("good").1.parse().expect("a number"))
+            .collect();
+        // Nobody has forgotten anything: each count once, and none left out.
+        assert_eq!(counts, (1..=outcomes.len() as u64).collect(), "{name}");
+        let instances = tiers(&bench, name).await;
+        assert_eq!(instances.keys().collect::<Vec<_>>(), [&before[name].0], "{name}");
+    }
     ledger.assert_right();
 }
 
 #[tokio::test]
 async fn a_suspended_function_outlives_the_agent() {
-    let Some(mut bench) = Bench::without_plugin(&["eye0"], 1).await else { return };
-    let ledger = Ledger::default();
-    Eyes::serve(&bench, Some(SharedAccelerator::new(ledger.clone())));
-    bench.offers(1).await;
-    bench.site.hub.deploy(&watching("sleeper").annotation("tombolo.dev/idle-tier", "suspended")).await;
-    bench.has("sleeper", "eye0").await;
+    let Some((mut bench, _plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    bench.site.hub.deploy(&sleeping("sleeper")).await;
+    assert_eq!(count(&bench, "sleeper").await, 1);
     let id = has_tier(&bench, "sleeper", "suspended").await;
     bench.node.kill_agent();
     bench.node.start_agent().expect("the agent starts again");
-    until("the agent to know it", 60, || async {
+    knows_the_plugin(&bench).await;
+    assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id);
+    assert_eq!(count(&bench, "sleeper").await, 2);
+    assert!(tiers(&bench, "sleeper").await.contains_key(&id));
+    ledger.assert_right();
+}
+
+async fn knows_the_plugin(bench: &Bench) {
+    until("the agent to know the plugin", 60, || async {
         let status = bench.node.status().await?;
-        if status["allocatable"].to_string().contains(":1") { Ok(()) } else { Err(status.to_string()) }
+        if status["allocatable"][EYE].as_u64() > Some(0) { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
-    assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id);
-    bench.has("sleeper", "eye0").await;
-    assert_eq!(has_tier(&bench, "sleeper", "running").await, id);
+}
+
+/// In the middle of a move out, and of one back: whatever has been moved by then is found.
+#[tokio::test]
+async fn an_agent_that_is_killed_in_the_middle_of_a_move_finds_what_was_moved() {
+    let Some((mut bench, _plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    bench.site.hub.deploy(&sleeping("sleeper")).await;
+    let mut counts = 1;
+    assert_eq!(count(&bench, "sleeper").await, counts);
+    let id = has_tier(&bench, "sleeper", "suspended").await;
+    for way in ["out", "back"] {
+        if way == "out" {
+            counts += 1;
+            assert_eq!(count(&bench, "sleeper").await, counts);
+        }
+        ledger.hold_up();
+        let before = ledger.held_up();
+        let request = async {
+            // Its answer is lost with the agent.
+            if way == "back" {
+                drop(bench.node.answer("sleeper", "/").await)
+            } else {
+                std::future::pending().await
+            }
+        };
+        let begun = until("a move to begin", 60, || async {
+            if ledger.held_up() > before { Ok(()) } else { Err(ledger.held_up()) }
+        });
+        tokio::select! { () = request => {}, () = begun => {} }
+        bench.node.kill_agent();
+        ledger.go_on();
+        bench.node.start_agent().expect("the agent starts again");
+        knows_the_plugin(&bench).await;
+        counts += 1;
+        assert_eq!(count(&bench, "sleeper").await, counts, "{way}");
+        assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id, "{way}");
+    }
+    ledger.assert_right();
+}
+
+#[tokio::test]
+async fn requests_for_a_suspended_function_wait_for_its_plugin_and_are_told_why() {
+    let Some((bench, plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    bench.site.hub.deploy(&sleeping("sleeper").timeout_s(3)).await;
+    assert_eq!(count(&bench, "sleeper").await, 1);
+    let id = has_tier(&bench, "sleeper", "suspended").await;
+    plugin.stop().await;
+    let refused = bench.node.ask("sleeper", "/count").await.answer.expect("an answer");
+    assert_eq!(refused.0, 504, "{refused:?}");
+    assert!(refused.1.contains("DevicesNotReady"), "{refused:?}");
+    let _plugin = Eyes::serve(&bench, Some(SharedAccelerator::new(ledger.clone())));
+    knows_the_plugin(&bench).await;
+    assert_eq!(count(&bench, "sleeper").await, 2);
+    assert!(tiers(&bench, "sleeper").await.contains_key(&id));
+    ledger.assert_right();
+}
+
+/// What functions take is not what was counted: two devices, and memory for one of them.
+#[tokio::test]
+async fn who_was_called_longest_ago_makes_room_for_one_that_does_not_fit() {
+    let Some((bench, _plugin, ledger)) = bench(&["eye0", "eye1"], 600).await else { return };
+    for (name, device) in [("first", "eye0"), ("second", "eye1"), ("third", "eye0")] {
+        bench.site.hub.deploy(&sleeping(name)).await;
+        bench.has(name, device).await;
+        assert_eq!(count(&bench, name).await, 1);
+        ledger.holds(pid(&bench, name).await, 1 << 20);
+    }
+    let second = has_tier(&bench, "second", "running").await;
+    ledger.has_room_for(1 << 20);
+    assert_eq!(count(&bench, "first").await, 2);
+    assert_eq!(has_tier(&bench, "second", "suspended").await, second);
+    assert!(ledger.no_rooms() > 0);
+    events_tell(&bench, &["NotRestored", "1048576"]).await;
+    assert_eq!((count(&bench, "second").await, count(&bench, "third").await), (2, 2));
+    ledger.assert_right();
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_the_nodes_memory_ends_instead() {
+    let Some((bench, _plugin, ledger)) = bench(&["eye0"], 600).await else { return };
+    for name in ["small", "large"] {
+        bench.site.hub.deploy(&sleeping(name)).await;
+        bench.has(name, "eye0").await;
+        assert_eq!(count(&bench, name).await, 1);
+        ledger.holds(pid(&bench, name).await, if name == "large" { 1 << 50 } else { 1 << 20 });
+    }
+    assert_eq!(count(&bench, "small").await, 2, "it went on where it was");
+    events_tell(&bench, &["NotSuspended", "1073741824 MiB"]).await;
+    assert_eq!(count(&bench, "large").await, 1, "it began anew");
+    assert_eq!(count(&bench, "small").await, 3);
     ledger.assert_right();
 }
 
 #[tokio::test]
 async fn where_nothing_can_be_suspended_that_is_said_and_functions_begin_anew() {
     let Some(bench) = Bench::without_plugin(&["eye0"], 1).await else { return };
-    Eyes::serve(&bench, None);
+    let _plugin = Eyes::serve(&bench, None);
     bench.offers(1).await;
     for name in ["first", "second"] {
-        bench.site.hub.deploy(&watching(name).annotation("tombolo.dev/idle-tier", "suspended")).await;
+        bench.site.hub.deploy(&sleeping(name)).await;
         bench.has(name, "eye0").await;
+        bench.says(name, "NotSuspended").await;
     }
-    let id = has_tier(&bench, "second", "running").await;
     bench.has("first", "eye0").await;
-    bench.has("second", "eye0").await;
-    assert_ne!(has_tier(&bench, "second", "running").await, id);
-    until("the reason to be told", 30, || async {
-        let events = bench
-            .site
-            .hub
-            .api
-            .get("/api/v1/namespaces/default/events")
-            .await
-            .map_err(|error| error.to_string())?;
-        if events.to_string().contains("NotSuspended") { Ok(()) } else { Err(events.to_string()) }
-    })
-    .await;
+    events_tell(&bench, &["NotSuspended", EYE]).await;
 }

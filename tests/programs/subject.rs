@@ -4,17 +4,19 @@
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500.
 //! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
-//! `/echo` (gives the body back), `/bytes?COUNT`, `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
+//! `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
 //! after half of what it promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health`
 //! answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 static SICK: AtomicBool = AtomicBool::new(false);
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 fn main() {
     // As the command of a probe it only ends.
@@ -154,6 +156,7 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
             b"sick".to_vec()
         }
         "/echo" => body,
+        "/count" => format!("{}", COUNT.fetch_add(1, Ordering::Relaxed) + 1).into_bytes(),
         "/bytes" => vec![b'x'; usize::try_from(number()).unwrap_or(0)],
         _ => format!("subject {}\n", std::env::var("VERSION").unwrap_or_default()).into_bytes(),
     }

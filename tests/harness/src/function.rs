@@ -28,6 +28,7 @@ pub struct Function {
     service_annotations: BTreeMap<String, String>,
     probes: BTreeMap<String, Value>,
     concurrency: u32,
+    timeout_s: Option<u64>,
 }
 
 impl Function {
@@ -60,6 +61,7 @@ impl Function {
             service_annotations: BTreeMap::new(),
             probes: BTreeMap::new(),
             concurrency: 0,
+            timeout_s: None,
         }
     }
 
@@ -133,6 +135,13 @@ impl Function {
         self
     }
 
+    /// How long a request may take.
+    #[must_use]
+    pub fn timeout_s(mut self, seconds: u64) -> Self {
+        self.timeout_s = Some(seconds);
+        self
+    }
+
     /// The Service that runs `image` as this function.
     pub fn service(&self, image: &str) -> Value {
         let env: Vec<Value> =
@@ -151,6 +160,9 @@ impl Function {
             container["resources"] = json!({"limits": self.limits});
         }
         let mut spec = json!({"containers": [container], "containerConcurrency": self.concurrency});
+        if let Some(seconds) = self.timeout_s {
+            spec["timeoutSeconds"] = json!(seconds);
+        }
         if !self.selector.is_empty() {
             spec["nodeSelector"] = json!(self.selector);
         }
