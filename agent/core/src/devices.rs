@@ -13,7 +13,8 @@
 //! in the instance's labels, which are written before anything of the container is made. So a restarted agent finds instance and
 //! devices together or neither. A device is free when no instance that is known has it, in whatever phase that is.
 //!
-//! [`obstacle`]: what a node cannot give at all, or not now. [`choose`]: which devices.
+//! [`obstacle`]: what a node cannot give at all, or not now. [`choose`]: which devices. [`pool`]: how many there are, and which count
+//! together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,9 +29,12 @@ use crate::actual::Moment;
 
 mod choose;
 mod obstacle;
+mod pool;
 
 pub use choose::choose;
 pub use obstacle::{Obstacle, obstacle};
+pub use pool::GPU_MEMORY;
+pub(crate) use pool::Pool;
 
 /// How long a node waits for a plugin that it has not heard of since the agent's start, milliseconds, before it says that there
 /// is none. As long as the kubelet keeps the devices of a plugin that has gone.
@@ -147,10 +151,11 @@ impl Inventory {
 
     /// Whether two instances that each ask for this can never run beside each other.
     pub fn is_too_few_for_two(&self, asked: &Asked) -> bool {
-        asked.iter().any(|(name, count)| {
-            let all = self.resources.get(name).map_or(0, |resource| resource.devices.len());
-            all < 2 * *count as usize
-        })
+        let mut pool = Pool::default();
+        for name in asked.keys() {
+            pool.add(name, self.resources.get(name).into_iter().flat_map(|resource| resource.devices.keys()));
+        }
+        !(pool.take(asked) && pool.take(asked))
     }
 
     /// Devices by resource as Kubernetes' `capacity` counts them: healthy or not.

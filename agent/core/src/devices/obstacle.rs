@@ -1,6 +1,7 @@
 //! Whether a node can give an instance what it asks for, whoever else may have it now.
 
-use super::{Asked, Known, ResourceName};
+use super::pool::most_together;
+use super::{Asked, GPU_MEMORY, Known, ResourceName};
 use crate::actual::Moment;
 use crate::routes::Unavailable;
 
@@ -38,16 +39,19 @@ fn of_one(name: &ResourceName, count: u32, known: &Known, now: Moment) -> Option
             format!("the device plugin of {name} is not there at the moment; what has devices keeps them");
         return not("DevicesNotReady", message, true);
     }
-    let (all, healthy) = (resource.devices.len(), resource.healthy().count());
+    let (all, healthy) =
+        (most_together(name, resource.devices.keys()), most_together(name, resource.healthy()));
     if all < count as usize {
+        let most = if name.0 == GPU_MEMORY { "its largest accelerator has" } else { "this node has" };
         let message = format!(
-            "one instance needs {count} of {name}, and this node has {all}: lower its limit, or place it on another node"
+            "one instance needs {count} of {name}, and {most} {all}: lower its limit, or place it on another node"
         );
         return not("InsufficientDevices", message, false);
     }
     if healthy < count as usize {
+        let whose = if name.0 == GPU_MEMORY { "an accelerator's" } else { "this node's" };
         let message = format!(
-            "{healthy} of this node's {all} of {name} are healthy, and one instance needs {count}; it starts when a device is \
+            "{healthy} of {whose} {all} of {name} are healthy, and one instance needs {count}; it starts when a device is \
              healthy again"
         );
         return not("DeviceUnhealthy", message, false);

@@ -84,12 +84,12 @@ fn a_device_is_lost_only_if_its_plugin_says_so() {
 fn a_plugins_preference_goes_first_if_it_can_be_had() {
     let x = resource(&[("0", true, &[0]), ("1", true, &[0]), ("2", true, &[1]), ("3", true, &[1])]);
     let all = ids(&["0", "1", "2", "3"]);
-    let chosen = |preferred: &[&str]| choose(&x, &all, 2, Some(&ids(preferred))).unwrap();
+    let chosen = |preferred: &[&str]| choose(&name("a/x"), &x, &all, 2, Some(&ids(preferred))).unwrap();
     assert_eq!(chosen(&["1", "2"]), ids(&["1", "2"]));
     for useless in [&[][..], &["1"], &["1", "9"], &["1", "2", "3"]] {
         assert_eq!(chosen(useless), ids(&["0", "1"]), "{useless:?}");
     }
-    assert_eq!(choose(&x, &all, 5, None), None);
+    assert_eq!(choose(&name("a/x"), &x, &all, 5, None), None);
 }
 
 #[test]
@@ -106,8 +106,59 @@ fn devices_that_are_near_to_each_other_are_given_and_large_groups_stay_whole() {
     for (count, expected) in
         [(1, &["e"][..]), (2, &["e", "f"]), (3, &["b", "c", "d"]), (4, &["b", "c", "d", "e"])]
     {
-        assert_eq!(choose(&x, &all, count, None), Some(ids(expected)), "{count}");
+        assert_eq!(choose(&name("a/x"), &x, &all, count, None), Some(ids(expected)), "{count}");
     }
+}
+
+fn units(counts: &[(&str, u32)]) -> Resource {
+    let device = || Device { healthy: true, numa: BTreeSet::new() };
+    let ids = counts.iter().flat_map(|(gpu, count)| {
+        (0..*count).map(move |number| (DeviceId(format!("{gpu}/256Mi/{number}")), device()))
+    });
+    Resource { devices: ids.collect(), connected: true, has_preference: false }
+}
+
+#[test]
+fn memory_is_of_one_accelerator_where_it_fits_best() {
+    let memory = units(&[("GPU-1", 8), ("GPU-2", 4), ("GPU-3", 6)]);
+    let all: BTreeSet<_> = memory.devices.keys().cloned().collect();
+    let chosen = |count, preferred: Option<&BTreeSet<DeviceId>>| {
+        let chosen = choose(&name(GPU_MEMORY), &memory, &all, count, preferred)?;
+        assert_eq!(chosen.len(), count as usize);
+        let gpus: BTreeSet<String> = chosen.iter().map(|id| id.0[..5].to_owned()).collect();
+        Some(gpus.into_iter().collect::<Vec<_>>().join(" "))
+    };
+    for (count, gpu) in [(1, "GPU-2"), (4, "GPU-2"), (5, "GPU-3"), (7, "GPU-1")] {
+        assert_eq!(chosen(count, None).as_deref(), Some(gpu), "{count}");
+    }
+    assert_eq!(chosen(9, None), None, "eighteen in all");
+    let preferred = ids(&["GPU-1/256Mi/0", "GPU-1/256Mi/1"]);
+    assert_eq!(chosen(2, Some(&preferred)).as_deref(), Some("GPU-1"));
+    let scattered = ids(&["GPU-1/256Mi/0", "GPU-3/256Mi/1"]);
+    assert_eq!(chosen(2, Some(&scattered)).as_deref(), Some("GPU-2"));
+}
+
+#[test]
+fn memory_that_no_accelerator_has_is_an_obstacle_though_the_sum_suffices() {
+    let mut memory = units(&[("GPU-1", 4), ("GPU-2", 4)]);
+    let said = |memory: &Resource, count| {
+        let known = known(&[(GPU_MEMORY, memory.clone())]);
+        let found = obstacle(&[(name(GPU_MEMORY), count)].into(), &known, Moment(0));
+        found.map(|found| format!("{}: {}", found.why.reason, found.why.message))
+    };
+    assert_eq!(said(&memory, 4), None);
+    let too_much = said(&memory, 5).unwrap();
+    assert!(too_much.starts_with("InsufficientDevices") && too_much.contains("largest accelerator has 4"));
+    for gpu in ["GPU-1", "GPU-2"] {
+        memory.devices.get_mut(&DeviceId(format!("{gpu}/256Mi/3"))).unwrap().healthy = false;
+    }
+    let sick = said(&memory, 4).unwrap();
+    assert!(sick.starts_with("DeviceUnhealthy: 3 of an accelerator's 4 of"), "{sick}");
+    let two = |memory: Resource, count| {
+        known(&[(GPU_MEMORY, memory)]).inventory.is_too_few_for_two(&[(name(GPU_MEMORY), count)].into())
+    };
+    assert!(!two(memory.clone(), 4) && !two(units(&[("GPU-1", 8)]), 4));
+    assert!(two(units(&[("GPU-1", 4), ("GPU-2", 3)]), 4) && two(memory, 5));
 }
 
 #[test]
@@ -145,8 +196,8 @@ proptest! {
         let device = |(id, numa): (String, BTreeSet<u32>)| (DeviceId(id), Device { healthy: true, numa });
         let resource = Resource { devices: devices.into_iter().map(device).collect(), connected: true, has_preference: true };
         let preferred = preferred.map(|ids| ids.into_iter().map(DeviceId).collect());
-        let chosen = choose(&resource, &free, count, preferred.as_ref());
-        prop_assert_eq!(&chosen, &choose(&resource, &free, count, preferred.as_ref()));
+        let chosen = choose(&name("a/x"), &resource, &free, count, preferred.as_ref());
+        prop_assert_eq!(&chosen, &choose(&name("a/x"), &resource, &free, count, preferred.as_ref()));
         match chosen {
             Some(chosen) => prop_assert!(chosen.len() == count as usize && chosen.is_subset(&free)),
             None => prop_assert!(free.len() < count as usize),

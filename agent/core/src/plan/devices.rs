@@ -11,11 +11,8 @@ use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
 use super::turns::Turns;
 use super::{Action, Draft, Pass, Scope, WakeReason};
 use crate::actual::{InstanceActual, Moment, Phase};
-use crate::devices::{self, Asked, Choice, Devices, Obstacle, ResourceName};
+use crate::devices::{self, Asked, Choice, Devices, Obstacle, Pool, ResourceName};
 use crate::supervision::InstanceId;
-
-/// How many devices of each resource.
-type Counts = BTreeMap<ResourceName, usize>;
 
 impl<'a> Pass<'a> {
     /// Lowers what is wanted to what there are devices for; why, for those that get less. Has those give way that wait for nobody.
@@ -35,7 +32,7 @@ impl<'a> Pass<'a> {
         order.retain(|index| turns.takes_part(*index));
         order.sort_by_key(|index| (turns.rank(*index), *index));
         self.find_returning(scopes, &order, &mut turns, draft);
-        let allowed = self.share(scopes, &order, &turns, counts(&draft.free), draft);
+        let allowed = self.share(scopes, &order, &turns, Pool::of(&draft.free), draft);
         for index in order {
             let (wanted, scope) = &mut scopes[index];
             let allowed = allowed.get(&index).copied().unwrap_or(0);
@@ -59,7 +56,7 @@ impl<'a> Pass<'a> {
         scopes: &[(u32, Scope<'a>)],
         order: &[usize],
         turns: &Turns<'a>,
-        mut pool: Counts,
+        mut pool: Pool,
         draft: &mut Draft,
     ) -> BTreeMap<usize, u32> {
         let mut allowed: BTreeMap<usize, u32> = BTreeMap::new();
@@ -69,10 +66,8 @@ impl<'a> Pass<'a> {
             let has_obstacle = self.obstacle(scope).is_some();
             let mut own = (*wanted).min(turns.keeps(*index));
             if turns.yields(*index) && !has_obstacle {
-                for (name, count) in &scope.asked {
-                    *pool.entry(name.clone()).or_default() +=
-                        (turns.has(*index).min(*wanted) * count) as usize;
-                }
+                let yielded = turns.has(*index).min(*wanted) as usize;
+                self.holders(scope).take(yielded).for_each(|holder| pool.give(&holder.devices));
                 own = 0;
             }
             allowed.insert(*index, own);
@@ -96,7 +91,14 @@ impl<'a> Pass<'a> {
                 if now != round || now >= most || is_kept_out || turns.awaits_its_own(*index) {
                     continue;
                 }
-                if take(&mut pool, &scope.asked) {
+                // What it has or had is where it is; who is called may begin anew elsewhere.
+                let own = self.holders(scope).chain(self.resting(scope)).nth(now as usize);
+                let taken = match own {
+                    Some(instance) if yields => pool.take_like(&instance.devices),
+                    Some(instance) => pool.take_like(&instance.devices) || pool.take(&scope.asked),
+                    None => pool.take(&scope.asked),
+                };
+                if taken {
                     allowed.insert(*index, now + 1);
                 } else if now == 0 {
                     a_first_waits.extend(scope.asked.keys());
@@ -107,13 +109,19 @@ impl<'a> Pass<'a> {
     }
 
     /// Instances of the present object that have their devices, and serve or can without being given any.
-    pub(super) fn has_devices(&self, scope: &Scope<'a>) -> u32 {
+    pub(super) fn holders(&self, scope: &Scope<'a>) -> impl Iterator<Item = &'a InstanceActual> {
         let of_use = |instance: &InstanceActual| {
             let serves =
                 instance.phase.is_up() || instance.phase.is_waiting() || instance.phase == Phase::Draining;
             serves && instance.phase != Phase::Suspended && !self.is_lost(instance)
         };
-        self.current(scope).filter(|(_, instance)| of_use(instance)).count() as u32
+        self.current(scope).map(|(_, instance)| instance).filter(move |instance| of_use(instance))
+    }
+
+    /// Its suspended instances.
+    fn resting(&self, scope: &Scope<'a>) -> impl Iterator<Item = &'a InstanceActual> {
+        let instances = self.current(scope).map(|(_, instance)| instance);
+        instances.filter(|instance| instance.held_devices().is_none() && !self.is_lost(instance))
     }
 
     pub(super) fn obstacle(&self, scope: &Scope<'a>) -> Option<Obstacle> {
@@ -124,9 +132,13 @@ impl<'a> Pass<'a> {
         if let Some(Obstacle { why, .. }) = self.obstacle(scope) {
             return format!("{}: {}", why.reason, why.message);
         }
+        let pool = Pool::of(&draft.free);
         let free = |(name, count): (&ResourceName, &u32)| {
             let free = draft.free.get(name).map_or(0, BTreeSet::len);
-            format!("{count} of {name}, of which {free} are free here")
+            let most = pool.largest(name);
+            let scattered =
+                if most < free { format!(", {most} at most on one accelerator") } else { String::new() };
+            format!("{count} of {name}, of which {free} are free here{scattered}")
         };
         let needs: Vec<String> = scope.asked.iter().map(free).collect();
         format!(
@@ -146,26 +158,38 @@ impl<'a> Pass<'a> {
             candidates.retain(|(_, id)| !draft.names(id));
             candidates.sort_unstable();
             let mut candidates = candidates.into_iter();
-            let mut victims: BTreeSet<&InstanceId> = BTreeSet::new();
-            loop {
-                let free = self.free_beside(|id, instance| !goes(id, instance) && !victims.contains(id));
-                if covers(&free, &asked) {
-                    draft.removals.extend(victims.into_iter().map(|id| self.let_go(id.clone())));
-                    break;
+            let mut victims: Vec<&InstanceId> = Vec::new();
+            let suffice = |victims: &[&InstanceId]| {
+                let stays =
+                    |id: &InstanceId, known: &InstanceActual| !goes(id, known) && !victims.contains(&id);
+                self.free_beside(stays).covers(&asked)
+            };
+            let is_enough = loop {
+                if suffice(&victims) {
+                    break true;
                 }
-                match candidates.next() {
-                    Some((_, id)) => drop(victims.insert(id)),
-                    None => break,
+                let Some((_, id)) = candidates.next() else { break false };
+                victims.push(id);
+            };
+            if is_enough {
+                // Those on another accelerator than what is needed go for nothing.
+                for index in (0..victims.len()).rev() {
+                    let without: Vec<_> =
+                        victims.iter().copied().filter(|victim| *victim != victims[index]).collect();
+                    if suffice(&without) {
+                        victims = without;
+                    }
                 }
+                draft.removals.extend(victims.into_iter().map(|id| self.let_go(id.clone())));
             }
         }
     }
 
     /// What would be free if of all instances only those that `stays` names were there.
-    fn free_beside(&self, stays: impl Fn(&InstanceId, &InstanceActual) -> bool) -> Counts {
+    fn free_beside(&self, stays: impl Fn(&InstanceId, &InstanceActual) -> bool) -> Pool {
         let actual = self.situation.actual;
         let staying = actual.instances.iter().filter(|(id, instance)| stays(id, instance));
-        counts(&actual.devices.inventory.free(staying.filter_map(|(_, instance)| instance.held_devices())))
+        Pool::of(&actual.devices.inventory.free(staying.filter_map(|(_, instance)| instance.held_devices())))
     }
 
     /// Instances that have some of what is asked for and serve nobody: those of revisions of which none is wanted, and those of
@@ -201,7 +225,7 @@ impl<'a> Pass<'a> {
     /// Whether an instance may be made to wait with the devices it needs.
     pub(super) fn may_hold_devices(&self, scope: &Scope<'a>, draft: &Draft) -> bool {
         let wants = |short: &Asked| scope.asked.keys().any(|name| short.contains_key(name));
-        covers(&counts(&draft.free), &scope.asked) && !draft.short.iter().any(wants)
+        Pool::of(&draft.free).covers(&scope.asked) && !draft.short.iter().any(wants)
     }
 
     /// Takes the devices of one instance more out of what is free. `None`: there are too few, or a plugin's preference comes first.
@@ -248,6 +272,9 @@ impl<'a> Pass<'a> {
         must_suit: bool,
     ) -> Result<Devices, Unpicked> {
         let inventory = &self.situation.actual.devices.inventory;
+        if !Pool::of(free).covers(&scope.asked) {
+            return Err(Unpicked::TooFew);
+        }
         let mut picked = Devices::new();
         let mut is_open = false;
         for (name, count) in &scope.asked {
@@ -268,7 +295,7 @@ impl<'a> Pass<'a> {
             if must_suit && !suits {
                 return Err(Unpicked::TooFew);
             }
-            let chosen = devices::choose(resource, free, *count, preferred).ok_or(Unpicked::TooFew)?;
+            let chosen = devices::choose(name, resource, free, *count, preferred).ok_or(Unpicked::TooFew)?;
             picked.insert(name.clone(), chosen);
         }
         if is_open { Err(Unpicked::Asked) } else { Ok(picked) }
@@ -288,7 +315,7 @@ impl<'a> Pass<'a> {
         }
         let free = self.free_beside(|_, _| true);
         let without = self.free_beside(|_, instance| !before.contains(&instance.revision));
-        !covers(&free, &scope.asked) && covers(&without, &scope.asked)
+        !free.covers(&scope.asked) && without.covers(&scope.asked)
     }
 }
 
@@ -320,24 +347,4 @@ fn remove(free: &mut Devices, devices: &Devices) {
             free.retain(|id| !ids.contains(id));
         }
     }
-}
-
-fn counts(devices: &Devices) -> Counts {
-    devices.iter().map(|(name, ids)| (name.clone(), ids.len())).collect()
-}
-
-fn covers(pool: &Counts, asked: &Asked) -> bool {
-    asked.iter().all(|(name, count)| pool.get(name).is_some_and(|free| *free >= *count as usize))
-}
-
-fn take(pool: &mut Counts, asked: &Asked) -> bool {
-    if !covers(pool, asked) {
-        return false;
-    }
-    for (name, count) in asked {
-        if let Some(free) = pool.get_mut(name) {
-            *free -= *count as usize;
-        }
-    }
-    true
 }

@@ -10,6 +10,7 @@ use crate::actual::{Crashes, Demand, ImageState, Takeover, Target};
 use crate::supervision::ExitRecord;
 
 mod devices;
+mod memory;
 mod properties;
 mod suspension;
 mod takeovers;

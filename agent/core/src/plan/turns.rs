@@ -119,7 +119,7 @@ impl<'a> Pass<'a> {
         let mut turns = Turns { wishes: BTreeMap::new(), by_revision: BTreeMap::new() };
         for index in order {
             let (wanted, scope) = &mut scopes[*index];
-            let (grip, has) = (self.grip(scope), self.has_devices(scope));
+            let (grip, has) = (self.grip(scope), self.holders(scope).count() as u32);
             if grip == Grip::Loose {
                 *wanted = (*wanted).min(has);
             }
@@ -161,7 +161,7 @@ impl<'a> Pass<'a> {
             _ => None,
         });
         match ends.max_by_key(|end| end.unwrap_or(Moment(u64::MAX))) {
-            None if self.has_devices(scope) == 0 => Grip::Turn(None),
+            None if self.holders(scope).next().is_none() => Grip::Turn(None),
             None => Grip::Over,
             Some(Some(end)) if self.now >= end => Grip::Over,
             Some(end) => Grip::Turn(end),
