@@ -27,6 +27,7 @@ use crate::identity::Identity;
 use crate::keep::Refusals;
 use crate::link::{LinkState, Traffic};
 use crate::outbox::Outbox;
+use crate::usage::Usage;
 
 /// What is shown.
 pub(crate) struct Shown {
@@ -43,6 +44,7 @@ pub(crate) struct Shown {
     pub(crate) report: watch::Receiver<Report>,
     /// What the autoscaler decided last.
     pub(crate) decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
+    pub(crate) usage: Usage,
     pub(crate) refusals: watch::Receiver<Refusals>,
     pub(crate) outbox: Outbox,
     pub(crate) meter: Arc<Meter>,
@@ -163,6 +165,7 @@ fn metrics(shown: &Shown) -> String {
     }
     instances(&shown.report.borrow(), &mut text);
     devices(&shown.report.borrow(), &mut text);
+    shown.usage.render(&shown.report.borrow(), &mut text);
     decisions(&shown.decisions.borrow(), &mut text);
     text.push_str(&tombolo_router::render_metrics(&shown.meter.snapshot()));
     text.push_str(&tombolo_router::render_activations(shown.meter.activations()));

@@ -46,6 +46,7 @@ use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
 use crate::sync::Sync;
 use crate::tail;
 use crate::tls::TimeFloor;
+use crate::usage::Usage;
 
 /// Messages from the hub that wait for sync: the blobs asked for at a time, several times over.
 const RECEIVED: usize = 128;
@@ -127,6 +128,7 @@ struct Served {
     meter: Arc<Meter>,
     report: watch::Receiver<Report>,
     decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
+    usage: Usage,
     ready: watch::Receiver<bool>,
 }
 
@@ -230,7 +232,7 @@ fn serve(
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
     let wake = supervisor.waker();
     let meter = Arc::new(Meter::new());
-    let Plugins { inventory, choices, allocator, task } = plugins;
+    let Plugins { inventory, choices, allocator, usage, task } = plugins;
     tasks.lasting("device plugins", task);
     let devices = allocator.as_ref().ok().cloned();
     let executor = Executor::new(tools(shared, images, supervisor, &dialer, &meter, devices), outcome_sender);
@@ -240,7 +242,9 @@ fn serve(
     let (ready_record, poke, clock) = (ReadyRecord::load(keep), Arc::<Notify>::default(), Clock::start());
     let (targets, target_changes) = watch::channel(Arc::default());
     let (decisions, decided) = watch::channel(BTreeMap::new());
-    let settings = Settings { memory_bytes: node_info::memory_for_instances() };
+    let overuse = config.devices.memory.rule();
+    let settings = Settings { memory_bytes: node_info::memory_for_instances(), overuse };
+    let settings = (settings, usage.overuses.clone());
     let (progress, rollouts, takeovers) = progress(keep, tasks);
     let (outbox, poked) = (outbox.clone(), poke.clone());
     let outputs = Outputs { table, report, outbox, rollouts, takeovers, poke: poked, choices, ready };
@@ -274,11 +278,13 @@ fn serve(
         targets: target_changes,
         outcomes,
         devices: inventory,
+        uses: usage.uses.clone(),
     };
     tasks.lasting("reconciler", reconciler.run(inputs));
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
     remember(shared, ready_record, tasks);
-    Ok(Served { address, executor, tables, meter, report: reports, decisions: decided, ready: readiness })
+    let (report, decisions, ready) = (reports, decided, readiness);
+    Ok(Served { address, executor, tables, meter, report, decisions, usage, ready })
 }
 
 /// Starts what writes down what an agent must still know when it starts again.
@@ -407,7 +413,7 @@ fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
 /// Starts what speaks with the hub; what the admin API shows.
 fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) -> Shown {
     let Shared { me, config, keep, session, outbox, floor, identity, accepted } = shared;
-    let Served { tables, meter, report, decisions, ready, .. } = served;
+    let Served { tables, meter, report, decisions, usage, ready, .. } = served;
     let (received_sender, received) = mpsc::channel(RECEIVED);
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
     let (chunk_sender, chunks) = mpsc::channel(TAIL_CHUNKS);
@@ -426,6 +432,7 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
         accepted: accepted.subscribe(),
         report: report.clone(),
         decisions,
+        usage,
         refusals: refusals.subscribe(),
         outbox: outbox.clone(),
         meter,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tombolo_agent_core::devices::overuse::{Policy, Rule};
 use tombolo_config::{ConfigError, LogConfig};
 
 /// Prefix of environment overrides; `__` separates the levels.
@@ -92,6 +93,45 @@ pub struct DevicesConfig {
     pub plugin_directory: PathBuf,
     /// Of CDI specifications; a later one goes before an earlier one.
     pub cdi_directories: Vec<PathBuf>,
+    pub memory: MemoryConfig,
+}
+
+/// Instances that hold more of an accelerator's memory than the `tombolo.dev/gpu-memory` they declared.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    pub overuse: OverusePolicy,
+    /// How long one may, seconds.
+    pub overuse_grace_s: u64,
+    /// What the driver itself takes for each process, beside what is declared, MiB.
+    pub context_mib: u64,
+}
+
+/// What becomes of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverusePolicy {
+    /// Each is killed once its grace is over.
+    #[default]
+    Stop,
+    /// An event says so.
+    Warn,
+    Off,
+}
+
+impl MemoryConfig {
+    pub(crate) fn rule(&self) -> Rule {
+        let policy = match self.overuse {
+            OverusePolicy::Stop => Policy::Stop,
+            OverusePolicy::Warn => Policy::Warn,
+            OverusePolicy::Off => Policy::Off,
+        };
+        Rule {
+            policy,
+            grace_ms: self.overuse_grace_s.saturating_mul(1000),
+            context_bytes: self.context_mib.saturating_mul(1 << 20),
+        }
+    }
 }
 
 impl Default for Config {
@@ -130,7 +170,15 @@ impl Default for DevicesConfig {
         Self {
             plugin_directory: "/var/lib/kubelet/device-plugins".into(),
             cdi_directories: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
+            memory: MemoryConfig::default(),
         }
+    }
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        // A context of CUDA takes 200 to 600 MiB, the more the larger the GPU.
+        Self { overuse: OverusePolicy::Stop, overuse_grace_s: 10, context_mib: 640 }
     }
 }
 
@@ -215,6 +263,7 @@ mod tests {
             ("node = \"Press 7\"", None, "node:"),
             ("state_dir = \"relative\"", None, "state_dir"),
             ("[devices]\ncdi_directories = [\"cdi\"]", None, "devices.cdi_directories"),
+            ("[devices.memory]\noveruse = \"kill\"", None, "kill"),
             ("[hub]\nurl = \"http://h\"", None, "hub.url"),
             ("", Some(("TOMBOLO_AGENT__ROUTER__LISTNE", "x")), "listne"),
             ("[router.tls]\nlisten = \"127.0.0.1:1\"", None, "router.tls.certificate"),

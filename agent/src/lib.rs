@@ -33,6 +33,7 @@ mod supervisor;
 mod sync;
 mod tail;
 mod tls;
+mod usage;
 
 pub use app::{Agent, Instances, Start, start};
 pub use rest::Rest;

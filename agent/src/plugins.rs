@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tombolo_agent_core::devices::overuse::Uses;
 use tombolo_agent_core::devices::{Choice, Inventory};
 use tombolo_agent_devices::{Allocator, Directories};
 
 use crate::config::DevicesConfig;
+use crate::usage::{self, Usage};
 
 /// A node's devices, for those who plan and make instances.
 pub(crate) struct Plugins {
@@ -16,6 +18,8 @@ pub(crate) struct Plugins {
     pub(crate) choices: watch::Sender<BTreeSet<Choice>>,
     /// Or why no plugin can register, for the node's limitations.
     pub(crate) allocator: Result<Allocator, String>,
+    /// What instances hold of accelerators' memory.
+    pub(crate) usage: Usage,
     /// Does not end by itself.
     pub(crate) task: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -25,10 +29,17 @@ impl Plugins {
         let directories =
             Directories { plugins: config.plugin_directory.clone(), cdi: config.cdi_directories.clone() };
         let choices = watch::Sender::default();
+        let uses = watch::Sender::default();
+        let usage = Usage { uses: uses.subscribe(), overuses: Arc::default() };
         match tombolo_agent_devices::start(directories, choices.subscribe()).await {
             Ok(plugins) => {
-                let (inventory, allocator, task) = plugins.split();
-                Self { inventory, choices, allocator: Ok(allocator), task: Box::pin(task) }
+                let (inventory, allocator, serving) = plugins.split();
+                let (told, tellings) = watch::channel(Arc::default());
+                let following = allocator.clone().follow_usage(told);
+                let task = async move {
+                    tokio::join!(serving, following, usage::find_instances(tellings, uses));
+                };
+                Self { inventory, choices, allocator: Ok(allocator), usage, task: Box::pin(task) }
             }
             Err(error) => {
                 tracing::warn!(%error, "functions get no devices");
@@ -36,12 +47,13 @@ impl Plugins {
                 let inventory = nothing.subscribe();
                 let task = async move {
                     // Receivers take its end for the agent's.
-                    let _nothing: watch::Sender<Arc<Inventory>> = nothing;
+                    let _nothing: (watch::Sender<Arc<Inventory>>, watch::Sender<Arc<Uses>>) = (nothing, uses);
                     std::future::pending().await
                 };
                 Self {
                     inventory,
                     choices,
+                    usage,
                     allocator: Err(format!("functions get no devices: {error}")),
                     task: Box::pin(task),
                 }

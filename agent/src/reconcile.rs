@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tombolo_agent_core::actual::{
     Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets,
 };
-use tombolo_agent_core::annotations::Scale;
+use tombolo_agent_core::devices::overuse::Uses;
 use tombolo_agent_core::devices::{Choice, Devices, Inventory};
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
 use tombolo_agent_core::rollout::Rollouts;
@@ -28,16 +28,18 @@ use tombolo_router::Meter;
 
 use crate::accepted::Accepted;
 use crate::clock::Clock;
-use crate::execute::{Doing, Executor, Outcome, Trouble};
+use crate::execute::{Doing, Executor, Outcome};
 use crate::outbox::Outbox;
 use crate::progress::Progress;
 use crate::ready::ReadyRecord;
 use crate::supervisor::SupervisorEvent;
+use crate::usage::Overuses;
 
 mod devices;
 mod outcomes;
 mod suspending;
 mod traffic;
+mod usage;
 
 /// While an instance drains, how often its requests are counted.
 const DRAIN_POLL: Duration = Duration::from_millis(25);
@@ -55,6 +57,8 @@ pub(crate) struct Inputs {
     pub(crate) targets: watch::Receiver<Arc<Targets>>,
     pub(crate) outcomes: mpsc::Receiver<Outcome>,
     pub(crate) devices: watch::Receiver<Arc<Inventory>>,
+    /// What instances hold of accelerators' memory.
+    pub(crate) uses: watch::Receiver<Arc<Uses>>,
 }
 
 /// What the reconciler writes.
@@ -80,6 +84,7 @@ pub(crate) struct Reconciler {
     outputs: Outputs,
     meter: Arc<Meter>,
     settings: Settings,
+    overuses: Arc<Overuses>,
     ready_record: ReadyRecord,
     info: NodeInfo,
     /// What this agent itself lacks, beside what its supervisor says.
@@ -110,7 +115,7 @@ impl Reconciler {
         executor: Executor,
         outputs: Outputs,
         meter: Arc<Meter>,
-        settings: Settings,
+        (settings, overuses): (Settings, Arc<Overuses>),
         (ready_record, Progress { rollouts, takeovers }): (ReadyRecord, Progress),
         clock: Clock,
     ) -> Self {
@@ -120,6 +125,7 @@ impl Reconciler {
             outputs,
             meter,
             settings,
+            overuses,
             ready_record,
             info: NodeInfo::default(),
             limitations: Vec::new(),
@@ -172,6 +178,10 @@ impl Reconciler {
                 changed = inputs.devices.changed() => {
                     if changed.is_err() { return }
                     self.note_devices(inputs.devices.borrow_and_update().clone());
+                }
+                changed = inputs.uses.changed() => {
+                    if changed.is_err() { return }
+                    self.note_uses(inputs.uses.borrow_and_update().clone());
                 }
                 // What depends on time alone may be other now.
                 () = tokio::time::sleep(sleep) => self.changed = true,
@@ -246,6 +256,7 @@ impl Reconciler {
 
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
         self.tell_lost(&action, now);
+        self.note_overuse(&action, now);
         match action {
             Action::Drain { instance } => {
                 if self.actual.instances.get(&instance).is_some_and(|known| known.phase == Phase::Frozen) {
@@ -361,31 +372,6 @@ impl Reconciler {
         let known = self.actual.revisions.get_mut(revision);
         if let Some(Takeover::Begun { started }) = known.map(|known| &mut known.takeover) {
             started.get_or_insert(now);
-        }
-    }
-
-    /// An instance that is stopped because it did not answer in time counts as a failed one.
-    fn note_missed_deadline(&mut self, id: &InstanceId, accepted: &Accepted, now: Moment) {
-        let Some(instance) =
-            self.actual.instances.get(id).filter(|known| known.phase == Phase::Probing).cloned()
-        else {
-            return;
-        };
-        let object = accepted
-            .desired
-            .revisions
-            .get(&instance.revision)
-            .filter(|(digest, _)| *digest == instance.object);
-        let Some((_, object)) = object else { return };
-        let deadline_ms = Scale::of(&object.annotations).progress_deadline_ms;
-        if now.since(instance.since) >= deadline_ms {
-            let (port, seconds) = (instance.port, deadline_ms / 1000);
-            let what =
-                format!("the program did not pass its readiness probe on port {port} within {seconds} s");
-            let why = instance.unready.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
-            let trouble =
-                Trouble::new("ProgressDeadlineExceeded", format!("{what}: it must listen on $PORT{why}"));
-            self.crashed(&instance, false, trouble, now);
         }
     }
 

@@ -56,6 +56,8 @@ fn known_values_are_taken_where_they_belong() {
     for (key, values) in [
         ("idle-tier", &["cold", "primed", "running", "frozen", "suspended"][..]),
         ("reaction", &["fast", "knative"]),
+        ("gpu-memory-overuse", &["stop", "warn", "off"]),
+        ("gpu-memory-overuse-grace", &["0s", "1m30s", "1h"]),
         ("update-strategy", &["overlap", "hand-over", "stop-first", "auto"]),
     ] {
         for value in values {
@@ -82,10 +84,14 @@ fn known_values_are_taken_where_they_belong() {
 #[test]
 fn wrong_values_are_refused_by_name() {
     let steering = |rule: &str| format!(r#"[{{"header":"a","exact":"b","tag":"v2"}},{{{rule}}}]"#);
-    let table: [(&str, &str, String, &str, &str); 11] = [
+    let table: [(&str, &str, String, &str, &str); 15] = [
         (OF_TEMPLATES, "idle-tier", "warm".into(), "", "must be one of cold, primed, running, frozen"),
         (OF_TEMPLATES, "reaction", "".into(), "", "must be one of fast, knative"),
         (OF_TEMPLATES, "update-strategy", "Overlap".into(), "", "must be one of overlap, hand-over"),
+        (OF_TEMPLATES, "gpu-memory-overuse", "kill".into(), "", "must be one of stop, warn, off"),
+        (OF_TEMPLATES, "gpu-memory-overuse-grace", "10".into(), "", "a duration from 0s to 1h"),
+        (OF_TEMPLATES, "gpu-memory-overuse-grace", "-1s".into(), "", "a duration from 0s to 1h"),
+        (OF_TEMPLATES, "gpu-memory-overuse-grace", "61m".into(), "", "a duration from 0s to 1h"),
         (OF_SERVICES, "health-gate", "true".into(), "", "must be one of on, off"),
         (OF_SERVICES, "health-gate-max-error-percent", "101".into(), "", "a whole number from 0 to 100"),
         (OF_SERVICES, "health-gate-max-latency-percent", "99".into(), "", "from 100 to 100000"),
@@ -112,7 +118,12 @@ fn wrong_values_are_refused_by_name() {
 #[test]
 fn what_is_unknown_or_elsewhere_is_told_what_there_is() {
     for (kind, pointer, key, why) in [
-        ("Service", OF_TEMPLATES, "idle-teir", "Tombolo knows tombolo.dev/idle-tier, tombolo.dev/reaction, "),
+        (
+            "Service",
+            OF_TEMPLATES,
+            "idle-teir",
+            "Tombolo knows tombolo.dev/idle-tier, tombolo.dev/gpu-memory-overuse, tombolo.dev/reaction, ",
+        ),
         ("Service", OF_SERVICES, "x", "Tombolo knows tombolo.dev/idle-tier, "),
         ("Route", OF_SERVICES, "x", "Tombolo knows "),
         ("Configuration", OF_SERVICES, "x", "Tombolo knows "),

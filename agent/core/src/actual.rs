@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
+use crate::devices::overuse::{self, Overuse, Uses};
 use crate::devices::{Devices, Inventory, Known, LOST_GRACE_MS};
 use crate::routes::Unavailable;
 use crate::supervision::{ExitRecord, InstanceId};
@@ -62,6 +63,17 @@ impl Actual {
             instance.lost_since = lost.then(|| instance.lost_since.unwrap_or(now));
         }
         self.devices.inventory = inventory;
+    }
+
+    /// Takes in what instances hold of accelerators now: since when which hold more than they declared.
+    pub fn note_uses(&mut self, uses: Arc<Uses>, context_bytes: u64, now: Moment) {
+        for (id, instance) in &mut self.instances {
+            let excess =
+                uses.get(id).and_then(|held| overuse::excess(&instance.devices, held, context_bytes));
+            let since = instance.overuse.as_ref().map_or(now, |overuse| overuse.since);
+            instance.overuse = excess.map(|excess| Overuse { since, excess });
+        }
+        self.devices.uses = uses;
     }
 }
 
@@ -183,6 +195,8 @@ pub struct InstanceActual {
     pub delayed: Option<Delay>,
     /// A former agent ended in the middle of a move: where they are nobody knows until it is [restored](crate::plan::Action::Restore).
     pub astray: bool,
+    /// It holds more of an accelerator's memory than it declared.
+    pub overuse: Option<Overuse>,
 }
 
 /// Why what an instance has on its devices stays where it is for now.
@@ -222,6 +236,7 @@ impl InstanceActual {
             moved_bytes: 0,
             delayed: None,
             astray: false,
+            overuse: None,
         }
     }
 

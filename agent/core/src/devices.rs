@@ -14,7 +14,7 @@
 //! devices together or neither. A device is free when no instance that is known has it, in whatever phase that is.
 //!
 //! [`obstacle`]: what a node cannot give at all, or not now. [`choose`]: which devices. [`pool`]: how many there are, and which count
-//! together.
+//! together. [`overuse`]: who holds more than was given.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,9 +26,11 @@ use tombolo_api::quantity::Quantity;
 use tombolo_api::serving::admission::is_extended;
 
 use crate::actual::Moment;
+use overuse::Uses;
 
 mod choose;
 mod obstacle;
+pub mod overuse;
 mod pool;
 
 pub use choose::choose;
@@ -113,6 +115,8 @@ pub struct Known {
     pub inventory: Arc<Inventory>,
     /// Until then a resource nobody has registered may still come.
     pub awaited_until: Moment,
+    /// What instances hold of accelerators' memory, as far as plugins tell.
+    pub uses: Arc<Uses>,
 }
 
 impl Resource {

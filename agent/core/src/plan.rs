@@ -22,6 +22,7 @@ use crate::supervision::InstanceId;
 
 mod devices;
 mod life;
+mod overuse;
 mod room;
 mod scale;
 mod slots;
@@ -70,6 +71,8 @@ pub const PRIMED_MAX: usize = 250;
 pub struct Settings {
     /// Memory for instances, bytes.
     pub memory_bytes: u64,
+    /// Of instances that hold more of an accelerator's memory than they declared, where their revision says nothing.
+    pub overuse: inventory::overuse::Rule,
 }
 
 /// All that a plan is made from.
@@ -170,6 +173,7 @@ pub enum WakeReason {
     DevicesAwaited,
     MoveRetry,
     TurnOver,
+    MemoryOveruse,
 }
 
 /// What to do now, and when to ask again if nothing changes before.

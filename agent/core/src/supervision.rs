@@ -31,6 +31,19 @@ pub const EXEC_OUTPUT_MAX: usize = 4096;
 /// Longest time of a command, milliseconds: below the agent's wait for any answer.
 pub const EXEC_TIMEOUT_MS_MAX: u64 = 50_000;
 
+/// The control group below which supervisors put theirs, and below that each instance's: `TOP/SUPERVISOR/INSTANCE`, in every
+/// hierarchy.
+pub const CGROUP_TOP: &str = "tombolo";
+
+/// The instance that a process belongs to, by what `/proc/PID/cgroup` says; `None`: to none.
+pub fn instance_of_cgroups(text: &str) -> Option<InstanceId> {
+    text.lines().find_map(|line| {
+        let path = line.splitn(3, ':').nth(2)?;
+        let mut parts = path.split('/').skip_while(|part| *part != CGROUP_TOP).skip(2);
+        Some(InstanceId(parts.next().filter(|part| !part.is_empty())?.to_owned()))
+    })
+}
+
 /// Name of an instance: a DNS label, unique on its node for ever (it contains randomness).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -298,4 +311,31 @@ pub struct ExitRecord {
     pub out_of_memory: bool,
     /// Milliseconds since 1970 (UTC).
     pub time_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_of_the_instance_whose_cgroup_it_is_in() {
+        let of = |text: &str| instance_of_cgroups(text).map(|id| id.0);
+        let v2 = "0::/tombolo/0123456789ab/hello-00001-abcde-1\n";
+        let v1 =
+            "12:pids:/tombolo/0123456789ab/hello-00001-abcde-1/exec-1\n1:name=systemd:/user.slice\n0::/\n";
+        let late = "4:devices:/user.slice\n3:memory:/docker/7/tombolo/0123456789ab/hello-00001-abcde-1\n";
+        for text in [v2, v1, late] {
+            assert_eq!(of(text).as_deref(), Some("hello-00001-abcde-1"), "{text}");
+        }
+        for text in [
+            "",
+            "0::/\n",
+            "0::/tombolo\n",
+            "0::/tombolo/0123456789ab\n",
+            "0::/tombolo/0123456789ab/\n",
+            "0::/tombolo.slice/a/b\n",
+        ] {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
 }

@@ -86,7 +86,11 @@ impl Accelerator {
     pub async fn connect(socket: &Path) -> Result<Self, AcceleratorError> {
         let channel = tombolo_device_api::connect(socket, LOOK_TIMEOUT).await;
         let absent = |error| AcceleratorError::Absent(format!("{}: {error}", socket.display()));
-        Ok(Self { client: AcceleratorClient::new(channel.map_err(absent)?) })
+        Ok(Self::over(channel.map_err(absent)?))
+    }
+
+    pub(crate) fn over(channel: Channel) -> Self {
+        Self { client: AcceleratorClient::new(channel) }
     }
 
     pub async fn describe(&self) -> Result<Abilities, AcceleratorError> {

@@ -16,7 +16,7 @@ use crate::roll::Connected;
 /// Asks for devices. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Allocator {
-    connected: watch::Receiver<Connected>,
+    pub(crate) connected: watch::Receiver<Connected>,
     /// Read for the first time when a plugin first names a device in it.
     cdi: Arc<Mutex<Cdi>>,
 }

@@ -6,7 +6,8 @@
 //!   ├── ListAndWatch, for its life ──── plugin
 //!   ├── GetPreferredAllocation ───────────┘
 //!   ├── Allocate, PreStartContainer ◀── allocate ◀── whoever makes a container
-//!   └── Suspend, Resume, Usage ◀──── accelerator ◀── whoever has processes on accelerators
+//!   ├── Suspend, Resume ◀──── accelerator ◀── whoever has processes on accelerators
+//!   └── Usage, for its life ──── usage ── watch<Told> ──▶ whoever watches them
 //! ```
 //!
 //! Any plugin that works with a kubelet works here: the same sockets, the same words. Gives no device away and knows no instance:
@@ -27,10 +28,12 @@ mod plugin;
 mod registration;
 mod roll;
 mod socket;
+mod usage;
 
 pub use accelerator::{Abilities, Accelerator, AcceleratorError, Held, Pid, Suspended, Usage};
 pub use allocate::{AllocateError, Allocator, Given};
 pub use edits::EditsError;
+pub use usage::Told;
 
 /// Messages of plugins that wait for the roll: a list each, and plugins are few.
 const HEARD_MAX: usize = 64;

@@ -16,6 +16,7 @@ use tombolo_device_api::{DEVICE_ID_CHARS_MAX, HEALTHY, PRE_START_TIMEOUT};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::accelerator::Accelerator;
 use crate::roll::Heard;
 
 /// How long a plugin may take to answer when it registers. The kubelet's wait for its connection.
@@ -39,6 +40,7 @@ pub(crate) struct Plugin {
     pub(crate) resource: ResourceName,
     pub(crate) socket: PathBuf,
     pub(crate) options: DevicePluginOptions,
+    channel: Channel,
     client: DevicePluginClient<Channel>,
 }
 
@@ -56,14 +58,19 @@ impl Plugin {
             })
         })
         .await?;
-        let mut client = DevicePluginClient::new(channel);
+        let mut client = DevicePluginClient::new(channel.clone());
         let asked = bounded(CONNECT_TIMEOUT, client.get_device_plugin_options(Empty {})).await;
         let options = match asked {
             Ok(options) => options.into_inner(),
             Err(status) if status.code() == Code::Unimplemented => said,
             Err(status) => return Err(status),
         };
-        Ok(Self { resource, socket, options, client })
+        Ok(Self { resource, socket, options, channel, client })
+    }
+
+    /// What the plugin does with processes, whether it can or not, by the same connection.
+    pub(crate) fn accelerator(&self) -> Accelerator {
+        Accelerator::over(self.channel.clone())
     }
 
     /// Passes on what the plugin lists until it stops; `number` tells it from others of its resource.

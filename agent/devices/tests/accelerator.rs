@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tombolo_agent_core::devices::{Choice, Inventory, ResourceName};
 use tombolo_agent_devices::{
-    Abilities, Accelerator, AcceleratorError, Allocator, Directories, Held, Pid, Suspended,
+    Abilities, Accelerator, AcceleratorError, Allocator, Directories, Held, Pid, Suspended, Told,
 };
 use tombolo_device_api::accelerator::v1::accelerator_server::{self, AcceleratorServer};
 use tombolo_device_api::accelerator::v1::{
@@ -40,6 +41,10 @@ const GPU: &str = "example.com/gpu";
 struct Played {
     answers: Arc<Mutex<Vec<Status>>>,
     usage: Arc<Mutex<Vec<Result<UsageResponse, Status>>>>,
+    /// What is told of usage has no end.
+    goes_on: Arc<AtomicBool>,
+    /// Its list has come to an end.
+    is_over: watch::Sender<bool>,
 }
 
 impl Played {
@@ -87,7 +92,11 @@ impl accelerator_server::Accelerator for Played {
     async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<Self::UsageStream>, Status> {
         self.answer()?;
         let usage = std::mem::take(&mut *self.usage.lock().expect("no panic"));
-        Ok(Response::new(stream::iter(usage).boxed()))
+        let usage = stream::iter(usage);
+        Ok(Response::new(match self.goes_on.load(Ordering::Relaxed) {
+            true => usage.chain(stream::pending()).boxed(),
+            false => usage.boxed(),
+        }))
     }
 }
 
@@ -104,7 +113,9 @@ impl DevicePlugin for Played {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let list = stream::iter([Ok(ListAndWatchResponse::default())]);
-        Ok(Response::new(list.chain(stream::pending()).boxed()))
+        let mut is_over = self.is_over.subscribe();
+        let over = Box::pin(async move { is_over.wait_for(|is_over| *is_over).await.map(drop) });
+        Ok(Response::new(list.chain(stream::pending()).take_until(over).boxed()))
     }
 
     async fn get_preferred_allocation(
@@ -265,4 +276,47 @@ async fn usage_comes_as_it_is_told_and_ends_with_why() {
     assert_eq!(usage.next().await, Err(AcceleratorError::Absent("the driver is gone".into())));
     let mut ended = accelerator.usage().await.expect("it answers");
     assert!(matches!(ended.next().await, Err(AcceleratorError::Absent(_))));
+}
+
+fn told(pids: &[(u32, u64)]) -> Result<UsageResponse, Status> {
+    let process = |(pid, bytes): &(u32, u64)| ProcessUsage {
+        pid: *pid,
+        device_id: "GPU-1".into(),
+        bytes: Some(*bytes),
+    };
+    Ok(UsageResponse { processes: pids.iter().map(process).collect() })
+}
+
+#[tokio::test]
+async fn usage_is_followed_while_the_plugin_is_there_and_anew_when_it_returns() {
+    let mut node = Node::start().await;
+    let following = watch::Sender::<Arc<Told>>::default();
+    let mut seen = following.subscribe();
+    tokio::spawn(node.allocator.clone().follow_usage(following));
+    let known = async |seen: &mut watch::Receiver<Arc<Told>>, wanted: &[(&str, u32, u64)]| {
+        let is_so = |told: &Arc<Told>| {
+            let all = told.iter().flat_map(|(name, held)| held.iter().map(move |held| (name, held)));
+            let all = all.map(|(name, held)| (name.0.as_str(), held.process.0, held.bytes.unwrap_or(0)));
+            all.collect::<Vec<_>>() == wanted
+        };
+        let waited = tokio::time::timeout(PATIENCE, seen.wait_for(is_so)).await.map(|found| found.is_ok());
+        assert!(matches!(waited, Ok(true)), "{wanted:?} is told, not {:?}", seen.borrow());
+    };
+    let played = Played::default();
+    played.goes_on.store(true, Ordering::Relaxed);
+    *played.usage.lock().expect("no panic") = vec![told(&[(7, 1)]), told(&[(7, 2), (8, 3)])];
+    played.serve(&node.socket("gpu.sock"), true);
+    Played::default().serve(&node.socket("other.sock"), false);
+    node.register("other.sock", "example.com/other").await;
+    node.register("gpu.sock", GPU).await;
+    known(&mut seen, &[(GPU, 7, 2), (GPU, 8, 3)]).await;
+    played.is_over.send_replace(true);
+    known(&mut seen, &[]).await;
+    played.is_over.send_replace(false);
+    // Its driver does not answer at first.
+    played.fails(Code::Unavailable, "the driver is gone");
+    *played.usage.lock().expect("no panic") = vec![told(&[(9, 5)])];
+    node.register("gpu.sock", GPU).await;
+    known(&mut seen, &[(GPU, 9, 5)]).await;
+    assert!(played.answers.lock().expect("no panic").is_empty(), "it was asked twice");
 }

@@ -39,6 +39,7 @@ impl Reconciler {
     pub(super) fn note_devices_again(&mut self) {
         let inventory = self.actual.devices.inventory.clone();
         self.actual.note_devices(inventory, self.now());
+        self.note_uses(self.actual.devices.uses.clone());
     }
 
     pub(super) fn ask_preferences(&self, choices: BTreeSet<Choice>) {

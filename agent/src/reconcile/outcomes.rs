@@ -11,6 +11,7 @@ use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
 
 use super::Reconciler;
+use crate::accepted::Accepted;
 use crate::execute::{
     Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble, devices_of,
 };
@@ -256,6 +257,31 @@ impl Reconciler {
         }
         let trouble = explain(&exit, was_ready, known.port, last_words.as_deref());
         self.crashed(&known, was_ready, trouble, now);
+    }
+
+    /// An instance that is stopped because it did not answer in time counts as a failed one.
+    pub(super) fn note_missed_deadline(&mut self, id: &InstanceId, accepted: &Accepted, now: Moment) {
+        let Some(instance) =
+            self.actual.instances.get(id).filter(|known| known.phase == Phase::Probing).cloned()
+        else {
+            return;
+        };
+        let object = accepted
+            .desired
+            .revisions
+            .get(&instance.revision)
+            .filter(|(digest, _)| *digest == instance.object);
+        let Some((_, object)) = object else { return };
+        let deadline_ms = Scale::of(&object.annotations).progress_deadline_ms;
+        if now.since(instance.since) >= deadline_ms {
+            let (port, seconds) = (instance.port, deadline_ms / 1000);
+            let what =
+                format!("the program did not pass its readiness probe on port {port} within {seconds} s");
+            let why = instance.unready.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+            let trouble =
+                Trouble::new("ProgressDeadlineExceeded", format!("{what}: it must listen on $PORT{why}"));
+            self.crashed(&instance, false, trouble, now);
+        }
     }
 
     /// An instance came to nothing by itself: counted, told, and not tried again before its time.

@@ -13,13 +13,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
+use tombolo_agent_core::supervision::CGROUP_TOP;
 use tombolo_api::Digest;
 
 /// Where the container runtime expects cgroups.
 const MOUNT: &str = "/sys/fs/cgroup";
-
-/// Below every hierarchy's root, above the supervisors' own cgroups.
-const TOP: &str = "tombolo";
 
 /// Controllers that enforce what a revision may ask for.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
@@ -66,7 +64,7 @@ impl TryFrom<PathBuf> for CgroupPath {
 impl CgroupPath {
     /// The cgroup of all instances of the supervisor that serves `run_dir`, which is canonical: nobody else's are in it.
     pub(crate) fn of_supervisor(run_dir: &Path) -> Self {
-        Self(Path::new(TOP).join(Digest::of(run_dir.as_os_str().as_encoded_bytes()).short()))
+        Self(Path::new(CGROUP_TOP).join(Digest::of(run_dir.as_os_str().as_encoded_bytes()).short()))
     }
 
     /// As the container runtime wants it.

@@ -24,6 +24,10 @@ pub const IDLE_TIER: &str = "tombolo.dev/idle-tier";
 pub const REACTION: &str = "tombolo.dev/reaction";
 /// How a revision takes over from the one before it: `overlap`, `hand-over`, `stop-first` or `auto`.
 pub const UPDATE_STRATEGY: &str = "tombolo.dev/update-strategy";
+/// What becomes of an instance that holds more of a GPU's memory than it declared: `stop`, `warn` or `off`.
+pub const MEMORY_OVERUSE: &str = "tombolo.dev/gpu-memory-overuse";
+/// How long it may, a duration.
+pub const MEMORY_OVERUSE_GRACE: &str = "tombolo.dev/gpu-memory-overuse-grace";
 /// On a Service or Route: which requests a header sends to which tag, a JSON list.
 pub const STEERING: &str = "tombolo.dev/steering";
 /// On a Service or Route: `on` (the default) or `off`: whether a gradual rollout is undone when the new revision is worse.

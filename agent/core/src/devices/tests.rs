@@ -23,7 +23,7 @@ fn resource(devices: &[(&str, bool, &[u32])]) -> Resource {
 fn known(resources: &[(&str, Resource)]) -> Known {
     let resources = resources.iter().map(|(text, resource)| (name(text), resource.clone())).collect();
     let inventory = Arc::new(Inventory { resources, ..Inventory::default() });
-    Known { inventory, awaited_until: Moment(1000) }
+    Known { inventory, awaited_until: Moment(1000), ..Known::default() }
 }
 
 #[test]

@@ -35,6 +35,9 @@ impl Pass<'_> {
             }
             None => {}
         }
+        if let Some(action) = self.end_of_overuse(id, instance, draft) {
+            return draft.removals.push(action);
+        }
         self.plan_phase(id, instance, wanted, draft);
     }
 

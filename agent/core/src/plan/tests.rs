@@ -7,16 +7,19 @@ use tombolo_api::serving::keys;
 
 use super::*;
 use crate::actual::{Crashes, Demand, ImageState, Takeover, Target};
+use crate::devices::overuse::{Policy, Rule};
 use crate::supervision::ExitRecord;
 
 mod devices;
 mod memory;
+mod overuse;
 mod properties;
 mod suspension;
 mod takeovers;
 mod tiers;
 
-const SETTINGS: Settings = Settings { memory_bytes: 8 << 30 };
+const OVERUSE: Rule = Rule { policy: Policy::Stop, grace_ms: 10_000, context_bytes: 100 << 20 };
+const SETTINGS: Settings = Settings { memory_bytes: 8 << 30, overuse: OVERUSE };
 const NOW: Moment = Moment(10_000_000);
 
 fn object(name: &str, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) {
@@ -274,7 +277,7 @@ fn no_more_run_than_there_is_memory_for() {
         (with_memory(object("s-00001", &[]).1, "64Mi"), with_memory(object("t-00001", &[]).1, "1Gi"));
     let (desired, mut actual) = given(&[s, t]);
     let traffic = with_demand("t-00001", 0, 1, NOW);
-    let settings = Settings { memory_bytes: 1200 << 20 };
+    let settings = Settings { memory_bytes: 1200 << 20, ..SETTINGS };
     let targets = asking(&desired, 9, NOW);
     let planned = |actual: &Actual| fitting(&desired, actual, &traffic, &targets, &settings, NOW);
     let first = planned(&actual);
@@ -298,7 +301,7 @@ fn measure(desired: &Desired, actual: &mut Actual, settings: &Settings) {
 
 #[test]
 fn what_can_never_fit_is_refused_with_figures_and_the_rest_goes_on() {
-    let settings = Settings { memory_bytes: 1200 << 20 };
+    let settings = Settings { memory_bytes: 1200 << 20, ..SETTINGS };
     let fits = with_memory(object("s-00001", &[]).1, "1200Mi");
     let too_large = with_memory(object("t-00001", &[]).1, "1201Mi");
     let (desired, mut actual) = given_routed(&[fits, too_large]);
@@ -330,10 +333,10 @@ fn what_is_requested_counts_where_there_is_no_limit() {
     let (_, mut object) = with_memory(object("s-00001", &[]).1, "64Mi");
     let resources = &mut object.spec.containers[0].resources;
     resources.requests.insert("memory".into(), "1Gi".parse().unwrap());
-    assert_eq!(misfit(&object, &Settings { memory_bytes: 64 << 20 }), None);
+    assert_eq!(misfit(&object, &Settings { memory_bytes: 64 << 20, ..SETTINGS }), None);
     object.spec.containers[0].resources.limits.clear();
-    assert!(misfit(&object, &Settings { memory_bytes: 1 << 30 }).is_none());
-    assert!(misfit(&object, &Settings { memory_bytes: (1 << 30) - 1 }).is_some());
+    assert!(misfit(&object, &Settings { memory_bytes: 1 << 30, ..SETTINGS }).is_none());
+    assert!(misfit(&object, &Settings { memory_bytes: (1 << 30) - 1, ..SETTINGS }).is_some());
 }
 
 #[test]

@@ -3,20 +3,25 @@
 use std::collections::BTreeMap;
 
 use super::field_error::FieldErrors;
+use crate::duration;
 use crate::serving::keys::{
-    GATE_MAX_ERROR_PERCENT, GATE_MAX_LATENCY_PERCENT, GATE_MIN_REQUESTS, HEALTH_GATE, IDLE_TIER, REACTION,
-    STEERING, TOMBOLO_PREFIX, UPDATE_STRATEGY,
+    GATE_MAX_ERROR_PERCENT, GATE_MAX_LATENCY_PERCENT, GATE_MIN_REQUESTS, HEALTH_GATE, IDLE_TIER,
+    MEMORY_OVERUSE, MEMORY_OVERUSE_GRACE, REACTION, STEERING, TOMBOLO_PREFIX, UPDATE_STRATEGY,
 };
 use crate::serving::{TrafficTarget, rollout, steering};
 
 type Annotations = BTreeMap<String, String>;
 
 /// Keys of a Revision's template, and their values.
-const OF_TEMPLATES: [(&str, &[&str]); 3] = [
+const OF_TEMPLATES: [(&str, &[&str]); 4] = [
     (IDLE_TIER, &["cold", "primed", "running", "frozen", "suspended"]),
+    (MEMORY_OVERUSE, &["stop", "warn", "off"]),
     (REACTION, &["fast", "knative"]),
     (UPDATE_STRATEGY, &["overlap", "hand-over", "stop-first", "auto"]),
 ];
+
+/// Longest time that an instance may hold more memory than it declared, milliseconds: who waits for that long has another policy.
+const GRACE_MAX_MS: u64 = 3_600_000;
 
 /// Keys of a Service or a Route.
 const OF_ROUTES: [&str; 5] =
@@ -24,13 +29,25 @@ const OF_ROUTES: [&str; 5] =
 
 /// Annotations of a template; paths are relative to them.
 pub(super) fn template(annotations: &Annotations) -> FieldErrors {
-    let of_templates = OF_TEMPLATES.map(|(key, _)| key);
     let mut errors =
-        known(annotations, &of_templates, "it belongs in the metadata of the Service or Route itself");
+        known(annotations, &of_templates(), "it belongs in the metadata of the Service or Route itself");
     for (key, values) in OF_TEMPLATES {
         errors.add(one_of(annotations, key, values));
     }
+    if let Some(text) = annotations.get(MEMORY_OVERUSE_GRACE)
+        && duration::millis(text).is_none_or(|ms| ms > GRACE_MAX_MS)
+    {
+        let why = "must be a duration from 0s to 1h";
+        errors.add(FieldErrors::invalid_because(format!("{text:?}"), MEMORY_OVERUSE_GRACE, why));
+    }
     errors
+}
+
+/// All keys of a template.
+fn of_templates() -> Vec<&'static str> {
+    let mut keys: Vec<_> = OF_TEMPLATES.map(|(key, _)| key).into();
+    keys.push(MEMORY_OVERUSE_GRACE);
+    keys
 }
 
 /// Annotations of a Service or Route with this traffic; paths are relative to them.
@@ -56,7 +73,7 @@ pub(super) fn inherited(annotations: &Annotations) -> FieldErrors {
 
 /// Complains of every key of ours that is not among `here`.
 fn known(annotations: &Annotations, here: &[&str], elsewhere: &str) -> FieldErrors {
-    let all = || OF_TEMPLATES.into_iter().map(|(key, _)| key).chain(OF_ROUTES);
+    let all = || of_templates().into_iter().chain(OF_ROUTES);
     let ours = annotations.keys().map(String::as_str).filter(|key| key.starts_with(TOMBOLO_PREFIX));
     ours.filter(|key| !here.contains(key)).fold(FieldErrors::none(), |errors, key| {
         let why = if all().any(|known| known == key) {

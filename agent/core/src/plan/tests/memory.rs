@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::devices::{Device, DeviceId, GPU_MEMORY, Inventory, Resource, ResourceName};
 
-fn with_memory(name: &str, units: u32, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) {
+pub(super) fn with_memory(name: &str, units: u32, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) {
     let (_, mut object) = object(name, annotations);
     let mut container = tombolo_api::serving::Container::default();
     container.resources.limits.insert(GPU_MEMORY.into(), units.to_string().parse().unwrap());
@@ -14,7 +14,7 @@ fn with_memory(name: &str, units: u32, annotations: &[(&str, &str)]) -> (Digest,
 }
 
 /// A node whose accelerators have so many units of 256 MiB each.
-fn has(actual: &mut Actual, units: &[u32]) {
+pub(super) fn has(actual: &mut Actual, units: &[u32]) {
     let device = |(gpu, number)| {
         let device = Device { healthy: true, numa: BTreeSet::new() };
         (DeviceId(format!("GPU-{gpu}/256Mi/{number}")), device)

@@ -363,7 +363,7 @@ fn what_is_astray_is_fetched_though_nobody_calls_and_nobody_gets_its_device() {
 fn what_is_moved_counts_as_memory_of_the_node() {
     let (desired, mut actual) = given_three("ab");
     let u = given_one((&desired, &mut actual), "u-00001", Phase::Suspended, "a", NOW);
-    let settings = Settings { memory_bytes: 128 << 20 };
+    let settings = Settings { memory_bytes: 128 << 20, ..SETTINGS };
     let assumed = crate::autoscale::capacity::ASSUMED_BYTES;
     assert_eq!(room_for_moved(&desired, &actual, &settings), (128 << 20) - assumed);
     let waits = with_demand("t-00001", 0, 1, NOW);

@@ -102,7 +102,7 @@ fn both_never_run_at_a_time() {
 #[test]
 fn auto_stops_first_where_one_more_does_not_fit() {
     let (desired, actual) = update("auto");
-    let settings = Settings { memory_bytes: 48 << 20 };
+    let settings = Settings { memory_bytes: 48 << 20, ..SETTINGS };
     let (traffic, targets) = (Traffic::default(), Targets::new());
     assert_eq!(
         fitting(&desired, &actual, &traffic, &targets, &settings, NOW).actions,
@@ -117,7 +117,7 @@ fn one_that_can_never_fit_takes_nobodys_place() {
         let (digest, object) = with_memory((*desired.revisions[&key(NEW)].1).clone(), "1Gi");
         actual.revisions.get_mut(&key(NEW)).unwrap().object = digest;
         desired.revisions.insert(key(NEW), (digest, object.into()));
-        let settings = Settings { memory_bytes: (1 << 30) - 1 };
+        let settings = Settings { memory_bytes: (1 << 30) - 1, ..SETTINGS };
         measure(&desired, &mut actual, &settings);
         let plan = fitting(&desired, &actual, &Traffic::default(), &Targets::new(), &settings, NOW);
         let of_old =
@@ -192,7 +192,7 @@ fn what_is_pinned_elsewhere_is_not_stopped() {
 fn an_undone_one_stays_undone_and_one_in_the_middle_goes_on_after_a_restart() {
     let (desired, mut actual) = update("auto");
     let why = RolledBack { reason: "NotReadyInTime".into(), message: "m".into() };
-    let settings = Settings { memory_bytes: 48 << 20 };
+    let settings = Settings { memory_bytes: 48 << 20, ..SETTINGS };
     let after_restart = |actual: &Actual| {
         let read = crate::takeovers::Takeovers::decode(
             &crate::takeovers::Takeovers::among(&actual.revisions).encode(),

@@ -1,0 +1,64 @@
+//! Instances that hold more of accelerators' memory than they declared, as the reconciler hears and tells of them. Ends none: the
+//! plan does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tombolo_agent_core::actual::{InstanceActual, Moment, Phase};
+use tombolo_agent_core::devices::overuse::{Overuse, Policy, REASON, Rule, Uses};
+use tombolo_agent_core::plan::Action;
+use tombolo_agent_core::supervision::InstanceId;
+use tombolo_api::report::EventKind;
+
+use super::Reconciler;
+use crate::execute::Trouble;
+
+impl Reconciler {
+    pub(super) fn note_uses(&mut self, uses: Arc<Uses>) {
+        let exceeds =
+            |(id, known): (&InstanceId, &InstanceActual)| known.overuse.is_some().then(|| id.clone());
+        let before: BTreeSet<_> = self.actual.instances.iter().filter_map(exceeds).collect();
+        let context_bytes = self.settings.overuse.context_bytes;
+        self.actual.note_uses(uses, context_bytes, self.now());
+        for (id, known) in &self.actual.instances {
+            let Some(Overuse { excess, .. }) = &known.overuse else { continue };
+            let rule = self.overuse_rule(known);
+            if rule.policy == Policy::Off || before.contains(id) {
+                continue;
+            }
+            let what = match rule.policy {
+                Policy::Stop => format!("instance {id} ends in {} s if it keeps that", rule.grace_ms / 1000),
+                Policy::Warn | Policy::Off => format!("instance {id} goes on"),
+            };
+            if rule.policy == Policy::Warn {
+                self.overuses.warned.fetch_add(1, Ordering::Relaxed);
+            }
+            let message = format!("{what}: {excess}: raise its limit of tombolo.dev/gpu-memory");
+            tracing::warn!(revision = %known.revision, message, "more memory is held than was declared");
+            self.event(EventKind::Warning, REASON, &known.revision, message);
+        }
+    }
+
+    fn overuse_rule(&self, known: &InstanceActual) -> Rule {
+        let general = self.settings.overuse;
+        let accepted = self.accepted.as_ref();
+        let object = accepted.and_then(|accepted| accepted.desired.revisions.get(&known.revision));
+        object.map_or(general, |(_, object)| general.of(&object.annotations))
+    }
+
+    /// One that is killed for what it holds counts as a failed one.
+    pub(super) fn note_overuse(&mut self, action: &Action, now: Moment) {
+        let Action::Kill { instance } = action else { return };
+        let Some(known) = self.actual.instances.get(instance).cloned() else { return };
+        // Others that are killed have been asked to end before.
+        if matches!(known.phase, Phase::Stopping { .. }) {
+            return;
+        }
+        let Some(Overuse { excess, .. }) = &known.overuse else { return };
+        self.overuses.stopped.fetch_add(1, Ordering::Relaxed);
+        let message = format!("the program was killed: {excess}: raise its limit of tombolo.dev/gpu-memory");
+        let was_ready = known.phase != Phase::Probing;
+        self.crashed(&known, was_ready, Trouble::new(REASON, message), now);
+    }
+}
