@@ -6,6 +6,7 @@ mod bad_input;
 mod contract;
 mod devices;
 mod faults;
+mod gpu_memory;
 mod lifecycle;
 mod link;
 mod loss;
