@@ -49,6 +49,7 @@ fn perform(act: &str, value: &str) {
         "owner" => owner(value),
         "fill" => fill(value),
         "open" => println!("open {value}: {}", fs::File::open(value).map_or_else(show, |_| "ok".into())),
+        "node" => println!("node {value}: {}", node(value)),
         "stdin" => println!(
             "stdin has {} bytes",
             std::io::stdin().read_to_end(&mut Vec::new()).map_or(-1, |n| n as i64)
@@ -254,6 +255,18 @@ fn attempts() {
             if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
         );
     }
+}
+
+/// Makes a node of the kernel's log.
+fn node(path: &str) -> String {
+    #[cfg(target_arch = "x86_64")]
+    let mknod = 259;
+    #[cfg(target_arch = "aarch64")]
+    let mknod = 33;
+    let path = c(path);
+    // SAFETY: the string outlives the call.
+    let made = unsafe { syscall(mknod, -100 as c_long, path.as_ptr(), 0o20666 as c_long, 0x10b as c_long) };
+    if made < 0 { show(std::io::Error::last_os_error()) } else { "ok".into() }
 }
 
 fn c(text: &str) -> CString {

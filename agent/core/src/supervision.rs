@@ -110,6 +110,12 @@ pub enum Request {
         id: InstanceId,
         memory_bytes: Option<u64>,
     },
+    /// Its devices are those of the specification at `config` from now on: what it may open, and the nodes below its `/dev`.
+    /// Nothing else of the specification counts. What it has open of a device that it loses stays open.
+    Refit {
+        id: InstanceId,
+        config: PathBuf,
+    },
     /// Kill whatever is left of the instance and remove its cgroup, runtime directory and record. Succeeds when there is none.
     Delete {
         id: InstanceId,

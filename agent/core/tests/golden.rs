@@ -63,6 +63,7 @@ fn calls() {
         Request::BeginMove { id: id(), moved_bytes: 3 << 30, memory_bytes: Some(4 << 30) },
         Request::EndMove { id: id(), memory_bytes: Some(1 << 30) },
         Request::Exec { id: id(), args: vec!["/bin/check".into(), "-q".into()], timeout_ms: 1000 },
+        Request::Refit { id: id(), config: "/run/x/bundles/1/config.json".into() },
     ];
     let calls: Vec<_> = (1..).zip(requests).map(|(seq, request)| Call { seq, request }).collect();
     check(include_str!("golden/calls.jsonl"), &calls);

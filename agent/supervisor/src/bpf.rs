@@ -33,7 +33,7 @@ const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
 
 /// Devices that every container may use: null, zero, full, tty, random, urandom, ptmx, and its own terminals.
-const ALWAYS: [(i64, Option<i64>); 8] = [
+pub(crate) const ALWAYS: [(i64, Option<i64>); 8] = [
     (1, Some(3)),
     (1, Some(5)),
     (1, Some(7)),

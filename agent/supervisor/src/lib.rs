@@ -12,6 +12,7 @@ mod bpf;
 mod causes;
 mod cgroup;
 mod connection;
+mod devices;
 mod diagnostics;
 mod executor;
 mod handover;

@@ -7,6 +7,7 @@
 //! ├── bundle         config.json as the container runtime gets it
 //! ├── layers/N       the image's layers, read only, id-mapped
 //! ├── binds/N        files and directories of the host that the specification mounts
+//! ├── nodes          small tmpfs with device nodes, only in a user namespace
 //! ├── writable       tmpfs with a bound: overlayfs' upper and work directories
 //! └── rootfs         the overlay
 //! ```
@@ -30,6 +31,7 @@ const SCAFFOLD: &str = "/run";
 pub(crate) const INSTANCE: &str = "/run/instance";
 pub(crate) const BUNDLE: &str = "/run/bundle";
 pub(crate) const ROOTFS: &str = "/run/rootfs";
+pub(crate) const NODES: &str = "/run/nodes";
 const BINDS: &str = "/run/binds";
 const LAYERS: &str = "/run/layers";
 const WRITABLE: &str = "/run/writable";
@@ -47,6 +49,9 @@ const BYTES_PER_INODE: u64 = 4096;
 
 /// Inodes that even the smallest writable layer has.
 const INODES_MIN: u64 = 256;
+
+/// For device nodes, which have no content; a thousand of them, as many as a plugin's directory may have.
+const NODES_OPTIONS: &str = "mode=755,size=64k,nr_inodes=2048";
 
 /// Most layers: overlayfs takes no more.
 const LAYERS_MAX: usize = 500;
@@ -142,6 +147,20 @@ fn bind_host_source(
         bound => bound,
     };
     prepare("bind", path, bound)
+}
+
+/// A directory of the scaffold on which device nodes can be opened.
+pub(crate) fn place_nodes() -> Result<fs::File, RootfsError> {
+    prepare("make", NODES, fs::create_dir(NODES))?;
+    let mounted = mount_for_nodes(Path::new(NODES));
+    prepare("mount a tmpfs at", NODES, mounted.map_err(io::Error::from))?;
+    prepare("open", NODES, fs::File::open(NODES))
+}
+
+/// Mounts a file system at `path` on which device nodes can be opened.
+pub(crate) fn mount_for_nodes(path: &Path) -> nix::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(NODES_OPTIONS))
 }
 
 /// Mounts the overlay of the scaffold's `layers` layers and a writable layer of `bytes`.

@@ -79,6 +79,18 @@ pub(crate) fn open_directory_in(root: BorrowedFd<'_>, path: &Path) -> io::Result
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// Opens the directory `name` in `parent`, if it is no link and on the same mount.
+pub(crate) fn open_child_directory(parent: BorrowedFd<'_>, name: &str) -> io::Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(
+            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV,
+        );
+    let fd = openat2(parent.as_raw_fd(), name, how)?;
+    // SAFETY: the kernel has just made this descriptor for us, nobody else owns it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
 /// Takes ownership of a descriptor inherited over `execve`, if it is open.
 pub(crate) fn inherited_fd(fd: RawFd) -> Option<OwnedFd> {
     let is_open = fd > 2 && nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok();
@@ -86,9 +98,9 @@ pub(crate) fn inherited_fd(fd: RawFd) -> Option<OwnedFd> {
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes ownership of a descriptor that has just come with a message.
+/// Takes ownership of a descriptor that has just come with a message or from a call.
 pub(crate) fn received_fd(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel made this descriptor for us when it delivered the message, nobody else owns it.
+    // SAFETY: the kernel made this descriptor for us when it delivered the message or answered, nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -172,6 +184,15 @@ pub(crate) fn set_mount_attributes(
 
 /// Attaches a detached mount at `target`.
 pub(crate) fn attach_tree(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    move_mount(tree, libc::AT_FDCWD, target)
+}
+
+/// Attaches a detached mount at `name` in `directory`, and nowhere else if that is a link.
+pub(crate) fn attach_tree_at(tree: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+    move_mount(tree, directory.as_raw_fd(), name)
+}
+
+fn move_mount(tree: BorrowedFd<'_>, directory: RawFd, target: &Path) -> io::Result<()> {
     let target = c_path(target)?;
     // SAFETY: both paths are NUL-terminated strings that outlive the call.
     result(unsafe {
@@ -179,7 +200,7 @@ pub(crate) fn attach_tree(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()>
             libc::SYS_move_mount,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_FDCWD,
+            directory,
             target.as_ptr(),
             libc::MOVE_MOUNT_F_EMPTY_PATH,
         )

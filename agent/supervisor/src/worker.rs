@@ -5,6 +5,7 @@
 
 pub(crate) mod create;
 pub(crate) mod exec;
+pub(crate) mod refit;
 
 use std::fs;
 use std::io;
@@ -26,10 +27,12 @@ use crate::record::{Process, Stat};
 use crate::sys::{self, Fork};
 use crate::worker::create::CreateTask;
 use crate::worker::exec::ExecTask;
+use crate::worker::refit::RefitTask;
 
 /// Longest time of each task. An agent waits 60 s for its answer, which may take a removal after a failed creation.
 const CREATE_DEADLINE: Duration = Duration::from_secs(20);
 const FREEZE_DEADLINE: Duration = Duration::from_secs(3);
+const REFIT_DEADLINE: Duration = Duration::from_secs(5);
 /// Beyond the command's own: to start it, and to kill what it leaves.
 const EXEC_SPARE: Duration = Duration::from_secs(5);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(15);
@@ -57,6 +60,7 @@ pub(crate) enum Task {
     Freeze(CgroupPath),
     /// As freeze, and its memory is not taken back.
     Suspend(CgroupPath),
+    Refit(Box<RefitTask>),
     /// Kill what is left and remove the cgroup.
     Remove(CgroupPath),
 }
@@ -67,6 +71,7 @@ impl Task {
             Self::Create(_) => CREATE_DEADLINE,
             Self::Exec(task) => task.timeout + EXEC_SPARE,
             Self::Freeze(_) | Self::Suspend(_) => FREEZE_DEADLINE,
+            Self::Refit(_) => REFIT_DEADLINE,
             Self::Remove(_) => REMOVE_DEADLINE,
         }
     }
@@ -220,6 +225,10 @@ fn run(task: Task, hierarchies: &Hierarchies, deadline: Instant) -> Outcome {
             exec::exec(&task, hierarchies).unwrap_or_else(|error| Outcome::Failed(with_causes(&error)))
         }
         Task::Freeze(cgroup) | Task::Suspend(cgroup) => done(hierarchies.freeze(&cgroup, deadline)),
+        Task::Refit(task) => match refit::refit(&task, hierarchies) {
+            Ok(()) => Outcome::Done,
+            Err(error) => Outcome::Failed(with_causes(&error)),
+        },
         Task::Remove(cgroup) => done(hierarchies.remove(&cgroup, deadline)),
     });
     std::panic::catch_unwind(work)

@@ -53,6 +53,9 @@ pub(super) enum Purpose {
     Suspend {
         caller: Caller,
     },
+    Refit {
+        caller: Caller,
+    },
     Delete {
         caller: Option<Caller>,
     },
@@ -209,6 +212,7 @@ impl Supervisor {
                 let result = self.stopped(id, result, InstancePhase::Moving, InstancePhase::Suspended);
                 self.reply(caller, result);
             }
+            (Purpose::Refit { caller }, result) => self.reply(caller, result.map(|_| Answer::Done)),
             (Purpose::Delete { caller }, result) => self.deleted(id, caller, result),
             (Purpose::Exec { .. }, _) => {}
         }

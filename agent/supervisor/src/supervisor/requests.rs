@@ -24,6 +24,7 @@ use crate::user_namespace::UserRange;
 use crate::worker::Task;
 use crate::worker::create::{CreateTask, RUNTIME_DIRECTORY};
 use crate::worker::exec::ExecTask;
+use crate::worker::refit::RefitTask;
 
 /// Calls that wait for one instance. An agent has one or two under way.
 const WAITING_MAX: usize = 32;
@@ -163,6 +164,10 @@ impl Supervisor {
                 self.begin_move(&id, moved_bytes, memory_bytes)
             }
             Request::EndMove { id, memory_bytes } => self.end_move(&id, memory_bytes),
+            Request::Refit { id, config } => match self.refitting(&id, config) {
+                Ok(task) => return self.plan(&id, Task::Refit(Box::new(task)), Purpose::Refit { caller }),
+                Err(refusal) => Err(refusal),
+            },
             Request::Delete { id } => return self.delete(Some(caller), &id),
             // These are not about an instance, or wait for nothing.
             Request::Hello { .. }
@@ -179,6 +184,23 @@ impl Supervisor {
         if let Some(instance) = instance.filter(|instance| instance.is_behind) {
             instance.keep();
         }
+    }
+
+    fn refitting(&self, id: &InstanceId, config: PathBuf) -> Result<RefitTask, Refusal> {
+        let instance = self.instances.get(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        check_config(&config)?;
+        let is_there = matches!(
+            instance.phase(),
+            InstancePhase::Created | InstancePhase::Running | InstancePhase::Frozen
+        );
+        let init = instance.record.process.as_ref().filter(|_| is_there && instance.pidfd.is_some());
+        let wrong_phase = || Refusal::WrongPhase { id: id.clone(), phase: instance.phase() };
+        Ok(RefitTask {
+            config,
+            init: init.ok_or_else(wrong_phase)?.id(),
+            cgroup: instance.record.cgroup.clone(),
+            directory: instance.directory.clone(),
+        })
     }
 
     /// Runs a command beside whatever else happens to the instance.
@@ -390,6 +412,7 @@ fn instance_of(request: &Request) -> Option<&InstanceId> {
         | Request::Suspend { id }
         | Request::BeginMove { id, .. }
         | Request::EndMove { id, .. }
+        | Request::Refit { id, .. }
         | Request::Delete { id } => Some(id),
         Request::Hello { .. }
         | Request::List
@@ -412,21 +435,8 @@ pub(super) fn is_label(text: &str) -> bool {
 }
 
 fn check(spec: &CreateSpec) -> Result<(), Refusal> {
-    let absolute = |what: &str, path: &Path| {
-        if path.is_absolute() {
-            Ok(())
-        } else {
-            Err(Refusal::Malformed(format!("the {what} {path:?} is not an absolute path")))
-        }
-    };
-    absolute("config", &spec.config)?;
+    check_config(&spec.config)?;
     absolute("log", &spec.log.path)?;
-    let config =
-        |why: &dyn std::fmt::Display| Refusal::Malformed(format!("{}: {why}", spec.config.display()));
-    let metadata = fs::metadata(&spec.config).map_err(|error| config(&error))?;
-    if !metadata.is_file() || metadata.len() > CONFIG_MAX {
-        return Err(config(&format!("it is not a file of at most {CONFIG_MAX} bytes")));
-    }
     if spec.layers.is_empty() {
         return Err(Refusal::Malformed("it has no layers".into()));
     }
@@ -439,6 +449,24 @@ fn check(spec: &CreateSpec) -> Result<(), Refusal> {
         )));
     }
     Ok(())
+}
+
+fn check_config(path: &Path) -> Result<(), Refusal> {
+    absolute("config", path)?;
+    let config = |why: &dyn std::fmt::Display| Refusal::Malformed(format!("{}: {why}", path.display()));
+    let metadata = fs::metadata(path).map_err(|error| config(&error))?;
+    if !metadata.is_file() || metadata.len() > CONFIG_MAX {
+        return Err(config(&format!("it is not a file of at most {CONFIG_MAX} bytes")));
+    }
+    Ok(())
+}
+
+fn absolute(what: &str, path: &Path) -> Result<(), Refusal> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(Refusal::Malformed(format!("the {what} {path:?} is not an absolute path")))
+    }
 }
 
 /// Connects to init's socket in `directory`, whose path may be longer than a socket's may be.

@@ -12,17 +12,19 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, setrlimit};
 use oci_spec::runtime::{
     LinuxCapabilities, LinuxDeviceCgroup, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder,
-    LinuxNamespaceType, Mount, RootBuilder, Spec,
+    LinuxNamespaceType, Mount, MountBuilder, RootBuilder, Spec,
 };
 
 use crate::cgroup::{CgroupPath, Hierarchies};
+use crate::devices::Fitted;
 use crate::executor::FilteredExecutor;
 use crate::rootfs::{self, HostSource, Users};
 use crate::seccomp::Filters;
 use crate::user_namespace::{self, UserRange};
 use crate::worker::Outcome;
 use crate::worker::exec::PROCESS;
-use crate::{bpf, sys};
+use crate::worker::refit::{self, RefitError};
+use crate::{devices, sys};
 
 /// Where the container runtime keeps its state of an instance, below the instance's directory.
 pub(crate) const RUNTIME_DIRECTORY: &str = "runtime";
@@ -53,7 +55,11 @@ pub(crate) enum CreateError {
     Hooks,
     #[error("cannot build the specification")]
     Complete(#[from] oci_spec::OciSpecError),
-    #[error("cannot keep the specification of its process")]
+    #[error("cannot limit which devices it may open")]
+    Devices(#[source] io::Error),
+    #[error(transparent)]
+    Nodes(#[from] RefitError),
+    #[error("cannot keep what its specification says")]
     Keep(#[source] io::Error),
     #[error("cannot make a user namespace")]
     Users(#[source] io::Error),
@@ -88,18 +94,17 @@ pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Out
     keep_process(&spec, &task.directory)?;
     hierarchies.prepare(&task.cgroup).map_err(CreateError::Cgroup)?;
     complete_linux(&mut spec, users.as_ref(), hierarchies, &task.cgroup)?;
+    let fitted = Fitted::of(&spec, users.as_ref().map(|users| users.range.first));
     let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
     let first = users.as_ref().map_or(0, |users| users.range.first);
     let stdio = Stdio::open(&task.directory, first + user)?;
+    let directory = fs::File::open(&task.directory).map_err(CreateError::Keep)?;
     raise_rootfs(&mut spec, task, users.as_ref())?;
     let (soft, hard) = task.open_files;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| CreateError::OpenFiles(error.into()))?;
     let pid = build(&task.id, stdio)?;
-    if hierarchies.is_unified()
-        && let Err(error) = restrict_devices(&spec, hierarchies, &task.cgroup)
-    {
-        limitation = Some(format!("containers may open any device that is in their /dev: {error}"));
-    }
+    fitted.write(directory.as_fd()).map_err(CreateError::Keep)?;
+    restrict_devices(&fitted, hierarchies, &task.cgroup, &mut limitation)?;
     let network = fs::File::open(format!("/proc/{pid}/ns/net")).map_err(CreateError::Loopback)?;
     setns(network, CloneFlags::CLONE_NEWNET).map_err(|error| CreateError::Loopback(error.into()))?;
     sys::loopback_up().map_err(CreateError::Loopback)?;
@@ -206,14 +211,20 @@ fn nothing() -> LinuxDeviceCgroup {
     rule
 }
 
-fn restrict_devices(spec: &Spec, hierarchies: &Hierarchies, cgroup: &CgroupPath) -> io::Result<()> {
-    let rules = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref()?.devices().clone())
-        .unwrap_or_default();
-    let directory = hierarchies.directory("devices", cgroup).ok_or(io::ErrorKind::NotFound)?;
-    bpf::restrict_devices(&directory, &rules)
+/// The container runtime writes rules on cgroup v1 only, and more of them than it was told.
+fn restrict_devices(
+    fitted: &Fitted,
+    hierarchies: &Hierarchies,
+    cgroup: &CgroupPath,
+    limitation: &mut Option<String>,
+) -> Result<(), CreateError> {
+    if !hierarchies.is_unified() {
+        return devices::withdraw_defaults(fitted, hierarchies, cgroup).map_err(CreateError::Devices);
+    }
+    if let Err(error) = devices::restrict(&Fitted::default(), fitted, hierarchies, cgroup) {
+        *limitation = Some(format!("containers may open any device that is in their /dev: {error}"));
+    }
+    Ok(())
 }
 
 /// Builds scaffold and overlay, and writes the specification with its paths into the bundle.
@@ -230,6 +241,9 @@ fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Re
     for (index, path) in bound.into_iter().zip(paths) {
         mounts[index].set_source(Some(path));
     }
+    if let Some(users) = users {
+        mounts.extend(mount_nodes(spec, users)?);
+    }
     spec.set_mounts(Some(mounts));
     rootfs::mount_overlay(task.layers.len(), task.upper_bytes, users)?;
     if let Some(process) = spec.process() {
@@ -240,6 +254,33 @@ fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Re
     spec.set_root(Some(RootBuilder::default().path(rootfs::ROOTFS).readonly(read_only).build()?));
     spec.save(Path::new(rootfs::BUNDLE).join("config.json"))?;
     Ok(())
+}
+
+/// The specification's devices as mounts of nodes of our own. In a user namespace the container runtime would mount the host's
+/// node of the same path, whatever device the specification says, owned by somebody who does not exist inside.
+fn mount_nodes(spec: &mut Spec, users: &Users) -> Result<Vec<Mount>, CreateError> {
+    let nodes = spec.linux_mut().as_mut().and_then(|linux| linux.devices().clone()).unwrap_or_default();
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let place = rootfs::place_nodes()?;
+    let mut mounts = Vec::with_capacity(nodes.len());
+    for (index, node) in nodes.iter().enumerate() {
+        let name = index.to_string();
+        refit::make(node, place.as_fd(), &name, users.range.first)?;
+        let options = ["bind", "nosuid", "noexec"].map(str::to_owned).to_vec();
+        let mount = MountBuilder::default()
+            .typ("bind")
+            .source(Path::new(rootfs::NODES).join(name))
+            .destination(node.path())
+            .options(options)
+            .build()?;
+        mounts.push(mount);
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_devices(None);
+    }
+    Ok(mounts)
 }
 
 fn host_source(mount: &Mount) -> Option<HostSource> {

@@ -1,6 +1,7 @@
 //! The supervisor with real containers: the program is a process of its own, spoken to as an agent does.
 #![allow(clippy::unwrap_used)]
 
+mod devices;
 mod exec;
 mod isolation;
 mod life;
