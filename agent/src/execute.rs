@@ -1,7 +1,7 @@
 //! Does what the plan says: images, bundles, instances, probes, leftovers. Every action runs as a task of its own and
 //! reports its [`Outcome`]; nothing is decided here, and a failing action never holds up another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{RwLock, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tombolo_agent_core::devices::Devices;
-use tombolo_agent_core::supervision::{
-    Answer, ExitRecord, InstanceId, InstancePhase, InstanceRecord, Refusal, Request,
-};
+use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstanceRecord, Refusal, Request};
 use tombolo_agent_devices::Allocator;
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::serving::Container;
@@ -26,10 +24,12 @@ use crate::probe::{self, ProbeEvent, Probes, Unsupported};
 use crate::supervisor::{CallError, Supervisor};
 use crate::tls::TimeFloor;
 
+mod clear;
 mod collect;
 mod devices;
 mod image;
 mod launch;
+mod nodes;
 mod preparing;
 mod probing;
 mod suspend;
@@ -37,7 +37,7 @@ mod trouble;
 mod users;
 
 use collect::Wanted;
-pub(crate) use devices::devices_of;
+pub(crate) use devices::{NOT_READY, devices_of};
 use image::Prepared;
 use preparing::Preparations;
 pub(crate) use suspend::{Occupant, RestoreError, SuspendError};
@@ -64,9 +64,6 @@ const DELETE_PAUSE: Duration = Duration::from_secs(2);
 /// Pauses before a program that has only just begun is asked to end again.
 const TERMINATE_AGAIN: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
-
-/// How long instances may take to end when the whole node is cleared.
-const CLEAR_GRACE: Duration = Duration::from_secs(10);
 
 /// What came of an action.
 #[derive(Clone, Debug)]
@@ -103,6 +100,15 @@ pub(crate) enum Outcome {
     Restored {
         instance: InstanceId,
         result: Result<(), RestoreError>,
+    },
+    /// Its container has the devices that it was given as they are now; whether that is other than it had.
+    Refitted {
+        instance: InstanceId,
+        result: Result<bool, Trouble>,
+    },
+    /// The host's nodes of its devices are not those it was given.
+    NodesChanged {
+        instance: InstanceId,
     },
     Probed(ProbeEvent),
     ExitExplained {
@@ -175,6 +181,8 @@ struct Inner {
     /// Held for reading while an image is prepared, for writing while unwanted ones are removed.
     collecting: RwLock<()>,
     wanted: watch::Sender<Wanted>,
+    /// Instances with devices.
+    holders: watch::Sender<BTreeSet<InstanceId>>,
 }
 
 /// What an instance needs on the disk.
@@ -200,9 +208,11 @@ impl Executor {
             launches: Semaphore::new(LAUNCHES_MAX),
             collecting: RwLock::new(()),
             wanted: watch::Sender::default(),
+            holders: watch::Sender::default(),
         };
         let inner = Arc::new(inner);
         inner.spawn(collect::run(Arc::downgrade(&inner), inner.wanted.subscribe()));
+        inner.spawn(nodes::run(Arc::downgrade(&inner), inner.holders.subscribe()));
         Self { inner }
     }
 
@@ -298,6 +308,9 @@ impl Executor {
         let revision = RevisionKey::new(label(LABEL_NAMESPACE), label(LABEL_NAME));
         let image = label(LABEL_IMAGE).parse().ok();
         lock(&self.inner.in_use).insert(record.id.clone(), InUse { revision, image });
+        if !devices_of(record).is_empty() {
+            self.inner.watch_nodes(&record.id);
+        }
         self.inner.enter(&record.id, record.pid)
     }
 
@@ -394,39 +407,6 @@ impl Executor {
         lock(&self.inner.probes).clear();
         self.inner.tools.supervisor.close();
     }
-
-    /// Ends every instance, and the supervisor.
-    pub(crate) async fn clear(&self) -> Result<(), CallError> {
-        let supervisor = &self.inner.tools.supervisor;
-        for id in running(supervisor).await? {
-            let ask_to_end = Request::Signal { id: id.clone(), signal: libc::SIGTERM };
-            for request in [ask_to_end, Request::Thaw { id }] {
-                match supervisor.call(request).await {
-                    // It has ended meanwhile; whatever is left goes with the shutdown.
-                    Ok(_) | Err(CallError::Refused(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        let deadline = tokio::time::Instant::now() + CLEAR_GRACE;
-        while !running(supervisor).await?.is_empty() && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        supervisor.call(Request::Shutdown).await?;
-        // What is not there needs no removal.
-        let _ = std::fs::remove_dir_all(self.inner.tools.run_dir.join("bundles"));
-        Ok(())
-    }
-}
-
-async fn running(supervisor: &Supervisor) -> Result<Vec<InstanceId>, CallError> {
-    let Answer::Instances(records) = supervisor.call(Request::List).await? else {
-        return Err(CallError::Unexpected);
-    };
-    let runs = |record: &InstanceRecord| {
-        matches!(record.phase, InstancePhase::Running | InstancePhase::Moving) || record.phase.is_stopped()
-    };
-    Ok(records.into_iter().filter(runs).map(|record| record.id).collect())
 }
 
 impl Inner {
@@ -481,6 +461,7 @@ impl Inner {
     fn forget(&self, instance: &InstanceId) {
         lock(&self.in_use).remove(instance);
         lock(&self.moved).remove(instance);
+        self.holders.send_if_modified(|holders| holders.remove(instance));
         self.stop_probing(instance);
         self.tools.dialer.remove(instance);
         self.tools.activations.forget(instance);

@@ -285,6 +285,7 @@ impl Reconciler {
             }
             Action::Suspend { instance } => self.suspend(&instance, accepted, now),
             Action::Restore { instance } => self.restore(&instance, accepted, now),
+            Action::Refit { instance, devices } => self.refit(instance, devices, now),
             Action::Start { instance } => self.start(instance, now),
             Action::Kill { instance } => {
                 self.set_phase(&instance, Phase::Stopping { killed: true }, now);

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod contract;
+mod device_nodes;
 mod devices;
 mod faults;
 mod gpu_memory;

@@ -3,7 +3,7 @@
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500.
-//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
+//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
 //! `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
 //! after half of what it promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health`
 //! answers 500).
@@ -114,6 +114,7 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
         "/open" => shown(std::fs::File::open(argument).map(|_| b"opened".to_vec())),
         "/read" => shown(std::fs::read(argument)),
         "/write" => shown(std::fs::write(argument, vec![b'x'; 1 << 20]).map(|()| b"written".to_vec())),
+        "/mknod" => shown(node::make(argument).map(|()| b"made".to_vec())),
         "/wait" => {
             std::thread::sleep(Duration::from_millis(number()));
             b"waited".to_vec()
@@ -181,5 +182,27 @@ mod sigterm {
     pub(crate) fn exit_on_it() {
         // SAFETY: `end` has the type a handler must have and calls only what is async-signal-safe.
         unsafe { signal(SIGTERM, end) };
+    }
+}
+
+mod node {
+    use std::ffi::{CString, c_char, c_int};
+    use std::io;
+
+    /// A character device that anybody may open, and its number: nobody's.
+    const MODE: u32 = 0o20666;
+    const NUMBER: u64 = 240 << 8 | 7;
+
+    unsafe extern "C" {
+        fn mknod(path: *const c_char, mode: u32, device: u64) -> c_int;
+    }
+
+    pub(crate) fn make(path: &str) -> io::Result<()> {
+        let path = CString::new(path)?;
+        // SAFETY: the path outlives the call.
+        match unsafe { mknod(path.as_ptr(), MODE, NUMBER) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }

@@ -8,7 +8,7 @@ use tombolo_api::report::RolledBack;
 use tombolo_api::{Digest, RevisionKey};
 
 use crate::devices::overuse::{self, Overuse, Uses};
-use crate::devices::{Devices, Inventory, Known, LOST_GRACE_MS};
+use crate::devices::{Devices, Fit, Inventory, Known, LOST_GRACE_MS};
 use crate::routes::Unavailable;
 use crate::supervision::{ExitRecord, InstanceId};
 
@@ -56,11 +56,17 @@ impl Actual {
 }
 
 impl Actual {
-    /// Takes in what the node's devices are now: since when which instances have lost theirs.
+    /// Takes in what the node's devices are now: since when which instances have lost theirs, and whose have come back.
     pub fn note_devices(&mut self, inventory: Arc<Inventory>, now: Moment) {
         for instance in self.instances.values_mut() {
             let lost = inventory.lost(&instance.devices).next().is_some();
             instance.lost_since = lost.then(|| instance.lost_since.unwrap_or(now));
+            if inventory.has_returned(&instance.devices, &self.devices.inventory) {
+                instance.fit.outdate(now);
+            }
+            if !inventory.has_plugins_of(&instance.devices) {
+                instance.fit.await_plugin(now);
+            }
         }
         self.devices.inventory = inventory;
     }
@@ -197,6 +203,8 @@ pub struct InstanceActual {
     pub astray: bool,
     /// It holds more of an accelerator's memory than it declared.
     pub overuse: Option<Overuse>,
+    /// Whether what its container has of its devices is theirs.
+    pub fit: Fit,
 }
 
 /// Why what an instance has on its devices stays where it is for now.
@@ -237,12 +245,14 @@ impl InstanceActual {
             delayed: None,
             astray: false,
             overuse: None,
+            fit: Fit::Fits,
         }
     }
 
     /// When it has been without a device for so long that it ends; `None`: it has what it was given.
     pub fn ends_at(&self) -> Option<Moment> {
-        self.lost_since.map(|since| since.after(LOST_GRACE_MS))
+        let lost = self.lost_since.map(|since| since.after(LOST_GRACE_MS));
+        lost.into_iter().chain(self.fit.ends_at()).min()
     }
 }
 

@@ -29,11 +29,13 @@ use crate::actual::Moment;
 use overuse::Uses;
 
 mod choose;
+mod fit;
 mod obstacle;
 pub mod overuse;
 mod pool;
 
 pub use choose::choose;
+pub use fit::Fit;
 pub use obstacle::{Obstacle, obstacle};
 pub use pool::GPU_MEMORY;
 pub(crate) use pool::Pool;
@@ -91,6 +93,8 @@ pub struct Resource {
     pub connected: bool,
     /// The plugin has an opinion on which devices belong together.
     pub has_preference: bool,
+    /// How often a device has come back after it was unhealthy or not listed. Those that never did are not here.
+    pub returns: BTreeMap<DeviceId, u64>,
 }
 
 /// A choice that a plugin may have an opinion on.
@@ -137,6 +141,20 @@ impl Inventory {
             };
             ids.iter().filter(move |id| resource.is_some_and(|resource| is_lost(id, resource)))
         })
+    }
+
+    /// Whether one of `devices` has come back since `earlier`.
+    pub fn has_returned(&self, devices: &Devices, earlier: &Self) -> bool {
+        let returns = |inventory: &Self, name: &ResourceName, id: &DeviceId| {
+            inventory.resources.get(name).and_then(|resource| resource.returns.get(id)).copied()
+        };
+        let mut all = devices.iter().flat_map(|(name, ids)| ids.iter().map(move |id| (name, id)));
+        all.any(|(name, id)| returns(self, name, id) > returns(earlier, name, id))
+    }
+
+    /// Whether the plugins of all of `devices` are there.
+    pub fn has_plugins_of(&self, devices: &Devices) -> bool {
+        devices.keys().all(|name| self.resources.get(name).is_some_and(|resource| resource.connected))
     }
 
     /// The devices that can be given away beside those that `held` has.

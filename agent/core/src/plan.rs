@@ -110,6 +110,8 @@ pub enum Action {
     Thaw { instance: InstanceId },
     /// Let a suspended one go on, and give it back what it had on its devices, which are its own again.
     Restore { instance: InstanceId },
+    /// Give its container anew what it has of its devices: they have come back, or have other nodes.
+    Refit { instance: InstanceId, devices: Devices },
     /// Start the program of a primed one.
     Start { instance: InstanceId },
     /// Create and start an instance.
@@ -135,6 +137,7 @@ impl Action {
             | Self::Resume { instance }
             | Self::Thaw { instance }
             | Self::Restore { instance }
+            | Self::Refit { instance, .. }
             | Self::Start { instance }
             | Self::Launch { instance, .. }
             | Self::Prime { instance, .. } => Some(instance),
@@ -170,6 +173,7 @@ pub enum WakeReason {
     Refill,
     TakeoverDeadline,
     DeviceLost,
+    DeviceStale,
     DevicesAwaited,
     MoveRetry,
     TurnOver,

@@ -33,6 +33,7 @@ mod usage;
 pub use accelerator::{Abilities, Accelerator, AcceleratorError, Held, Pid, Suspended, Usage};
 pub use allocate::{AllocateError, Allocator, Given};
 pub use edits::EditsError;
+pub use tombolo_cdi::ContainerEdits as Edits;
 pub use usage::Told;
 
 /// Messages of plugins that wait for the roll: a list each, and plugins are few.

@@ -32,6 +32,10 @@ const RESOURCES_MAX: usize = 256;
 /// Preferences asked for at a time, over all plugins; others wait for the next change.
 const ASKED_MAX: usize = 64;
 
+/// Devices of one resource that are remembered while they are away. Those of a machine whose devices never have the same id
+/// twice would be ever more.
+const AWAY_MAX: usize = 4096;
+
 /// The plugins that can be called, by resource, with the number of their registration.
 pub(crate) type Connected = Arc<BTreeMap<ResourceName, (u64, Plugin)>>;
 
@@ -69,9 +73,30 @@ struct Entry {
     plugin: Plugin,
     listener: AbortHandle,
     resource: Resource,
+    /// Devices that were healthy and are not any more, or not listed.
+    away: BTreeSet<DeviceId>,
     /// It has listed something, now or before it went.
     is_known: bool,
     gone_since: Option<Instant>,
+}
+
+impl Entry {
+    /// Counts the devices that have come back with this list.
+    fn note_returns(&mut self, devices: &BTreeMap<DeviceId, Device>) {
+        let is_healthy = |id: &DeviceId| devices.get(id).is_some_and(|device| device.healthy);
+        let had = self.resource.devices.iter().filter(|(_, device)| device.healthy);
+        self.away.extend(had.map(|(id, _)| id).filter(|id| !is_healthy(id)).cloned());
+        let back: Vec<DeviceId> = self.away.iter().filter(|id| is_healthy(id)).cloned().collect();
+        for id in back {
+            self.away.remove(&id);
+            *self.resource.returns.entry(id).or_default() += 1;
+        }
+        while self.away.len() > AWAY_MAX {
+            self.away.pop_first();
+        }
+        let away = &self.away;
+        self.resource.returns.retain(|id, _| devices.contains_key(id) || away.contains(id));
+    }
 }
 
 impl Roll {
@@ -117,6 +142,7 @@ impl Roll {
                 if let Some(entry) = self.entry(&resource, number) {
                     let healthy = devices.values().filter(|device| device.healthy).count();
                     tracing::info!(%resource, devices = devices.len(), healthy, "devices");
+                    entry.note_returns(&devices);
                     entry.resource.devices = devices;
                     entry.resource.connected = true;
                     entry.is_known = true;
@@ -158,14 +184,15 @@ impl Roll {
         tracing::info!(resource = %name, socket = %plugin.socket.display(), "a device plugin has registered");
         self.number += 1;
         let listener = self.tasks.spawn(plugin.clone().listen(self.number, self.ends.sender.clone()));
-        let (mut resource, mut is_known) = (Resource::default(), false);
+        let (mut resource, mut away, mut is_known) = (Resource::default(), BTreeSet::new(), false);
         if let Some(former) = self.entries.remove(&name) {
             former.listener.abort();
-            (resource, is_known) = (former.resource, former.is_known);
+            (resource, away, is_known) = (former.resource, former.away, former.is_known);
         }
         resource.connected = false;
         resource.has_preference = plugin.options.get_preferred_allocation_available;
-        let entry = Entry { number: self.number, plugin, listener, resource, is_known, gone_since: None };
+        let (number, gone_since) = (self.number, None);
+        let entry = Entry { number, plugin, listener, resource, away, is_known, gone_since };
         self.entries.insert(name, entry);
         Ok(())
     }

@@ -221,6 +221,36 @@ fn devices(ids: &str) -> Devices {
     [(ResourceName(X.into()), ids.chars().map(|id| DeviceId(id.into())).collect())].into()
 }
 
+/// However fast it went: lists that came in between may never be seen.
+#[tokio::test]
+async fn devices_that_come_back_are_counted() {
+    let mut node = Node::start().await;
+    let plugin = Behaviour::with("ab");
+    let serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "ab").await;
+    let returns = |node: &Node| -> Vec<(String, u64)> {
+        let inventory = node.inventory.borrow();
+        let returns = &inventory.resources[&ResourceName(X.into())].returns;
+        returns.iter().map(|(id, count)| (id.0.clone(), *count)).collect()
+    };
+    for list in ["aB", "abc", "bc"] {
+        plugin.devices.send_replace(list);
+        node.has(X, list).await;
+    }
+    assert_eq!(returns(&node), [("b".into(), 1)], "one that is new has not come back");
+    // Neither have those of a plugin that did.
+    serving.kill();
+    node.has(X, "-bc").await;
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "bc").await;
+    assert_eq!(returns(&node), [("b".into(), 1)]);
+    plugin.devices.send_replace("abc");
+    node.has(X, "abc").await;
+    assert_eq!(returns(&node), [("a".into(), 1), ("b".into(), 1)]);
+}
+
 #[tokio::test]
 async fn a_plugin_registers_lists_dies_and_comes_back() {
     let mut node = Node::start().await;

@@ -5,16 +5,43 @@
 //! anything of the container, and it is gone with the instance.
 
 use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tombolo_agent_core::devices::Devices;
-use tombolo_agent_core::supervision::InstanceRecord;
-use tombolo_agent_devices::{AllocateError, Allocator, Given};
+use tombolo_agent_core::supervision::{InstanceId, InstanceRecord, Request};
+use tombolo_agent_devices::{AllocateError, Allocator, Edits, Given};
 
-use super::Trouble;
+use super::{Executor, Inner, Outcome, Trouble, launch};
 
 /// The devices of an instance, as JSON.
 const LABEL: &str = "tombolo.dev/devices";
+
+/// In an instance's bundle, beside `config.json`: the edits that what it has of its devices was made by.
+const GIVEN: &str = "given.json";
+
+/// Reason of a start, or of devices given anew, that has to wait for a plugin.
+pub(crate) const NOT_READY: &str = "DevicesNotReady";
+
+impl Executor {
+    /// Gives an instance's container its devices as they are now.
+    pub(crate) fn refit(&self, instance: InstanceId, devices: Devices) {
+        let inner = self.inner.clone();
+        self.inner.spawn(async move {
+            let result = refit(&inner, &instance, &devices).await;
+            inner.tell(Outcome::Refitted { instance, result }).await;
+        });
+    }
+}
+
+impl Inner {
+    /// Tells from now on when the host's nodes of its devices are others.
+    pub(super) fn watch_nodes(&self, instance: &InstanceId) {
+        self.holders.send_if_modified(|holders| holders.insert(instance.clone()));
+    }
+}
 
 /// The label of an instance with these devices; none without any.
 pub(super) fn label(devices: &Devices) -> Option<(&'static str, String)> {
@@ -36,7 +63,7 @@ pub(super) async fn allocate(allocator: Option<&Allocator>, devices: &Devices) -
     let Some(allocator) = allocator.filter(|_| !devices.is_empty()) else { return Ok(Given::default()) };
     allocator.allocate(devices).await.map_err(|error| {
         let reason = match &error {
-            AllocateError::Absent(_) => "DevicesNotReady",
+            AllocateError::Absent(_) => NOT_READY,
             _ => "DeviceAllocationFailed",
         };
         Trouble::new(reason, with_causes(&error))
@@ -50,6 +77,87 @@ pub(super) fn give(given: &Given, config: &mut Value) -> Result<(), Trouble> {
         annotations.extend(given.annotations.iter().map(|(key, value)| (key.clone(), value.clone().into())));
     }
     Ok(())
+}
+
+/// What a container has of its devices, as its bundle says.
+pub(super) struct Kept {
+    config: Value,
+    edits: Edits,
+}
+
+impl Kept {
+    /// Writes down what the container of the bundle at `dir` is given.
+    pub(super) fn write(dir: &Path, given: &Given) -> io::Result<()> {
+        replace(&dir.join(GIVEN), &serde_json::to_vec(&given.edits)?)
+    }
+
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+        let config = serde_json::from_slice(&fs::read(dir.join(launch::CONFIG))?)?;
+        Ok(Self { config, edits: serde_json::from_slice(&fs::read(dir.join(GIVEN))?)? })
+    }
+
+    /// Where the host has the nodes that were given.
+    pub(super) fn host_paths(&self) -> impl Iterator<Item = &Path> {
+        let nodes = self.edits.device_nodes.iter();
+        nodes.map(|node| node.host_path.as_deref().unwrap_or(&node.path))
+    }
+
+    /// Whether the host's nodes are still those that the container has.
+    pub(super) fn is_current(&self) -> bool {
+        self.with(&self.edits).is_ok_and(|config| config == self.config)
+    }
+
+    /// The configuration with the nodes of `edits` in place of those it has.
+    fn with(&self, edits: &Edits) -> Result<Value, Trouble> {
+        let mut config = self.config.clone();
+        config["linux"]["devices"] = json!([]);
+        if let Some(rules) = config["linux"]["resources"]["devices"].as_array_mut() {
+            // What denies is the node's own, all that allows is of devices.
+            rules.retain(|rule| rule["allow"] == false);
+        }
+        let nodes = Edits { device_nodes: edits.device_nodes.clone(), ..Edits::default() };
+        give(&Given { edits: nodes, ..Given::default() }, &mut config)?;
+        Ok(config)
+    }
+
+    /// What is not a node is in the container from its beginning on.
+    fn has_the_same_beside_nodes(&self, edits: &Edits) -> bool {
+        self.edits.mounts == edits.mounts
+            && self.edits.hooks == edits.hooks
+            && self.edits.net_devices == edits.net_devices
+    }
+}
+
+/// Has plugins prepare `devices` once more, and gives the running container the nodes that they answer. Whether they are others.
+async fn refit(inner: &Inner, instance: &InstanceId, devices: &Devices) -> Result<bool, Trouble> {
+    let given = allocate(inner.tools.devices.as_ref(), devices).await?;
+    let dir = launch::bundle_dir(&inner.tools.run_dir, instance);
+    let kept = Kept::read(&dir).map_err(|error| Trouble::of_io("read", &dir.join(GIVEN), &error))?;
+    if !kept.has_the_same_beside_nodes(&given.edits) {
+        return Err(Trouble::new(
+            "DeviceChanged",
+            "its plugin gives other mounts than before, which a running container cannot get",
+        ));
+    }
+    let config = kept.with(&given.edits)?;
+    if config == kept.config {
+        return Ok(false);
+    }
+    let new = dir.join("refit.json");
+    let written = |error| Trouble::of_io("write", &new, &error);
+    fs::write(&new, config.to_string()).map_err(written)?;
+    let request = Request::Refit { id: instance.clone(), config: new.clone() };
+    let refused = |error: crate::supervisor::CallError| Trouble::new("DeviceRefitFailed", error.to_string());
+    inner.tools.supervisor.call(request).await.map_err(refused)?;
+    fs::rename(&new, dir.join(launch::CONFIG)).map_err(written)?;
+    Kept::write(&dir, &given).map_err(written)?;
+    Ok(true)
+}
+
+fn replace(path: &PathBuf, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, bytes)?;
+    fs::rename(new, path)
 }
 
 fn with_causes(error: &dyn Error) -> String {

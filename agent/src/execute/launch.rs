@@ -28,6 +28,9 @@ use crate::supervisor::CallError;
 /// Largest resolv.conf taken over from the node, bytes.
 const RESOLV_CONF_MAX: usize = 64 * 1024;
 
+/// An instance's specification in its bundle.
+pub(super) const CONFIG: &str = "config.json";
+
 /// Where an instance's files are.
 pub(super) fn bundle_dir(run_dir: &Path, instance: &InstanceId) -> PathBuf {
     run_dir.join("bundles").join(&instance.0)
@@ -80,6 +83,8 @@ pub(super) async fn prime(
     let created = create(inner, instance, spec).await;
     if created.is_err() {
         remove(inner, instance).await;
+    } else if !devices.is_empty() {
+        inner.watch_nodes(instance);
     }
     created
 }
@@ -138,6 +143,9 @@ fn create_spec(
     devices::give(given, &mut config)?;
     let config =
         write_bundle(&dir, instance, &config).map_err(|error| Trouble::of_io("write", &dir, &error))?;
+    if !devices.is_empty() {
+        devices::Kept::write(&dir, given).map_err(|error| Trouble::of_io("write", &dir, &error))?;
+    }
     let log = log_files::prepare(&tools.state_dir, &object.key(), instance)
         .map_err(|error| Trouble::of_io("create", &tools.state_dir.join("logs"), &error))?;
     let labels = [
@@ -190,7 +198,7 @@ fn write_bundle(dir: &Path, instance: &InstanceId, config: &Value) -> io::Result
     let mut resolv_conf = fs::read("/etc/resolv.conf").unwrap_or_default();
     resolv_conf.truncate(RESOLV_CONF_MAX);
     fs::write(dir.join("resolv.conf"), resolv_conf)?;
-    let path = dir.join("config.json");
+    let path = dir.join(CONFIG);
     fs::write(&path, serde_json::to_vec(config)?)?;
     Ok(path)
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tombolo_agent_core::actual::{Moment, Phase};
-use tombolo_agent_core::devices::{Choice, Inventory, PLUGIN_WAIT_MS};
+use tombolo_agent_core::devices::{Choice, Devices, Inventory, PLUGIN_WAIT_MS};
 use tombolo_agent_core::plan::Action;
+use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::report::EventKind;
 
 use super::{Reconciler, traffic};
+use crate::execute::{NOT_READY, Trouble};
 
 /// Devices that an event names, at most: of one GPU shared by memory an instance has hundreds.
 const NAMED_MAX: usize = 4;
@@ -52,6 +54,43 @@ impl Reconciler {
         });
     }
 
+    pub(super) fn refit(&mut self, instance: InstanceId, devices: Devices, now: Moment) {
+        if let Some(known) = self.actual.instances.get_mut(&instance) {
+            known.fit.begin(now);
+            self.executor.refit(instance, devices);
+        }
+    }
+
+    pub(super) fn nodes_changed(&mut self, instance: &InstanceId, now: Moment) {
+        if let Some(known) = self.actual.instances.get_mut(instance) {
+            known.fit.outdate(now);
+        }
+    }
+
+    /// The end of a [`refit`](Self::refit).
+    pub(super) fn refitted(&mut self, id: &InstanceId, result: Result<bool, Trouble>, now: Moment) {
+        let Some(known) = self.actual.instances.get_mut(id) else { return };
+        let had_failed = known.fit.has_failed();
+        known.fit.end(result.as_ref().map(drop), now);
+        let revision = known.revision.clone();
+        match result {
+            Ok(true) => {
+                let message = format!("instance {id} has its devices with the nodes that they have now");
+                self.event(EventKind::Normal, "DeviceReturned", &revision, message);
+            }
+            Ok(false) => {}
+            Err(trouble) if trouble.reason == NOT_READY => known.fit.await_plugin(now),
+            Err(trouble) => {
+                tracing::warn!(instance = %id, reason = trouble.reason, why = trouble.message, "cannot be given its devices anew");
+                if !had_failed {
+                    let message =
+                        format!("instance {id} cannot be given its devices anew: {}", trouble.message);
+                    self.event(EventKind::Warning, &trouble.reason, &revision, message);
+                }
+            }
+        }
+    }
+
     /// Tells that an instance ends because its device is lost.
     pub(super) fn tell_lost(&self, action: &Action, now: Moment) {
         let (Action::Terminate { instance } | Action::Delete { instance }) = action else { return };
@@ -61,7 +100,12 @@ impl Reconciler {
         if had_a_life && known.ends_at().is_some_and(|at| now >= at) {
             let lost = self.actual.devices.inventory.lost(&known.devices);
             let lost: Vec<String> = lost.take(NAMED_MAX).map(ToString::to_string).collect();
-            let message = format!("instance {instance} ends: unhealthy or gone: {}", lost.join(", "));
+            let message = match lost.is_empty() {
+                false => format!("instance {instance} ends: unhealthy or gone: {}", lost.join(", ")),
+                true => format!(
+                    "instance {instance} ends: its devices have come back with other nodes, which it could not be given"
+                ),
+            };
             self.event(EventKind::Warning, "DeviceUnhealthy", &known.revision, message);
         }
     }

@@ -75,6 +75,8 @@ impl Reconciler {
             Outcome::Thawed { instance, result } => self.thawed(instance, result, now),
             Outcome::Suspended { instance, result } => self.suspended(instance, result, now),
             Outcome::Restored { instance, result } => self.restored(instance, result, now),
+            Outcome::Refitted { instance, result } => self.refitted(&instance, result, now),
+            Outcome::NodesChanged { instance } => self.nodes_changed(&instance, now),
             Outcome::Probed(event) => self.probed(event, now),
             Outcome::ExitExplained { instance, exit, last_words } => {
                 self.ended(instance, exit, last_words, now)

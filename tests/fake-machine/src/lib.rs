@@ -104,6 +104,13 @@ impl Machine {
         mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, minor)).unwrap();
     }
 
+    /// Makes a node another one, at once.
+    pub fn replace(&self, name: &str, (major, minor): (u64, u64)) {
+        let (path, new) = (self.path("dev").join(name), self.path("new-node"));
+        mknod(&new, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor)).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
     /// What udev has recorded of the node 1:`minor`.
     pub fn udev(&self, minor: u64, properties: &[(&str, &str)]) {
         let lines: String = properties.iter().map(|(key, value)| format!("E:{key}={value}\n")).collect();

@@ -17,7 +17,12 @@ fn resource(devices: &[(&str, bool, &[u32])]) -> Resource {
     let device = |(id, healthy, numa): &(&str, bool, &[u32])| {
         (DeviceId((*id).into()), Device { healthy: *healthy, numa: numa.iter().copied().collect() })
     };
-    Resource { devices: devices.iter().map(device).collect(), connected: true, has_preference: false }
+    Resource {
+        devices: devices.iter().map(device).collect(),
+        connected: true,
+        has_preference: false,
+        ..Resource::default()
+    }
 }
 
 fn known(resources: &[(&str, Resource)]) -> Known {
@@ -115,7 +120,7 @@ fn units(counts: &[(&str, u32)]) -> Resource {
     let ids = counts.iter().flat_map(|(gpu, count)| {
         (0..*count).map(move |number| (DeviceId(format!("{gpu}/256Mi/{number}")), device()))
     });
-    Resource { devices: ids.collect(), connected: true, has_preference: false }
+    Resource { devices: ids.collect(), connected: true, has_preference: false, ..Resource::default() }
 }
 
 #[test]
@@ -194,7 +199,7 @@ proptest! {
     ) {
         let free: BTreeSet<DeviceId> = devices.keys().map(|id| DeviceId(id.clone())).collect();
         let device = |(id, numa): (String, BTreeSet<u32>)| (DeviceId(id), Device { healthy: true, numa });
-        let resource = Resource { devices: devices.into_iter().map(device).collect(), connected: true, has_preference: true };
+        let resource = Resource { devices: devices.into_iter().map(device).collect(), connected: true, has_preference: true, ..Resource::default() };
         let preferred = preferred.map(|ids| ids.into_iter().map(DeviceId).collect());
         let chosen = choose(&name("a/x"), &resource, &free, count, preferred.as_ref());
         prop_assert_eq!(&chosen, &choose(&name("a/x"), &resource, &free, count, preferred.as_ref()));

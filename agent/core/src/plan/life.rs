@@ -39,6 +39,26 @@ impl Pass<'_> {
             return draft.removals.push(action);
         }
         self.plan_phase(id, instance, wanted, draft);
+        self.refit(id, instance, draft);
+    }
+
+    /// Gives a container its devices anew, where they are there and nothing else happens to it.
+    fn refit(&self, id: &InstanceId, instance: &InstanceActual, draft: &mut Draft) {
+        let Some(due) = instance.fit.due() else { return };
+        let has_container = matches!(
+            instance.phase,
+            Phase::Primed | Phase::Probing | Phase::Ready | Phase::Draining | Phase::Frozen
+        );
+        let inventory = &self.situation.actual.devices.inventory;
+        let can_be = instance.lost_since.is_none() && inventory.has_plugins_of(&instance.devices);
+        if !has_container || !can_be || draft.names(id) {
+            return;
+        }
+        if self.now < due {
+            return draft.wake_at(due, WakeReason::DeviceStale);
+        }
+        let devices = instance.devices.clone();
+        draft.additions.push(Action::Refit { instance: id.clone(), devices });
     }
 
     fn plan_phase(

@@ -130,6 +130,11 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
                 set(actual, instance, Phase::Ready, now);
                 actual.last_start = now;
             }
+            Action::Refit { instance, .. } => {
+                let fit = &mut actual.instances.get_mut(instance).unwrap().fit;
+                fit.begin(now);
+                fit.end(Ok::<_, ()>(()), now);
+            }
             Action::TakeOver { revision } => {
                 actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Begun { started: Some(now) };
             }

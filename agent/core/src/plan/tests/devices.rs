@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::devices::{Device, DeviceId, Inventory, Known, LOST_GRACE_MS, Resource, ResourceName};
+use crate::devices::{Device, DeviceId, Fit, Inventory, Known, LOST_GRACE_MS, Resource, ResourceName};
 
 const X: &str = "a.example/x";
 
@@ -21,8 +21,12 @@ fn inventory(devices: &str) -> Inventory {
         let device = Device { healthy: id.is_lowercase(), numa: BTreeSet::new() };
         (DeviceId(id.to_lowercase().to_string()), device)
     };
-    let resource =
-        Resource { devices: devices.chars().map(device).collect(), connected: true, has_preference: false };
+    let resource = Resource {
+        devices: devices.chars().map(device).collect(),
+        connected: true,
+        has_preference: false,
+        ..Resource::default()
+    };
     Inventory { resources: [(ResourceName(X.into()), resource)].into(), ..Inventory::default() }
 }
 
@@ -252,6 +256,45 @@ fn an_outdated_object_lets_go_of_the_only_device() {
 }
 
 /// No device is given to two, and none that is not there.
+/// What its plugin lists of `a`, which has come back so often.
+fn returned(actual: &mut Actual, devices: &str, times: u64, now: Moment) {
+    let mut inventory = inventory(devices);
+    let resource = inventory.resources.get_mut(&ResourceName(X.into())).unwrap();
+    resource.returns.insert(DeviceId("a".into()), times);
+    actual.note_devices(Arc::new(inventory), now);
+}
+
+#[test]
+fn a_device_that_comes_back_is_given_anew_to_the_instance_that_has_it() {
+    let (desired, mut actual) = given_routed(&[with_devices("s-00001", 1, &[])]);
+    has(&mut actual, "ab", NOW);
+    settle(&desired, &mut actual, &Traffic::default(), &Targets::new(), NOW);
+    assert_eq!(of(&actual, "s-00001"), [(Phase::Ready, "a".into())]);
+    let planned = |actual: &Actual, now| planned(&desired, actual, &Traffic::default(), now);
+    // Gone: it is waited for, and nothing is done to the instance.
+    returned(&mut actual, "b", 0, NOW);
+    assert_eq!(planned(&actual, NOW).actions, []);
+    returned(&mut actual, "ab", 1, NOW);
+    let plan = planned(&actual, NOW);
+    assert!(matches!(&plan.actions[..], [Action::Refit { devices, .. }] if devices.len() == 1), "{plan:?}");
+    // Under way: not once more.
+    actual.instances.values_mut().for_each(|instance| instance.fit.begin(NOW));
+    assert_eq!(planned(&actual, NOW).actions, []);
+    // It fails, and again, until the instance ends as one whose device is gone.
+    actual.instances.values_mut().for_each(|instance| instance.fit.end(Err(()), NOW));
+    let plan = planned(&actual, NOW);
+    assert_eq!((plan.actions.len(), plan.wake.unwrap().1), (0, WakeReason::DeviceStale));
+    let later = NOW.after(LOST_GRACE_MS);
+    assert!(matches!(planned(&actual, Moment(later.0 - 1)).actions[..], [Action::Refit { .. }]));
+    assert!(matches!(planned(&actual, later).actions[..], [Action::Terminate { .. }]));
+    // Not while its plugin is away.
+    let mut away = inventory("ab");
+    away.resources.get_mut(&ResourceName(X.into())).unwrap().connected = false;
+    actual.note_devices(Arc::new(away), later);
+    assert_eq!(planned(&actual, later.after(60_000)).actions, []);
+    assert!(matches!(actual.instances.values().next().unwrap().fit, Fit::Stale { failed: false, .. }));
+}
+
 fn check_exclusive(actual: &Actual, plan: &Plan) -> Result<(), TestCaseError> {
     let mut seen: BTreeSet<&DeviceId> = BTreeSet::new();
     let held = actual.instances.values().filter_map(InstanceActual::held_devices);
@@ -301,6 +344,9 @@ proptest! {
         for (devices, want, held, passed) in steps {
             now = now.after(passed);
             has(&mut actual, &devices, now);
+            for instance in actual.instances.values_mut().filter(|_| want % 2 == 0) {
+                instance.fit.outdate(now);
+            }
             let traffic = names.get(held).map_or_else(Traffic::default, |name| with_demand(name, 0, 1, now));
             let asked = asking(&desired, want, now);
             let mut settled = false;

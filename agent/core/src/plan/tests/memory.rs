@@ -20,7 +20,12 @@ pub(super) fn has(actual: &mut Actual, units: &[u32]) {
         (DeviceId(format!("GPU-{gpu}/256Mi/{number}")), device)
     };
     let all = units.iter().enumerate().flat_map(|(gpu, count)| (0..*count).map(move |number| (gpu, number)));
-    let resource = Resource { devices: all.map(device).collect(), connected: true, has_preference: false };
+    let resource = Resource {
+        devices: all.map(device).collect(),
+        connected: true,
+        has_preference: false,
+        ..Resource::default()
+    };
     let resources = [(ResourceName(GPU_MEMORY.into()), resource)].into();
     actual.note_devices(Arc::new(Inventory { resources, ..Inventory::default() }), NOW);
 }
