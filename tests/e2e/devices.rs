@@ -1,11 +1,13 @@
 //! Functions with devices: the generic plugin's own program, and nodes of a harmless number that no container has by default.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tombolo_device_sdk::metrics::Metrics;
@@ -289,15 +291,34 @@ async fn functions_that_idle_take_turns_on_one_device() {
     }
 }
 
-/// What the plugin names in a CDI specification is there, too.
+/// A program that a specification has finish each container's root file system. It gets no `PATH`.
+fn hook(bench: &Bench) -> PathBuf {
+    let path = bench.node.dir().join("hook");
+    fs::write(&path, "#!/bin/sh\necho \"$1\" > /run/rootfs/etc/hooked\n").expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    path
+}
+
+/// What the plugin names in a CDI specification is there, too, and its hooks have run.
 #[tokio::test]
 async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
     let Some(bench) = Bench::without_plugin(&["eye0"], 600).await else { return };
+    let cdi = bench.node.dir().join("cdi");
+    fs::create_dir(&cdi).expect("a directory");
+    let hook =
+        json!({ "hookName": "createContainer", "path": hook(&bench), "args": ["hook", "create-symlinks"] });
+    let spec = json!({
+        "cdiVersion": "0.6.0",
+        "kind": "tests.example/eye",
+        "devices": [{ "name": "lens", "containerEdits": { "env": ["LENS=wide"], "hooks": [hook] } }],
+    });
+    fs::write(cdi.join("eye.json"), spec.to_string()).expect("a file");
     let _plugin = Eyes::serve(&bench, None);
     bench.offers(1).await;
     bench.site.hub.deploy(&watching("seeing")).await;
     bench.has("seeing", "eye0").await;
     assert!(bench.answer("seeing", "/env").await.contains("LENS=wide\n"));
+    assert_eq!(bench.answer("seeing", "/read?/etc/hooked").await, "create-symlinks\n");
     let sick = bench.hardware().join("eye0.sick");
     fs::write(&sick, "").expect("a file");
     bench.says("seeing", "DeviceUnhealthy").await;

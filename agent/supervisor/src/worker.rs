@@ -5,6 +5,7 @@
 
 pub(crate) mod create;
 pub(crate) mod exec;
+mod hooks;
 pub(crate) mod refit;
 
 use std::fs;

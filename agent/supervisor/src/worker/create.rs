@@ -17,12 +17,14 @@ use oci_spec::runtime::{
 
 use crate::cgroup::{CgroupPath, Hierarchies};
 use crate::devices::Fitted;
+use crate::diagnostics::Witness;
 use crate::executor::FilteredExecutor;
 use crate::rootfs::{self, HostSource, Users};
 use crate::seccomp::Filters;
 use crate::user_namespace::{self, UserRange};
 use crate::worker::Outcome;
 use crate::worker::exec::PROCESS;
+use crate::worker::hooks::{self, HookError};
 use crate::worker::refit::{self, RefitError};
 use crate::{devices, sys};
 
@@ -51,8 +53,12 @@ pub(crate) enum CreateError {
     Specification { path: PathBuf, source: oci_spec::OciSpecError },
     #[error("the specification has no `{0}`")]
     Lacks(&'static str),
-    #[error("the specification has hooks, which are not supported")]
-    Hooks,
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error("a hook failed, one of {}: {said}", hooks.join(", "))]
+    Hooks { hooks: Vec<String>, said: String },
+    #[error("cannot hear what its hooks come to")]
+    Witness(#[source] io::Error),
     #[error("cannot build the specification")]
     Complete(#[from] oci_spec::OciSpecError),
     #[error("cannot limit which devices it may open")]
@@ -85,9 +91,7 @@ pub(crate) enum CreateError {
 pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Outcome, CreateError> {
     let specification = |source| CreateError::Specification { path: task.config.clone(), source };
     let mut spec = Spec::load(&task.config).map_err(specification)?;
-    if spec.hooks().is_some() {
-        return Err(CreateError::Hooks);
-    }
+    let hooks = hooks::prepare(&mut spec)?;
     let mut limitation = None;
     let users = users(task, &mut limitation)?;
     complete_process(&mut spec, &mut limitation)?;
@@ -102,7 +106,10 @@ pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Out
     raise_rootfs(&mut spec, task, users.as_ref())?;
     let (soft, hard) = task.open_files;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| CreateError::OpenFiles(error.into()))?;
-    let pid = build(&task.id, stdio)?;
+    let pid = match hooks.is_empty() {
+        true => build(&task.id, stdio)?,
+        false => build_with_hooks(&task.id, stdio, hooks)?,
+    };
     fitted.write(directory.as_fd()).map_err(CreateError::Keep)?;
     restrict_devices(&fitted, hierarchies, &task.cgroup, &mut limitation)?;
     let network = fs::File::open(format!("/proc/{pid}/ns/net")).map_err(CreateError::Loopback)?;
@@ -315,6 +322,18 @@ impl Stdio {
             fs::File::open("/dev/null").map_err(|source| CreateError::Stdio { stream: "input", source })?;
         Ok(Self { input, output: fifo("stdout")?, error: fifo("stderr")? })
     }
+}
+
+/// The container runtime's errors do not say what became of a hook.
+fn build_with_hooks(id: &str, stdio: Stdio, hooks: Vec<String>) -> Result<i32, CreateError> {
+    let witness = Witness::begin().map_err(CreateError::Witness)?;
+    build(id, stdio).map_err(|error| {
+        let mut said = std::iter::from_fn(|| witness.next());
+        match said.find(|said| said.contains("hooks")) {
+            Some(said) => CreateError::Hooks { hooks, said },
+            None => error,
+        }
+    })
 }
 
 fn build(id: &str, stdio: Stdio) -> Result<i32, CreateError> {

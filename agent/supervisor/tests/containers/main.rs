@@ -3,6 +3,7 @@
 
 mod devices;
 mod exec;
+mod hooks;
 mod isolation;
 mod life;
 mod limits;

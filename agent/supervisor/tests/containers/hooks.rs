@@ -1,0 +1,120 @@
+//! Hooks of a specification, as vendors' specifications of devices have them: programs of the machine that finish a container's
+//! root file system. Here they are scripts of the shell's own words, for they get no `PATH`.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use tombolo_agent_core::supervision::{Answer, CreateSpec, Refusal, Request};
+
+use crate::machine::{Client, Machine, is_root};
+
+fn script(machine: &Machine, name: &str, text: &str) -> PathBuf {
+    let path = machine.path(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn with_hooks(machine: &Machine, name: &str, acts: &[&str], hooks: &Value) -> CreateSpec {
+    let mut spec =
+        machine.spec(name, &[&["/guest"], acts].concat(), |config| config["hooks"] = hooks.clone());
+    // As the agent has it of functions with devices.
+    spec.user_namespace = false;
+    spec
+}
+
+fn refused(machine: &Machine, client: &mut Client, name: &str, hooks: &Value) -> String {
+    let spec = Box::new(with_hooks(machine, name, &["sleep"], hooks));
+    match client.call(Request::Create { id: machine.id(name), spec }) {
+        Err(Refusal::Runtime(why)) => why,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+/// Also where its program is started only later.
+#[test]
+fn hooks_finish_the_root_file_system_before_the_program_runs() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    // What a hook is told of the container comes by its standard input; the specification in the bundle says where its root is.
+    let inside = script(
+        &machine,
+        "inside",
+        "read -r state\ncase \"$state\" in *'\"bundle\":\"/run/bundle\"'*) ;; *) exit 9;; esac\n\
+         read -r config < /run/bundle/config.json || :\n\
+         echo \"$1 $LIBRARIES\" > /run/rootfs/etc/ld.so.cache",
+    );
+    let outside = script(&machine, "outside", "echo outside > /run/rootfs/etc/runtime");
+    let hooks = json!({
+        "createRuntime": [{ "path": outside }],
+        "createContainer": [{ "path": inside, "args": ["hook", "update-ldcache"], "env": ["LIBRARIES=/usr/lib"], "timeout": 3 }],
+    });
+    let acts = ["cat:/etc/ld.so.cache", "cat:/etc/runtime"];
+    let id = machine.id("hooked");
+    client.create(&id, with_hooks(&machine, "hooked", &acts, &hooks));
+    client.start(&id);
+    assert_eq!(client.exit(&id).code, Some(0), "{:?}", machine.printed("hooked", "stderr"));
+    let printed = machine.printed("hooked", "stdout");
+    assert_eq!(printed, ["/etc/ld.so.cache=update-ldcache /usr/lib", "/etc/runtime=outside"]);
+    assert!(!machine.path("layer").join("etc/runtime").exists(), "the image is as it was");
+}
+
+#[test]
+fn a_hook_that_fails_or_hangs_is_named_and_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let fails = script(&machine, "fails", "exit 7");
+    let hangs = script(&machine, "hangs", "while :; do :; done");
+    for (phase, program, timeout, expected) in [
+        ("createContainer", &fails, 5, "NonZeroExitCode(7)"),
+        ("createRuntime", &fails, 5, "exit code: 7"),
+        ("prestart", &fails, 5, "exit code: 7"),
+        ("createContainer", &hangs, 1, "err=Timeout"),
+    ] {
+        let hook = json!({ "path": program, "args": ["hook", "update-ldcache", "--folder", "/x"], "timeout": timeout });
+        let why = refused(&machine, &mut client, "bad", &json!({ phase: [hook] }));
+        let named = format!("{} update-ldcache:", program.display());
+        assert!(why.contains(&named) && why.contains(expected), "{phase}: {why}");
+        assert!(client.list().is_empty(), "{phase}");
+    }
+    assert_eq!(client.call(Request::Delete { id: machine.id("bad") }), Ok(Answer::Done));
+}
+
+#[test]
+fn a_hook_that_anybody_could_change_does_not_run() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let open = script(&machine, "open", "");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let foreign = script(&machine, "foreign", "");
+    chown(&foreign, Some(1234), None).unwrap();
+    let plain = script(&machine, "plain", "");
+    fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).unwrap();
+    let absent = machine.path("absent");
+    let good = script(&machine, "good", "");
+    for (phase, path, expected) in [
+        ("createContainer", &open, "only root can change"),
+        ("createContainer", &foreign, "only root can change"),
+        ("createRuntime", &plain, "only root can change"),
+        ("prestart", &absent, "cannot be found"),
+        ("startContainer", &good, "startContainer hooks are not supported"),
+        ("poststart", &good, "poststart hooks are not supported"),
+        ("poststop", &good, "poststop hooks are not supported"),
+    ] {
+        let why = refused(&machine, &mut client, "bad", &json!({ phase: [{ "path": path }] }));
+        assert!(why.contains(expected) && why.contains(&path.display().to_string()), "{phase}: {why}");
+    }
+    // A list that is there and empty is none.
+    client.create(&machine.id("none"), with_hooks(&machine, "none", &["sleep"], &json!({ "poststop": [] })));
+}
