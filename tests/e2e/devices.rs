@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tombolo_device_sdk::metrics::Metrics;
@@ -118,11 +118,19 @@ pub(super) struct Eyes {
 
 impl Eyes {
     pub(super) fn serve(bench: &Bench, accelerator: Option<SharedAccelerator>) -> Self {
+        Self::serve_with(bench, accelerator, &json!({ "env": ["LENS=wide"] }))
+    }
+
+    /// With these edits in the CDI specification of what it names.
+    fn serve_with(bench: &Bench, accelerator: Option<SharedAccelerator>, lens: &Value) -> Self {
         let cdi = bench.node.dir().join("cdi");
         fs::create_dir_all(&cdi).expect("a directory");
-        let spec = r#"{"cdiVersion":"0.6.0","kind":"tests.example/eye","devices":[
-        {"name":"lens","containerEdits":{"env":["LENS=wide"]}}]}"#;
-        fs::write(cdi.join("eye.json"), spec).expect("a file");
+        let spec = json!({
+            "cdiVersion": "0.6.0",
+            "kind": "tests.example/eye",
+            "devices": [{ "name": "lens", "containerEdits": lens }],
+        });
+        fs::write(cdi.join("eye.json"), spec.to_string()).expect("a file");
         let resource = Resource {
             name: EYE.parse().expect("a name"),
             scan: Box::new(Scanner { hardware: bench.hardware(), accelerator }),
@@ -303,17 +311,10 @@ fn hook(bench: &Bench) -> PathBuf {
 #[tokio::test]
 async fn a_device_that_sickens_is_left_and_one_that_heals_is_used_again() {
     let Some(bench) = Bench::without_plugin(&["eye0"], 600).await else { return };
-    let cdi = bench.node.dir().join("cdi");
-    fs::create_dir(&cdi).expect("a directory");
     let hook =
         json!({ "hookName": "createContainer", "path": hook(&bench), "args": ["hook", "create-symlinks"] });
-    let spec = json!({
-        "cdiVersion": "0.6.0",
-        "kind": "tests.example/eye",
-        "devices": [{ "name": "lens", "containerEdits": { "env": ["LENS=wide"], "hooks": [hook] } }],
-    });
-    fs::write(cdi.join("eye.json"), spec.to_string()).expect("a file");
-    let _plugin = Eyes::serve(&bench, None);
+    let lens = json!({ "env": ["LENS=wide"], "hooks": [hook] });
+    let _plugin = Eyes::serve_with(&bench, None, &lens);
     bench.offers(1).await;
     bench.site.hub.deploy(&watching("seeing")).await;
     bench.has("seeing", "eye0").await;
