@@ -37,7 +37,8 @@ fn perform(act: &str, value: &str) {
             std::hint::black_box(0);
         },
         "burn" => burn(Duration::from_millis(number(value))),
-        "eat" => eat(number(value)),
+        "eat" => drop(eat(number(value))),
+        "hold" => std::mem::forget(eat(number(value))),
         "fork" => threads(number(value)),
         "cat" => println!("{value}={}", read(value)),
         "size" => println!("{value} has {}", fs::read(value).map_or(0, |bytes| bytes.len())),
@@ -128,12 +129,13 @@ fn burn(time: Duration) {
     }
 }
 
-fn eat(megabytes: usize) {
+fn eat(megabytes: usize) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for _ in 0..megabytes {
         all.push(vec![1_u8; 1 << 20]);
     }
     println!("ate {}", all.len());
+    all
 }
 
 fn threads(most: usize) {

@@ -19,7 +19,8 @@ pub(crate) fn prefer(resource: &str, wanted: &Wanted<'_>, view: &View) -> Vec<De
         gpus.entry(&part.gpu).or_default().push(&device.id);
     }
     let chosen = match kind {
-        Kind::Memory { unit_mib, .. } => of_one_gpu(wanted, &gpus, view, unit_mib),
+        // Of several they are refused: none of these is any good then.
+        Kind::Memory { unit_mib, .. } => Some(of_one_gpu(wanted, &gpus, view, unit_mib).unwrap_or_default()),
         Kind::TimeSlice | Kind::Mps { .. } => Some(spread(wanted, gpus)),
         Kind::Whole => None,
     };
@@ -106,6 +107,8 @@ mod tests {
         let fuller = |id: &str| !id.starts_with("GPU-1") || id.ends_with("/0") || id.ends_with("/1");
         assert_eq!(chosen(MEMORY, [0, 0], fuller, &[], 2), ["1", "1"]);
         assert_eq!(chosen(MEMORY, [0, 0], fuller, &[], 3), ["0", "0", "0"]);
+        let one_of_each = |id: &str| id.ends_with("/0");
+        assert_eq!(chosen(MEMORY, [0, 0], one_of_each, &[], 2), [""; 0], "no GPU has two");
         assert_eq!(
             chosen(MEMORY, [0, 12 << 30], fuller, &[], 2),
             ["0", "0"],

@@ -3,9 +3,9 @@
 use std::fs;
 
 use serde_json::json;
-use tombolo_agent_core::supervision::{Refusal, Request};
+use tombolo_agent_core::supervision::{Answer, InstancePhase, Refusal, Request};
 
-use crate::machine::{Machine, is_root, until};
+use crate::machine::{Client, Machine, is_root, until};
 
 #[test]
 fn too_much_memory_is_killed_and_said() {
@@ -196,4 +196,100 @@ fn layers_cover_one_another_topmost_first() {
         matches!(&refused, Err(Refusal::Runtime(reason)) if reason.contains("501 layers")),
         "{refused:?}"
     );
+}
+
+/// What an accelerator's driver moves into an instance's memory is beside its limit, and a supervisor that follows knows of it.
+#[test]
+fn an_instance_has_more_memory_while_what_it_has_on_accelerators_is_in_it() {
+    if !is_root() {
+        return;
+    }
+    let mut machine = Machine::start();
+    let mut client = machine.connect();
+    let id = machine.id("moves");
+    let limit: u64 = 32 << 20;
+    let spec = machine.spec("moves", &["/guest", "print:waiting", "sleep"], |config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit })
+    });
+    client.create(&id, spec);
+    let begin =
+        Request::BeginMove { id: id.clone(), moved_bytes: 64 << 20, memory_bytes: Some(limit + (64 << 20)) };
+    let (suspend, thaw) = (Request::Suspend { id: id.clone() }, Request::Thaw { id: id.clone() });
+    let end = |memory_bytes| Request::EndMove { id: id.clone(), memory_bytes: Some(memory_bytes) };
+    let wrong = |phase| Err(Refusal::WrongPhase { id: id.clone(), phase });
+    assert_eq!(client.call(begin.clone()), wrong(InstancePhase::Created));
+    client.start(&id);
+    until("it to run", || (machine.printed("moves", "stdout") == ["waiting"]).then_some(()));
+    let has = |machine: &Machine| -> u64 {
+        let file = machine.cgroup_file("moves", ("memory", "memory.limit_in_bytes"), "memory.max").unwrap();
+        file.trim().parse().unwrap()
+    };
+    assert_eq!(client.call(suspend.clone()), wrong(InstancePhase::Running), "nothing was moved");
+    for round in 0..2 {
+        assert_eq!(client.call(begin.clone()), Ok(Answer::Done));
+        assert_eq!((client.phase(&id), has(&machine)), (Some(InstancePhase::Moving), limit + (64 << 20)));
+        assert_eq!(client.call(Request::Freeze { id: id.clone() }), wrong(InstancePhase::Moving));
+        if round == 1 {
+            // Also in the middle of a move.
+            client = successor(&mut machine);
+            assert_eq!(client.phase(&id), Some(InstancePhase::Moving));
+        }
+        assert_eq!(client.call(suspend.clone()), Ok(Answer::Done));
+        assert_eq!(client.call(suspend.clone()), Ok(Answer::Done), "again");
+        client = successor(&mut machine);
+        let [record] = &client.list()[..] else { panic!("one is held") };
+        assert_eq!((record.phase, record.moved_bytes), (InstancePhase::Suspended, 64 << 20));
+        assert_eq!(client.call(end(limit)), wrong(InstancePhase::Suspended));
+        assert_eq!(client.call(thaw.clone()), Ok(Answer::Done));
+        assert_eq!(client.phase(&id), Some(InstancePhase::Moving));
+        assert_eq!(client.call(end(limit)), Ok(Answer::Done));
+        let [record] = &client.list()[..] else { panic!("one is held") };
+        assert_eq!((record.phase, record.moved_bytes, has(&machine)), (InstancePhase::Running, 0, limit));
+    }
+    // It runs, and may be stopped as any other; a suspended one that is killed dies.
+    assert_eq!(client.call(begin), Ok(Answer::Done));
+    assert_eq!(client.call(suspend), Ok(Answer::Done));
+    client.signal(&id, libc::SIGKILL);
+    client.exit(&id);
+    client.delete(&id);
+    assert!(machine.cgroups().is_empty());
+}
+
+/// Another supervisor, in place of one that was killed.
+fn successor(machine: &mut Machine) -> Client {
+    machine.process.kill().unwrap();
+    machine.process.wait().unwrap();
+    machine.restart();
+    machine.connect()
+}
+
+#[test]
+fn a_limit_that_is_exceeded_is_not_set_and_kills_nobody() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let id = machine.id("holds");
+    let spec = machine.spec("holds", &["/guest", "hold:48", "print:waiting", "sleep"], |config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 96 << 20, "swap": 96 << 20 })
+    });
+    client.create(&id, spec);
+    client.start(&id);
+    until("it to have it", || {
+        machine.printed("holds", "stdout").last().filter(|line| *line == "waiting").map(drop)
+    });
+    let begin = Request::BeginMove { id: id.clone(), moved_bytes: 1, memory_bytes: None };
+    assert_eq!(client.call(begin), Ok(Answer::Done));
+    let end = |memory_bytes| Request::EndMove { id: id.clone(), memory_bytes: Some(memory_bytes) };
+    let refused = client.call(end(16 << 20));
+    assert!(
+        matches!(&refused, Err(Refusal::Runtime(why)) if why.contains("limit its memory")),
+        "{refused:?}"
+    );
+    assert_eq!(client.phase(&id), Some(InstancePhase::Running), "that is all that is left to do");
+    assert_eq!(client.call(end(80 << 20)), Ok(Answer::Done));
+    client.signal(&id, libc::SIGKILL);
+    client.exit(&id);
+    client.delete(&id);
 }
