@@ -17,6 +17,7 @@ mod properties;
 mod suspension;
 mod takeovers;
 mod tiers;
+mod turns;
 
 const OVERUSE: Rule = Rule { policy: Policy::Stop, grace_ms: 10_000, context_bytes: 100 << 20 };
 const SETTINGS: Settings = Settings { memory_bytes: 8 << 30, overuse: OVERUSE };
