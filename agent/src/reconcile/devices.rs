@@ -95,8 +95,10 @@ impl Reconciler {
     pub(super) fn tell_lost(&self, action: &Action, now: Moment) {
         let (Action::Terminate { instance } | Action::Delete { instance }) = action else { return };
         let Some(known) = self.actual.instances.get(instance) else { return };
-        let had_a_life =
-            matches!(known.phase, Phase::Probing | Phase::Ready | Phase::Draining | Phase::Primed);
+        let had_a_life = matches!(
+            known.phase,
+            Phase::Probing | Phase::Ready | Phase::Draining | Phase::Primed | Phase::Suspended
+        );
         if had_a_life && known.ends_at().is_some_and(|at| now >= at) {
             let lost = self.actual.devices.inventory.lost(&known.devices);
             let lost: Vec<String> = lost.take(NAMED_MAX).map(ToString::to_string).collect();

@@ -275,7 +275,7 @@ pub(super) fn revision_events(events: &Value, namespace: &str, revisions: &BTree
 fn instances(report: &Value) -> String {
     let all = items(report, "/instances");
     let mut told = Vec::new();
-    for tier in ["running", "starting", "stopping", "frozen", "primed"] {
+    for tier in ["running", "starting", "stopping", "frozen", "suspended", "primed"] {
         let count = all.iter().filter(|instance| text(instance, "/tier") == tier).count();
         if count > 0 {
             told.push(format!("{count} {tier}"));

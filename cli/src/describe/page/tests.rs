@@ -13,7 +13,8 @@ fn nodes() -> Vec<Value> {
             "reason": if phase == "Failed" { "ImageMissing" } else { "" }, "message": ""})
     };
     let running = json!([{"id": "j", "tier": "primed", "pid": 0, "restarts": 2},
-        {"id": "i", "tier": "running", "pid": 7, "restarts": 2}, {"id": "k", "tier": "frozen", "pid": 8, "restarts": 2}]);
+        {"id": "i", "tier": "running", "pid": 7, "restarts": 2}, {"id": "k", "tier": "frozen", "pid": 8, "restarts": 2},
+        {"id": "l", "tier": "suspended", "pid": 9, "restarts": 0}]);
     vec![json!({
         "metadata": {"name": "press-7"},
         "status": {
