@@ -3,10 +3,10 @@
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500.
-//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`, `/log?TEXT`, `/stdin`,
-//! `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends
-//! after half of what it promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health`
-//! answers 500).
+//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`,
+//! `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and
+//! for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MS` (prints as fast as it can for
+//! so long), `/sicken` (from then on `/health` answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

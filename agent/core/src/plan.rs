@@ -4,8 +4,8 @@
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
 //! [`scale`]: how many instances a revision has. [`devices`]: what of that there are devices for, and which. [`turns`]: who lets
-//! go of devices for whom. [`room`]: what of that fits. [`life`]: what becomes of one instance. [`slots`]: those that wait. [`takeover`]: revisions that must not run beside
-//! the one before them.
+//! go of devices for whom. [`room`]: what of that fits. [`life`]: what becomes of one instance. [`slots`]: those that wait.
+//! [`takeover`]: revisions that must not run beside the one before them.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,8 +9,9 @@ use super::{Device, DeviceId, Resource, ResourceName};
 /// `count` of the `free` devices of `resource`: those that its plugin prefers, else those that are near to each other. `None`
 /// if there are not so many.
 ///
-/// Pieces of memory are of the accelerator that has the fewest free ones that suffice. Among NUMA nodes the one with the fewest free devices that suffices, so that the larger ones stay whole; where none
-/// suffices, the largest first. Devices that are near to no node in particular come last.
+/// Pieces of memory are of the accelerator that has the fewest free ones that suffice. Among NUMA nodes the one with the fewest
+/// free devices that suffices, so that the larger ones stay whole; where none suffices, the largest first. Devices that are near to
+/// no node in particular come last.
 pub fn choose(
     name: &ResourceName,
     resource: &Resource,

@@ -80,36 +80,10 @@ impl Pass<'_> {
                 let delete = Action::Delete { instance: instance_id() };
                 Some((instance.since.after(OUTCOME_MAX_MS), WakeReason::OutcomeLost, delete))
             }
-            Phase::Primed
-                if !self.is_current(instance) || self.takeovers.leaves_nothing(&instance.revision) =>
-            {
-                draft.removals.push(Action::Delete { instance: instance_id() });
+            Phase::Primed | Phase::Frozen | Phase::Suspended => {
+                self.plan_waiting(id, instance, draft);
                 None
             }
-            Phase::Frozen if !self.is_current(instance) || self.takeovers.is_leaving(&instance.revision) => {
-                draft.removals.push(Action::Drain { instance: instance_id() });
-                None
-            }
-            Phase::Frozen if self.load(id) > 0 => {
-                draft.additions.push(Action::Thaw { instance: instance_id() });
-                None
-            }
-            Phase::Suspended
-                if !self.is_current(instance) || self.takeovers.is_leaving(&instance.revision) =>
-            {
-                // Its program cannot end as it would like to: what it had is not where it was.
-                draft.removals.push(Action::Delete { instance: instance_id() });
-                None
-            }
-            Phase::Suspended if instance.astray => {
-                let at = instance.delayed_until();
-                match self.now >= at {
-                    true => draft.additions.push(Action::Restore { instance: instance_id() }),
-                    false => draft.wake_at(at, WakeReason::MoveRetry),
-                }
-                None
-            }
-            Phase::Primed | Phase::Frozen | Phase::Suspended => None,
             Phase::Probing => Some(self.probing(id, instance)),
             Phase::Ready => {
                 if !self.is_current(instance) && !self.is_still_needed(instance, wanted) {
@@ -138,6 +112,34 @@ impl Pass<'_> {
             Some((deadline, _, action)) if self.now >= deadline => draft.removals.push(action),
             Some((deadline, reason, _)) => draft.wake_at(deadline, reason),
             None => {}
+        }
+    }
+
+    fn plan_waiting(&self, id: &InstanceId, instance: &InstanceActual, draft: &mut Draft) {
+        let is_current = self.is_current(instance);
+        let leaves = self.takeovers.is_leaving(&instance.revision);
+        let instance_id = id.clone();
+        match instance.phase {
+            Phase::Primed if !is_current || self.takeovers.leaves_nothing(&instance.revision) => {
+                draft.removals.push(Action::Delete { instance: instance_id });
+            }
+            Phase::Frozen if !is_current || leaves => {
+                draft.removals.push(Action::Drain { instance: instance_id });
+            }
+            Phase::Frozen if self.load(id) > 0 => {
+                draft.additions.push(Action::Thaw { instance: instance_id });
+            }
+            // Its program cannot end as it would like to: what it had is not where it was.
+            Phase::Suspended if !is_current || leaves => {
+                draft.removals.push(Action::Delete { instance: instance_id });
+            }
+            Phase::Suspended if instance.astray && self.now >= instance.delayed_until() => {
+                draft.additions.push(Action::Restore { instance: instance_id });
+            }
+            Phase::Suspended if instance.astray => {
+                draft.wake_at(instance.delayed_until(), WakeReason::MoveRetry);
+            }
+            _ => {}
         }
     }
 
