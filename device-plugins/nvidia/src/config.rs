@@ -88,14 +88,22 @@ pub(crate) struct MemoryConfig {
     pub reserved_mib: u64,
 }
 
-/// NVIDIA's multi-process service. Its control daemon is started by the machine, not by the plugin.
+/// NVIDIA's multi-process service and its control daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct MpsConfig {
+    /// How the control daemon is started where none runs, to stay in the foreground; empty: the machine starts it.
+    pub command: Vec<String>,
     /// The control daemon's, on the host and in containers.
     pub pipe_directory: PathBuf,
+    /// Where it logs, if it is started here.
+    pub log_directory: PathBuf,
     /// What the daemon has as `/dev/shm`.
     pub shm_directory: PathBuf,
+    /// The most of a GPU's processors that a program gets, percent, and of its memory, as NVIDIA writes it (`0=4G,1=2G`), where the
+    /// daemon is started here and the container is given no other.
+    pub thread_percentage: Option<u32>,
+    pub pinned_memory_limit: String,
 }
 
 /// Moving processes' state from GPUs to the host's memory.
@@ -185,7 +193,14 @@ impl Default for MemoryConfig {
 
 impl Default for MpsConfig {
     fn default() -> Self {
-        Self { pipe_directory: "/tmp/nvidia-mps".into(), shm_directory: "/dev/shm".into() }
+        Self {
+            command: ["nvidia-cuda-mps-control", "-f"].map(str::to_owned).into(),
+            pipe_directory: "/tmp/nvidia-mps".into(),
+            log_directory: "/var/log/nvidia-mps".into(),
+            shm_directory: "/dev/shm".into(),
+            thread_percentage: None,
+            pinned_memory_limit: String::new(),
+        }
     }
 }
 
@@ -215,6 +230,9 @@ impl Config {
         }
         if self.suspend.lock_timeout_ms == 0 {
             return Err("suspend.lock_timeout_ms: at least 1, since the driver takes 0 for no end".to_owned());
+        }
+        if self.mps.thread_percentage.is_some_and(|percent| !(1..=100).contains(&percent)) {
+            return Err("mps.thread_percentage: 1 to 100".to_owned());
         }
         for gpu in &self.gpu {
             if let Share::TimeSlice { replicas } | Share::Mps { replicas } = gpu.share
@@ -285,6 +303,7 @@ mod tests {
             ("look_interval_s = 0", "look_interval_s: at least 1"),
             ("[health]\nrecovery_looks = 0", "recovery_looks"),
             ("[suspend]\nlock_timeout_ms = 0", "suspend.lock_timeout_ms"),
+            ("[mps]\nthread_percentage = 101", "mps.thread_percentage: 1 to 100"),
             ("[memory]\nunit_mib = 1", "unit_mib: at least 64"),
             ("[[gpu]]\nmatch = \"*\"\nshare = \"mps\"\nreplicas = 49", "replicas: 1 to 48"),
             ("[[gpu]]\nmatch = \"*\"\nshare = \"time-slice\"", "replicas"),

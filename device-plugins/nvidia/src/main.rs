@@ -10,6 +10,7 @@ mod grant;
 mod health;
 mod ld_cache;
 mod metrics;
+mod mps;
 mod prefer;
 mod processes;
 mod scan;

@@ -8,10 +8,9 @@ use tombolo_device_sdk::{
 };
 
 use crate::config::Config;
-use crate::files;
 use crate::grant::grant;
 use crate::prefer::prefer;
-use crate::share::{Kind, Part};
+use crate::share::Part;
 use crate::view::View;
 
 pub(crate) struct GpuScan {
@@ -22,18 +21,12 @@ pub(crate) struct GpuScan {
 }
 
 impl GpuScan {
-    fn health(&self, part: &Part, view: &View) -> Health {
+    fn health(part: &Part, view: &View) -> Health {
         if let Some(why) = view.faults.get(&part.uuid) {
             return Health::Unhealthy { why: why.clone() };
         }
-        let needs_mps = matches!(part.kind, Kind::Mps { .. } | Kind::Memory { mps: true, .. });
-        let control = self.config.mps.pipe_directory.join("control");
-        if needs_mps && !files::under(&self.config.paths.root, &control).exists() {
-            let why = format!(
-                "the MPS control daemon does not run: {} is missing (nvidia-cuda-mps-control -d starts it)",
-                control.display()
-            );
-            return Health::Unhealthy { why };
+        if let Some(why) = view.mps_faults.get(&part.gpu).filter(|_| part.kind.needs_mps()) {
+            return Health::Unhealthy { why: why.clone() };
         }
         Health::Healthy
     }
@@ -45,7 +38,7 @@ impl Scan for GpuScan {
         let parts = view.offers.get(&self.resource).into_iter().flatten();
         let device = |(id, part): (&String, &Part)| {
             let id: DeviceId = id.parse().map_err(|error| ScanError::Hardware(Box::new(error)))?;
-            Ok(Device { id, health: self.health(part, &view), numa: view.numa.get(&part.gpu).copied() })
+            Ok(Device { id, health: Self::health(part, &view), numa: view.numa.get(&part.gpu).copied() })
         };
         parts.map(device).collect()
     }

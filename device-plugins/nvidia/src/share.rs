@@ -48,6 +48,12 @@ pub(crate) enum Kind {
     },
 }
 
+impl Kind {
+    pub(crate) fn needs_mps(self) -> bool {
+        matches!(self, Self::Mps { .. } | Self::Memory { mps: true, .. })
+    }
+}
+
 /// What all of `gpus` make.
 pub(crate) fn offers<'a>(gpus: impl IntoIterator<Item = &'a Gpu>, config: &Config) -> Offers {
     let mut offers = Offers::new();

@@ -17,6 +17,8 @@ pub(crate) struct View {
     pub numa: BTreeMap<Uuid, u32>,
     /// Why GPUs and instances must not be used.
     pub faults: BTreeMap<Uuid, String>,
+    /// Why GPUs cannot be shared through MPS.
+    pub mps_faults: BTreeMap<Uuid, String>,
     /// How often each critical error was reported.
     pub xids: BTreeMap<(Uuid, u64), u64>,
     pub offers: Offers,

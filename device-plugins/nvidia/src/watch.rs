@@ -23,6 +23,7 @@ use crate::driver::{Driver, DriverError, Events};
 use crate::files;
 use crate::gpu::{Gpu, Look, Uuid};
 use crate::health::Health;
+use crate::mps::{Mps, Unserved};
 use crate::processes::Processes;
 use crate::scan::GpuScan;
 use crate::share;
@@ -45,6 +46,7 @@ pub(crate) struct Watch {
     /// Those of the last look: what containers can be given.
     present: Vec<Gpu>,
     health: Health,
+    mps: Mps,
     driver: files::Driver,
     driver_version: Option<String>,
     served: BTreeSet<ResourceName>,
@@ -60,6 +62,7 @@ impl Watch {
     ) -> Self {
         Self {
             health: Health::new(config.health.clone()),
+            mps: Mps::new(config.mps.clone(), &config.paths.root, &config.paths.proc),
             processes: SharedAccelerator::new(Processes::new(Arc::clone(&config))),
             config,
             view,
@@ -221,6 +224,7 @@ impl Watch {
                 view.faults.extend(fault.map(|why| (uuid.clone(), why.to_owned())));
             }
         }
+        view.mps_faults = self.attend_mps(&view);
         match self.describe(&self.present) {
             Ok(spec) => view.spec = spec,
             Err(why) => {
@@ -237,6 +241,19 @@ impl Watch {
             is_changed
         });
         self.serve(&names);
+    }
+
+    /// Sees to the MPS control daemon of those GPUs that share through it and are there; why they cannot, if so.
+    fn attend_mps(&mut self, view: &View) -> BTreeMap<Uuid, String> {
+        let is_present =
+            |gpu: &Uuid| view.driver_version.is_some() && self.present.iter().any(|other| other.uuid == *gpu);
+        let parts = view.offers.values().flat_map(BTreeMap::values).filter(|part| part.kind.needs_mps());
+        let gpus = parts.map(|part| part.gpu.clone()).filter(is_present).collect();
+        let unserved = self.mps.attend(&gpus, Instant::now());
+        unserved
+            .into_iter()
+            .flat_map(|Unserved { gpus, why }| gpus.into_iter().map(move |gpu| (gpu, why.clone())))
+            .collect()
     }
 
     /// Makes the CDI specification, and writes it where it is to be.

@@ -147,7 +147,7 @@ async fn each_gpu_is_shared_in_its_own_way() {
     machine
         .start(&format!(
             "[[gpu]]\nmatch = \"0\"\nshare = \"time-slice\"\nreplicas = 2\n\
-             [[gpu]]\nmatch = \"{}\"\nshare = \"mps\"\nreplicas = 2\n",
+             [[gpu]]\nmatch = \"{}\"\nshare = \"mps\"\nreplicas = 2\n[mps]\ncommand = []\n",
             uuid(1)
         ))
         .await;
