@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod machine;
+mod mps;
 mod suspend;
 mod usage;
 
