@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) fn compile(name: &str, source: &Path) {
     println!("cargo::rerun-if-changed={}", source.display());
     let mut rustc = Command::new(variable("RUSTC"));
-    rustc.args(["--crate-name", name, "--edition", "2024", "--crate-type", "bin"]);
+    rustc.args(["--crate-name", &name.replace('-', "_"), "--edition", "2024", "--crate-type", "bin"]);
     rustc.args(["--target", &variable("TARGET")]);
     for option in ["target-feature=+crt-static", "opt-level=s", "panic=abort", "strip=symbols"] {
         rustc.args(["-C", option]);

@@ -16,12 +16,14 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LINE_CHARS_MAX: usize = 140;
 
 /// Files that may hold `unsafe`, each because of system calls that no safe crate wraps.
-const UNSAFE: [&str; 13] = [
+const UNSAFE: [&str; 15] = [
     "agent/src/memory.rs",
     "agent/supervisor/",
     "agent/router/tests/router/netns.rs",
     "device-plugins/nvidia/src/cuda.rs",
     "device-plugins/nvidia/src/driver/raw.rs",
+    "examples/camera-defects/src/camera.rs",
+    "examples/camera-defects/src/server.rs",
     "examples/gpu-inference/src/cuda/driver.rs",
     "examples/hello/src/main.rs",
     "tests/fake-checkpoint/src/calls.rs",

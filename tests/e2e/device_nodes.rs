@@ -11,6 +11,7 @@ use tombolo_fake_machine::Machine;
 use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, until};
 
 const CORAL: &str = "google.com/edgetpu";
+const CAMERA: &str = "tombolo.dev/camera";
 const EYE: &str = "tests.example/eye";
 
 /// Nobody's: who may open it finds that there is no such device.
@@ -126,4 +127,37 @@ async fn a_node_that_was_not_given_is_refused_where_it_is_seen() {
     answers(&node, "seeing", "/open?/hardware/lens5", "opened").await;
     answers(&node, "seeing", "/open?/hardware/lens4", REFUSED).await;
     assert_eq!(node.instances("seeing").await.expect("the agent says what it runs"), before);
+}
+
+/// `examples/camera-defects`: cameras of which one is in the dark and one sees noise, by devices that every machine has.
+#[tokio::test]
+async fn functions_look_through_the_cameras_they_were_given() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
+    let hardware = node.dir().join("hardware");
+    fs::create_dir_all(&hardware).expect("a directory");
+    make(&hardware, "video0", (1, 5));
+    make(&hardware, "video1", (1, 9));
+    let config = node.dir().join("cameras.toml");
+    let text = format!(
+        "[roots]\ndev = \"{}\"\n[[resource]]\nname = \"{CAMERA}\"\nenv = {{ CAMERAS = \"{{paths}}\" }}\n\
+         [[resource.match]]\npath = \"/dev/video*\"\n",
+        hardware.display()
+    );
+    fs::write(&config, text).expect("a file");
+    let mut command = Command::new(program("tombolo-device-plugin-generic"));
+    command.arg("--config").arg(config).arg("--directory").arg(node.plugin_directory());
+    let _plugin = node.start_beside("plugin", command).expect("a plugin starts");
+    let looking = |name: &str| {
+        let function = Function::camera_defects(name).env("FORMAT", "grey").limit(CAMERA, "1");
+        function.env("WIDTH", "64").env("HEIGHT", "48")
+    };
+    for (name, least) in [("dark", 0), ("noisy", 100)] {
+        site.hub.deploy(&looking(name)).await;
+        let seen = until("a look", 30, || node.answer(name, "/inspect")).await;
+        let seen: serde_json::Value = serde_json::from_str(&seen).expect("JSON");
+        let brightness = seen["brightness"].as_u64().expect("a number");
+        assert!((least..least + 56).contains(&brightness) && seen["defect"] == false, "{name}: {seen}");
+    }
+    answers(&node, "dark", "/check", "\"agree\":12,\"right\":12").await;
 }

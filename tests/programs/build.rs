@@ -14,6 +14,9 @@ fn main() {
     println!("cargo::rerun-if-changed=../../cli/static_program.rs");
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     compile("hello", &here.join("../../examples/hello/src/main.rs"));
+    let camera = here.join("../../examples/camera-defects/src");
+    println!("cargo::rerun-if-changed={}", camera.display());
+    compile("camera-defects", &camera.join("main.rs"));
     compile("subject", &here.join("subject.rs"));
     compile("guest", &here.join("guest.rs"));
     build("grpc", &here.join("grpc"));

@@ -80,13 +80,11 @@ impl Reconciler {
             }
             Ok(false) => {}
             Err(trouble) if trouble.reason == NOT_READY => known.fit.await_plugin(now),
-            Err(trouble) => {
-                tracing::warn!(instance = %id, reason = trouble.reason, why = trouble.message, "cannot be given its devices anew");
-                if !had_failed {
-                    let message =
-                        format!("instance {id} cannot be given its devices anew: {}", trouble.message);
-                    self.event(EventKind::Warning, &trouble.reason, &revision, message);
-                }
+            Err(_) if had_failed => {}
+            Err(Trouble { reason, message }) => {
+                tracing::warn!(instance = %id, reason, why = message, "cannot be given its devices anew");
+                let message = format!("instance {id} cannot be given its devices anew: {message}");
+                self.event(EventKind::Warning, &reason, &revision, message);
             }
         }
     }

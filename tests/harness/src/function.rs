@@ -7,7 +7,7 @@ use tombolo_oci::{
     BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store,
     build_directory,
 };
-use tombolo_test_programs::{GRPC, HELLO, SUBJECT};
+use tombolo_test_programs::{CAMERA_DEFECTS, GRPC, HELLO, SUBJECT};
 
 use crate::site::{HUB, Hub};
 use crate::until;
@@ -45,6 +45,11 @@ impl Function {
     /// Answers gRPC calls.
     pub fn grpc(name: &str) -> Self {
         Self { port: Some("h2c"), ..Self::of(name, GRPC) }
+    }
+
+    /// Looks through the camera that it is given.
+    pub fn camera_defects(name: &str) -> Self {
+        Self::of(name, CAMERA_DEFECTS)
     }
 
     fn of(name: &str, program: &'static [u8]) -> Self {

@@ -11,3 +11,6 @@ pub const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest"));
 
 /// `grpc`: answers gRPC calls.
 pub const GRPC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/grpc"));
+
+/// `examples/camera-defects`: looks through a camera and says whether there is a defect.
+pub const CAMERA_DEFECTS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/camera-defects"));
