@@ -199,7 +199,8 @@ proptest! {
     ) {
         let free: BTreeSet<DeviceId> = devices.keys().map(|id| DeviceId(id.clone())).collect();
         let device = |(id, numa): (String, BTreeSet<u32>)| (DeviceId(id), Device { healthy: true, numa });
-        let resource = Resource { devices: devices.into_iter().map(device).collect(), connected: true, has_preference: true, ..Resource::default() };
+        let devices = devices.into_iter().map(device).collect();
+        let resource = Resource { devices, connected: true, has_preference: true, ..Resource::default() };
         let preferred = preferred.map(|ids| ids.into_iter().map(DeviceId).collect());
         let chosen = choose(&name("a/x"), &resource, &free, count, preferred.as_ref());
         prop_assert_eq!(&chosen, &choose(&name("a/x"), &resource, &free, count, preferred.as_ref()));
