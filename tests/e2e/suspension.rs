@@ -210,6 +210,46 @@ async fn requests_for_a_suspended_function_wait_for_its_plugin_and_are_told_why(
     ledger.assert_right();
 }
 
+#[tokio::test]
+async fn a_plugin_that_goes_in_the_middle_of_a_move_is_waited_for() {
+    let Some((bench, mut plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    let again = || Eyes::serve(&bench, Some(SharedAccelerator::new(ledger.clone())));
+    let is_held_up = |times| {
+        let ledger = ledger.clone();
+        async move {
+            until("a move to be under way", 60, || async {
+                if ledger.held_up() == times { Ok(()) } else { Err(ledger.held_up()) }
+            })
+            .await;
+        }
+    };
+    ledger.hold_up();
+    bench.site.hub.deploy(&sleeping("sleeper")).await;
+    assert_eq!(count(&bench, "sleeper").await, 1);
+    is_held_up(1).await;
+    let (id, pid) = (has_tier(&bench, "sleeper", "suspended").await, pid(&bench, "sleeper").await);
+    plugin.stop().await;
+    ledger.cut_off();
+    plugin = again();
+    assert_eq!(count(&bench, "sleeper").await, 2, "it went on, and its state came back");
+    until("it to be suspended again", 60, || async {
+        let outs = ledger.outs(pid);
+        if outs == 2 { Ok(()) } else { Err(outs) }
+    })
+    .await;
+    ledger.hold_up();
+    let (counted, plugin) = tokio::join!(count(&bench, "sleeper"), async {
+        is_held_up(2).await;
+        plugin.stop().await;
+        ledger.cut_off();
+        again()
+    });
+    assert_eq!(counted, 3);
+    assert!(tiers(&bench, "sleeper").await.contains_key(&id));
+    ledger.assert_right();
+    plugin.stop().await;
+}
+
 /// What functions take is not what was counted: two devices, and memory for one of them.
 #[tokio::test]
 async fn who_was_called_longest_ago_makes_room_for_one_that_does_not_fit() {

@@ -28,6 +28,8 @@ struct Books {
     /// Moves stop half-way until it is no more.
     is_held_up: bool,
     held_up: u32,
+    /// How often those that were held up have died instead of going on.
+    cuts: u32,
     wrong: Vec<String>,
 }
 
@@ -84,15 +86,23 @@ impl Ledger {
         self.0.1.notify_all();
     }
 
+    /// As if the plugin had been killed: what is held up never comes to its end.
+    pub(super) fn cut_off(&self) {
+        self.books().cuts += 1;
+        self.go_on();
+    }
+
     pub(super) fn assert_right(&self) {
         assert_eq!(self.books().wrong, [""; 0]);
     }
 
     /// Half-way through a move.
-    fn half_way(&self) {
+    fn half_way(&self) -> Result<(), MoveError> {
         let mut books = self.books();
         books.held_up += u32::from(books.is_held_up);
-        drop(self.0.1.wait_while(books, |books| books.is_held_up).expect("no panic"));
+        let cuts = books.cuts;
+        let books = self.0.1.wait_while(books, |books| books.is_held_up).expect("no panic");
+        if books.cuts > cuts { Err(MoveError::Refused("nobody hears this".into())) } else { Ok(()) }
     }
 }
 
@@ -121,7 +131,7 @@ impl Accelerator for Ledger {
     }
 
     fn suspend(&self, processes: &BTreeSet<Pid>) -> Result<Suspended, MoveError> {
-        self.half_way();
+        self.half_way()?;
         let mut books = self.books();
         let mut freed = 0;
         for pid in processes {
@@ -139,7 +149,7 @@ impl Accelerator for Ledger {
     }
 
     fn resume(&self, processes: &BTreeSet<Pid>) -> Result<BTreeSet<Pid>, MoveError> {
-        self.half_way();
+        self.half_way()?;
         let mut books = self.books();
         let back: BTreeSet<Pid> = processes.intersection(&books.away).copied().collect();
         let needed: u64 = back.iter().chain(&books.here).map(|pid| books.size(*pid)).sum();

@@ -384,3 +384,41 @@ fn why_nothing_is_suspended_stands_in_the_status() {
     assert_eq!(report.reason, "NotSuspended");
     assert!(report.message.ends_with("an old driver"), "{}", report.message);
 }
+
+/// Six models of 16 GB each on one accelerator of 78: a call moves one away and one back, and none is loaded twice.
+#[test]
+fn models_that_share_an_accelerators_memory_take_turns_one_for_one() {
+    let names: Vec<_> = (0..6).map(|number| format!("model-{number}")).collect();
+    let objects: Vec<_> = names.iter().map(|name| memory::with_memory(name, 64, &SUSPENDED)).collect();
+    let (desired, mut actual) = given_routed(&objects);
+    memory::has(&mut actual, &[310]);
+    for known in actual.revisions.values_mut() {
+        (known.ready_once, known.last_active) = (true, Moment(0));
+    }
+    let mut now = NOW;
+    for round in 0..4 {
+        for (number, name) in names.iter().enumerate() {
+            now = now.after(1_000);
+            let traffic = with_demand(name, 0, 1, now);
+            let (mut moved, mut back, mut begun) = (0, 0, 0);
+            for _ in 0..20 {
+                let plan = targeted(&desired, &actual, &traffic, &asking(&desired, 1, now), now);
+                for action in &plan.actions {
+                    moved += usize::from(matches!(action, Action::Suspend { .. }));
+                    back += usize::from(matches!(action, Action::Restore { .. }));
+                    begun += usize::from(matches!(action, Action::Launch { .. }));
+                }
+                execute(&desired, &mut actual, &plan.actions, now);
+            }
+            actual.revisions.get_mut(&key(name)).unwrap().last_active = now;
+            let expected = match (round, number) {
+                (0, 0..4) => (0, 0, 1),
+                (0, _) => (1, 0, 1),
+                // The first ones share their places with the last ones.
+                (_, 0 | 1 | 4 | 5) => (1, 1, 0),
+                _ => (0, 0, 0),
+            };
+            assert_eq!((moved, back, begun), expected, "{name} in round {round}");
+        }
+    }
+}
