@@ -199,6 +199,51 @@ mod tests {
         assert_eq!(devices_of(&record(BTreeMap::new())), Devices::new());
     }
 
+    /// Links play nodes that become others: nobody but root makes nodes.
+    #[test]
+    fn a_node_that_becomes_another_is_noticed_and_takes_the_place_of_the_former() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = dir.path().join("camera");
+        std::os::unix::fs::symlink("/dev/null", &host).unwrap();
+        let node = tombolo_cdi::DeviceNode {
+            path: "/dev/camera".into(),
+            host_path: Some(host.clone()),
+            ..Default::default()
+        };
+        let mut given = Given::default();
+        given.edits.device_nodes.push(node);
+        given.edits.env.push("A=1".parse().unwrap());
+        let mut config = json!({
+            "process": { "env": [] },
+            "linux": { "resources": { "devices": [{ "allow": false, "access": "rwm" }], "pids": { "limit": 9 } } },
+        });
+        give(&given, &mut config).unwrap();
+        fs::write(dir.path().join(launch::CONFIG), config.to_string()).unwrap();
+        Kept::write(dir.path(), &given).unwrap();
+        let kept = Kept::read(dir.path()).unwrap();
+        assert!(kept.is_current() && kept.has_the_same_beside_nodes(&given.edits));
+        assert_eq!(kept.host_paths().collect::<Vec<_>>(), [host.as_path()]);
+
+        fs::remove_file(&host).unwrap();
+        assert!(!kept.is_current(), "it is gone");
+        std::os::unix::fs::symlink("/dev/zero", &host).unwrap();
+        assert!(!kept.is_current(), "it is another");
+        let other = kept.with(&given.edits).unwrap();
+        assert_eq!(other["linux"]["devices"][0]["minor"], 5);
+        let rule = json!({ "allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm" });
+        let rules = json!([{ "allow": false, "access": "rwm" }, rule]);
+        assert_eq!(other["linux"]["resources"], json!({ "devices": rules, "pids": { "limit": 9 } }));
+        assert_eq!(other["process"], json!({ "env": ["A=1"] }), "set once, at the start");
+
+        given.edits.mounts.push(tombolo_cdi::Mount {
+            host_path: "/a".into(),
+            container_path: "/b".into(),
+            options: vec![],
+            kind: String::new(),
+        });
+        assert!(!kept.has_the_same_beside_nodes(&given.edits));
+    }
+
     #[test]
     fn what_a_plugin_gives_becomes_part_of_the_configuration_or_says_why_not() {
         let mut given = Given::default();

@@ -5,7 +5,7 @@
 
 pub(crate) mod create;
 pub(crate) mod exec;
-mod hooks;
+pub(crate) mod hooks;
 pub(crate) mod refit;
 
 use std::fs;
@@ -28,12 +28,15 @@ use crate::record::{Process, Stat};
 use crate::sys::{self, Fork};
 use crate::worker::create::CreateTask;
 use crate::worker::exec::ExecTask;
+use crate::worker::hooks::HooksTask;
 use crate::worker::refit::RefitTask;
 
 /// Longest time of each task. An agent waits 60 s for its answer, which may take a removal after a failed creation.
 const CREATE_DEADLINE: Duration = Duration::from_secs(20);
 const FREEZE_DEADLINE: Duration = Duration::from_secs(3);
 const REFIT_DEADLINE: Duration = Duration::from_secs(5);
+/// For all hooks of one moment; each has an end of its own.
+const HOOKS_DEADLINE: Duration = Duration::from_secs(20);
 /// Beyond the command's own: to start it, and to kill what it leaves.
 const EXEC_SPARE: Duration = Duration::from_secs(5);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(15);
@@ -62,6 +65,7 @@ pub(crate) enum Task {
     /// As freeze, and its memory is not taken back.
     Suspend(CgroupPath),
     Refit(Box<RefitTask>),
+    Hooks(HooksTask),
     /// Kill what is left and remove the cgroup.
     Remove(CgroupPath),
 }
@@ -73,6 +77,7 @@ impl Task {
             Self::Exec(task) => task.timeout + EXEC_SPARE,
             Self::Freeze(_) | Self::Suspend(_) => FREEZE_DEADLINE,
             Self::Refit(_) => REFIT_DEADLINE,
+            Self::Hooks(_) => HOOKS_DEADLINE,
             Self::Remove(_) => REMOVE_DEADLINE,
         }
     }
@@ -229,6 +234,11 @@ fn run(task: Task, hierarchies: &Hierarchies, deadline: Instant) -> Outcome {
         Task::Refit(task) => match refit::refit(&task, hierarchies) {
             Ok(()) => Outcome::Done,
             Err(error) => Outcome::Failed(with_causes(&error)),
+        },
+        Task::Hooks(task) => match hooks::run(&task) {
+            Ok(failed) if failed.is_empty() => Outcome::Done,
+            Ok(failed) => Outcome::Failed(failed.join("; ")),
+            Err(error) => Outcome::Failed(error.to_string()),
         },
         Task::Remove(cgroup) => done(hierarchies.remove(&cgroup, deadline)),
     });

@@ -11,6 +11,7 @@ use super::{Ending, Supervisor, Token};
 use crate::instance::Caller;
 use crate::record::Process;
 use crate::sys;
+use crate::worker::hooks::{self, HooksTask, Moment};
 use crate::worker::{Outcome, Report, Task, Worker};
 
 /// Workers at the same time. Each costs about a megabyte and some processor time for 5 ms; more would only be slower.
@@ -56,7 +57,13 @@ pub(super) enum Purpose {
     Refit {
         caller: Caller,
     },
+    /// Hooks that are told of its start: nobody waits for them but the next call about it.
+    Started,
     Delete {
+        caller: Option<Caller>,
+    },
+    /// Hooks that are told of its end; nothing else is left of it.
+    Gone {
         caller: Option<Caller>,
     },
     /// A command inside it, beside whatever else happens to it.
@@ -76,7 +83,8 @@ impl Supervisor {
     pub(super) fn plan(&mut self, id: &InstanceId, task: Task, purpose: Purpose) {
         if let Some(instance) = self.instances.get_mut(id).filter(|_| !purpose.is_command()) {
             instance.is_busy = true;
-            instance.is_going |= matches!(purpose, Purpose::Delete { .. } | Purpose::CleanUp { .. });
+            instance.is_going |=
+                matches!(purpose, Purpose::Delete { .. } | Purpose::CleanUp { .. } | Purpose::Gone { .. });
         }
         self.planned.push_back(Planned { id: id.clone(), task, purpose });
         self.settle();
@@ -213,6 +221,11 @@ impl Supervisor {
                 self.reply(caller, result);
             }
             (Purpose::Refit { caller }, result) => self.reply(caller, result.map(|_| Answer::Done)),
+            (Purpose::Started, result) => tell_hooks(id, result),
+            (Purpose::Gone { caller }, result) => {
+                tell_hooks(id, result);
+                self.gone(id, caller);
+            }
             (Purpose::Delete { caller }, result) => self.deleted(id, caller, result),
             (Purpose::Exec { .. }, _) => {}
         }
@@ -282,11 +295,10 @@ impl Supervisor {
 
     fn deleted(&mut self, id: &InstanceId, caller: Option<Caller>, result: Result<Outcome, Refusal>) {
         let Err(refusal) = result else {
-            let waiting = self.forget(id);
-            if let Some(caller) = caller {
-                self.reply(caller, Ok(Answer::Done));
-            }
-            return self.call_again(waiting);
+            return match self.hooks(id, Moment::Gone) {
+                Some(task) => self.plan(id, task, Purpose::Gone { caller }),
+                None => self.gone(id, caller),
+            };
         };
         tracing::error!(instance = %id, reason = %refusal, "cannot be deleted");
         if let Some(Ending::Shutdown { failures, .. }) = &mut self.ending {
@@ -299,6 +311,21 @@ impl Supervisor {
         if let Some(caller) = caller {
             self.reply(caller, Err(refusal));
         }
+    }
+
+    fn gone(&mut self, id: &InstanceId, caller: Option<Caller>) {
+        let waiting = self.forget(id);
+        if let Some(caller) = caller {
+            self.reply(caller, Ok(Answer::Done));
+        }
+        self.call_again(waiting);
+    }
+
+    /// The hooks that the instance has for a moment, if it has any.
+    pub(super) fn hooks(&self, id: &InstanceId, moment: Moment) -> Option<Task> {
+        let directory = &self.instances.get(id)?.directory;
+        let task = || HooksTask { moment, id: id.0.clone(), directory: directory.clone() };
+        hooks::are_kept(directory).then(|| Task::Hooks(task()))
     }
 
     /// Nothing is left of the instance but its directory: removes that too. Returns the calls that waited for it.
@@ -347,5 +374,12 @@ impl Supervisor {
         {
             self.perform(caller, request);
         }
+    }
+}
+
+/// They could not have changed anything any more.
+fn tell_hooks(id: &InstanceId, result: Result<Outcome, Refusal>) {
+    if let Err(reason) = result {
+        tracing::warn!(instance = %id, %reason, "a hook failed");
     }
 }

@@ -24,6 +24,7 @@ use crate::user_namespace::UserRange;
 use crate::worker::Task;
 use crate::worker::create::{CreateTask, RUNTIME_DIRECTORY};
 use crate::worker::exec::ExecTask;
+use crate::worker::hooks::Moment;
 use crate::worker::refit::RefitTask;
 
 /// Calls that wait for one instance. An agent has one or two under way.
@@ -139,6 +140,7 @@ impl Supervisor {
     /// The instance exists and nothing is under way about it.
     pub(super) fn perform(&mut self, caller: Caller, request: Request) {
         let id = instance_of(&request).cloned();
+        let starts = matches!(request, Request::Start { .. });
         let result = match request {
             Request::Create { id, .. } => Err(Refusal::Exists(id)),
             Request::Start { id } => self.start_program(&id),
@@ -179,10 +181,16 @@ impl Supervisor {
             | Request::Release { .. }
             | Request::Exec { .. } => return,
         };
+        let started = id.clone().filter(|_| starts && result.is_ok());
         self.reply(caller, result);
         let instance = id.and_then(|id| self.instances.get_mut(&id));
         if let Some(instance) = instance.filter(|instance| instance.is_behind) {
             instance.keep();
+        }
+        if let Some(id) = started
+            && let Some(task) = self.hooks(&id, Moment::Started)
+        {
+            self.plan(&id, task, Purpose::Started);
         }
     }
 

@@ -91,7 +91,7 @@ pub(crate) enum CreateError {
 pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Outcome, CreateError> {
     let specification = |source| CreateError::Specification { path: task.config.clone(), source };
     let mut spec = Spec::load(&task.config).map_err(specification)?;
-    let hooks = hooks::prepare(&mut spec)?;
+    let hooks = hooks::prepare(&mut spec, &task.directory)?;
     let mut limitation = None;
     let users = users(task, &mut limitation)?;
     complete_process(&mut spec, &mut limitation)?;

@@ -1,15 +1,28 @@
-//! The hooks of a specification, before the container runtime runs them: programs of the machine that finish a container's root
-//! file system, as those of vendors' device specifications do.
+//! The hooks of a specification: programs of the machine that finish a container's root file system, or are told of its start and
+//! its end, as those of vendors' device specifications are.
 //!
 //! They run as root, outside the container's root directory, so what a hook names must be root's alone. Whoever can write a
 //! specification of devices on the machine can name one; an image or a function cannot.
+//!
+//! Those before the start are the container runtime's to run. It runs none after it where a container is started by a message, so
+//! these are kept in the instance's directory until their moment.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Spec};
+use libcontainer::container::ContainerStatus;
+use libcontainer::container::state::State;
+use libcontainer::hooks::run_hooks;
+use oci_spec::runtime::{Hook, Hooks, Spec};
+use serde::{Deserialize, Serialize};
+
+use crate::causes::with_causes;
+use crate::worker::create::RUNTIME_DIRECTORY;
+
+/// In the instance's directory, if there are any: hooks for after its start.
+const FILE: &str = "hooks.json";
 
 /// Longest time of one hook, seconds. All of a container's have to fit into the time that its making may take.
 const SECONDS_MAX: i64 = 10;
@@ -23,9 +36,9 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HookError {
     #[error(
-        "{phase} hooks are not supported, such as {path}: only prestart, createRuntime and createContainer are"
+        "startContainer hooks are not supported, such as {path}: it would run a program of the image without the filter of system calls"
     )]
-    Unsupported { phase: &'static str, path: PathBuf },
+    StartContainer { path: PathBuf },
     #[error("the specification has more than {HOOKS_MAX} hooks")]
     TooMany,
     #[error("the hook {path} cannot be found: install it, or make the specification of its devices anew")]
@@ -36,36 +49,94 @@ pub(crate) enum HookError {
         "the hook {path} is below /run, which is covered while a container is made: install it elsewhere"
     )]
     Covered { path: PathBuf },
+    #[error("cannot keep hooks for later")]
+    Keep(#[source] io::Error),
 }
 
-/// Sees to it that the specification's hooks can run, and end. What they are called; nothing, if there are none.
-pub(crate) fn prepare(spec: &mut Spec) -> Result<Vec<String>, HookError> {
-    let Some(hooks) = spec.hooks_mut() else { return Ok(Vec::new()) };
-    let never = [
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    for (phase, hooks) in never {
-        if let Some(hook) = hooks.iter().flatten().next() {
-            return Err(HookError::Unsupported { phase, path: hook.path().clone() });
+/// When hooks run that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Started,
+    Gone,
+}
+
+/// Hooks to run.
+#[derive(Debug)]
+pub(crate) struct HooksTask {
+    pub(crate) moment: Moment,
+    pub(crate) id: String,
+    /// The instance's directory.
+    pub(crate) directory: PathBuf,
+}
+
+/// Hooks that are kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Later {
+    started: Vec<Hook>,
+    gone: Vec<Hook>,
+}
+
+/// Whether the instance in `directory` has hooks for after its start.
+pub(crate) fn are_kept(directory: &Path) -> bool {
+    directory.join(FILE).exists()
+}
+
+/// Runs the hooks of a moment, each whether or not another fails, as the specification of runtimes has it. What failed.
+pub(crate) fn run(task: &HooksTask) -> io::Result<Vec<String>> {
+    let later: Later = serde_json::from_slice(&fs::read(task.directory.join(FILE))?)?;
+    let runtime = task.directory.join(RUNTIME_DIRECTORY).join(&task.id);
+    let mut state = State::load(&runtime).map_err(io::Error::other)?;
+    let hooks = match task.moment {
+        Moment::Started => later.started,
+        Moment::Gone => later.gone,
+    };
+    state.status = match task.moment {
+        Moment::Started => ContainerStatus::Running,
+        Moment::Gone => ContainerStatus::Stopped,
+    };
+    let mut failed = Vec::new();
+    for hook in hooks {
+        let name = name(&hook);
+        if let Err(error) = run_hooks(Some(&vec![hook]), Some(&state), None, None, None) {
+            failed.push(format!("{name}: {}", with_causes(&error)));
         }
     }
-    let (mut prestart, mut runtime, mut container) =
-        (hooks.prestart().clone(), hooks.create_runtime().clone(), hooks.create_container().clone());
+    Ok(failed)
+}
+
+/// Sees to it that the specification's hooks can run, and end; keeps those for after the start. What those before it are called;
+/// nothing, if there are none.
+pub(crate) fn prepare(spec: &mut Spec, directory: &Path) -> Result<Vec<String>, HookError> {
+    let Some(hooks) = spec.hooks_mut() else { return Ok(Vec::new()) };
+    if let Some(hook) = hooks.start_container().iter().flatten().next() {
+        return Err(HookError::StartContainer { path: hook.path().clone() });
+    }
+    let taken = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
+    let mut before = [hooks.prestart(), hooks.create_runtime(), hooks.create_container()].map(taken);
+    let mut later = Later { started: taken(hooks.poststart()), gone: taken(hooks.poststop()) };
     let mut names = Vec::new();
-    for hook in [&mut prestart, &mut runtime, &mut container].into_iter().flatten().flatten() {
-        check(hook.path())?;
-        let seconds = hook.timeout().filter(|seconds| *seconds > 0).unwrap_or(SECONDS_MAX);
-        hook.set_timeout(Some(seconds.min(SECONDS_MAX)));
+    for hook in before.iter_mut().flatten() {
+        check(hook)?;
+        if hook.path().canonicalize().is_ok_and(|real| real.starts_with("/run")) {
+            return Err(HookError::Covered { path: hook.path().clone() });
+        }
         names.push(name(hook));
     }
-    hooks.set_prestart(prestart).set_create_runtime(runtime).set_create_container(container);
-    match names.len() {
-        0 => drop(spec.set_hooks(None)),
-        1..=HOOKS_MAX => {}
-        _ => return Err(HookError::TooMany),
+    let kept = later.started.len() + later.gone.len();
+    for hook in later.started.iter_mut().chain(&mut later.gone) {
+        check(hook)?;
     }
+    if names.len() + kept > HOOKS_MAX {
+        return Err(HookError::TooMany);
+    }
+    if kept > 0 {
+        let text = serde_json::to_vec(&later).map_err(|error| HookError::Keep(error.into()))?;
+        fs::write(directory.join(FILE), text).map_err(HookError::Keep)?;
+    }
+    let [prestart, runtime, container] = before.map(|hooks| (!hooks.is_empty()).then_some(hooks));
+    let mut left = Hooks::default();
+    left.set_prestart(prestart).set_create_runtime(runtime).set_create_container(container);
+    spec.set_hooks((!names.is_empty()).then_some(left));
     Ok(names)
 }
 
@@ -76,17 +147,17 @@ fn name(hook: &Hook) -> String {
     format!("{} {}", hook.path().display(), words.join(" ")).trim_end().to_owned()
 }
 
-fn check(path: &Path) -> Result<(), HookError> {
-    let absent = |source| HookError::Absent { path: path.to_owned(), source };
-    let real = path.canonicalize().map_err(absent)?;
-    let metadata = fs::metadata(&real).map_err(absent)?;
+/// Sees to it that a hook is a program that only root can change, and ends.
+fn check(hook: &mut Hook) -> Result<(), HookError> {
+    let path = hook.path().clone();
+    let absent = |source| HookError::Absent { path: path.clone(), source };
+    let metadata = fs::metadata(&path).map_err(absent)?;
     let mode = metadata.permissions().mode();
     let is_safe = metadata.uid() == 0 && mode & WRITABLE_BY_OTHERS == 0;
     if !path.is_absolute() || !metadata.is_file() || mode & 0o111 == 0 || !is_safe {
-        return Err(HookError::Unsafe { path: path.to_owned() });
+        return Err(HookError::Unsafe { path });
     }
-    if real.starts_with("/run") {
-        return Err(HookError::Covered { path: path.to_owned() });
-    }
+    let seconds = hook.timeout().filter(|seconds| *seconds > 0).unwrap_or(SECONDS_MAX);
+    hook.set_timeout(Some(seconds.min(SECONDS_MAX)));
     Ok(())
 }

@@ -6,9 +6,9 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use tombolo_agent_core::supervision::{Answer, CreateSpec, Refusal, Request};
+use tombolo_agent_core::supervision::{Answer, CreateSpec, InstancePhase, Refusal, Request};
 
-use crate::machine::{Client, Machine, is_root};
+use crate::machine::{Client, Machine, is_root, until};
 
 fn script(machine: &Machine, name: &str, text: &str) -> PathBuf {
     let path = machine.path(name);
@@ -64,6 +64,47 @@ fn hooks_finish_the_root_file_system_before_the_program_runs() {
     assert!(!machine.path("layer").join("etc/runtime").exists(), "the image is as it was");
 }
 
+/// One that fails changes nothing: the program runs, and the instance goes.
+#[test]
+fn hooks_are_told_of_the_start_and_of_the_end() {
+    if !is_root() {
+        return;
+    }
+    let mut machine = Machine::start();
+    let mut client = machine.connect();
+    let told = machine.path("told");
+    let tells = script(
+        &machine,
+        "tells",
+        &format!("read -r state\necho \"$1 $state\" >> {}\n[ \"$1\" != fail ]", told.display()),
+    );
+    let tell = |word: &str| json!({ "path": tells, "args": ["hook", word] });
+    let hooks = json!({ "poststart": [tell("fail"), tell("started")], "poststop": [tell("gone")] });
+    let id = machine.id("a");
+    let pid = client.create(&id, with_hooks(&machine, "a", &["sleep"], &hooks));
+    assert!(!told.exists());
+    client.start(&id);
+    let lines = || -> Vec<String> {
+        fs::read_to_string(&told).unwrap_or_default().lines().map(str::to_owned).collect()
+    };
+    until("the hooks of the start", || (lines().len() == 2).then_some(()));
+    assert_eq!(client.phase(&id), Some(InstancePhase::Running));
+    // Whoever ends it need not be who started it.
+    machine.process.kill().unwrap();
+    machine.process.wait().unwrap();
+    machine.restart();
+    let mut client = machine.connect();
+    client.delete(&id);
+    let lines = lines();
+    let said = |line: &str, word: &str, status: &str| {
+        line.starts_with(&format!("{word} {{")) && line.contains(&id.0) && line.contains(status)
+    };
+    assert!(said(&lines[0], "fail", "running") && said(&lines[1], "started", "running"), "{lines:?}");
+    assert!(lines[1].contains(&pid.to_string()), "{lines:?}");
+    assert!(said(&lines[2], "gone", "stopped") && lines.len() == 3, "{lines:?}");
+    assert!(client.list().is_empty());
+}
+
 #[test]
 fn a_hook_that_fails_or_hangs_is_named_and_leaves_nothing() {
     if !is_root() {
@@ -109,8 +150,8 @@ fn a_hook_that_anybody_could_change_does_not_run() {
         ("createRuntime", &plain, "only root can change"),
         ("prestart", &absent, "cannot be found"),
         ("startContainer", &good, "startContainer hooks are not supported"),
-        ("poststart", &good, "poststart hooks are not supported"),
-        ("poststop", &good, "poststop hooks are not supported"),
+        ("poststart", &open, "only root can change"),
+        ("poststop", &absent, "cannot be found"),
     ] {
         let why = refused(&machine, &mut client, "bad", &json!({ phase: [{ "path": path }] }));
         assert!(why.contains(expected) && why.contains(&path.display().to_string()), "{phase}: {why}");

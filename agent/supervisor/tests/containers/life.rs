@@ -133,7 +133,7 @@ fn a_failed_creation_says_why_and_leaves_nothing() {
     spec.config = machine.path("no-such-config");
     assert!(refused(spec).contains("no-such-config"));
     let reason = refused(machine.spec("bad", &["/guest"], |config| {
-        config["hooks"] = serde_json::json!({ "poststop": [{ "path": "/bin/true" }] });
+        config["hooks"] = serde_json::json!({ "startContainer": [{ "path": "/bin/true" }] });
     }));
     assert!(reason.contains("hooks"), "{reason}");
     assert_eq!(client.list(), []);
