@@ -11,6 +11,8 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
@@ -27,21 +29,32 @@ const VARIABLE: &str = "TOMBOLO_SUPERVISOR_HANDOVER";
 /// Below the run directory.
 const LOCK: &str = "supervisor.lock";
 
+/// How long the lock is waited for, and between two tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
 /// Held by the supervisor that serves a run directory.
 #[derive(Debug)]
 pub(crate) struct RunLock(OwnedFd);
 
 impl RunLock {
-    /// None: another holds it.
+    /// None: another holds it. What a supervisor that was killed had just forked holds it for a moment more.
     pub(crate) fn acquire(run_dir: &Path) -> io::Result<Option<Self>> {
-        let file = File::options().create(true).truncate(false).write(true).open(run_dir.join(LOCK))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            // Kept by the descriptor; unlocking on drop would unlock for a program executed in place, too.
-            Ok(lock) => {
-                Ok(Some(Self(lock.as_fd().try_clone_to_owned()?)).inspect(|_| std::mem::forget(lock)))
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            // Each time: one that ends removes the file.
+            let file = File::options().create(true).truncate(false).write(true).open(run_dir.join(LOCK))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // Kept by the descriptor; unlocking on drop would unlock for a program executed in place, too.
+                Ok(lock) => {
+                    let kept = lock.as_fd().try_clone_to_owned()?;
+                    std::mem::forget(lock);
+                    return Ok(Some(Self(kept)));
+                }
+                Err((_, nix::errno::Errno::EAGAIN)) if Instant::now() >= deadline => return Ok(None),
+                Err((_, nix::errno::Errno::EAGAIN)) => sleep(LOCK_PAUSE),
+                Err((_, error)) => return Err(error.into()),
             }
-            Err((_, nix::errno::Errno::EAGAIN)) => Ok(None),
-            Err((_, error)) => Err(error.into()),
         }
     }
 
