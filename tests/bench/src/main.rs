@@ -10,6 +10,7 @@ mod density;
 mod deploy;
 mod devices;
 mod footprint;
+mod gpu;
 mod memory;
 mod peer;
 mod report;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
+use crate::gpu::GpuOptions;
 use crate::report::Row;
 
 /// Measure Tombolo, as root, with the release programs that stand beside this one.
@@ -36,6 +38,8 @@ struct Arguments {
     /// Repetitions of what is timed
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
+    #[command(flatten)]
+    gpu: GpuOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -52,6 +56,8 @@ enum Bench {
     Devices,
     /// Memory of the processes with one function running, and sizes of the programs
     Footprint,
+    /// A neural network through the router beside the same program alone; resumption and turns on a GPU, if there is one
+    Gpu,
     /// One warm revision through the router, beside nginx, driven by wrk
     Router,
     /// From the start of an agent that knows 100 services to its routes being in force
@@ -64,7 +70,7 @@ fn main() -> ExitCode {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
     let mut missed = false;
     for name in &arguments.names {
-        let rows = runtime.block_on(measure(*name, arguments.rounds));
+        let rows = runtime.block_on(measure(*name, &arguments));
         let Some(rows) = rows else { return ExitCode::FAILURE };
         missed |= rows.iter().any(|row| row.ok == Some(false));
         report::print(&rows, arguments.json);
@@ -75,7 +81,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn measure(name: Bench, rounds: u32) -> Option<Vec<Row>> {
+async fn measure(name: Bench, arguments: &Arguments) -> Option<Vec<Row>> {
+    let rounds = arguments.rounds;
     match name {
         Bench::Burst => burst::measure(rounds).await,
         Bench::ColdStart => cold_start::measure(rounds).await,
@@ -83,6 +90,7 @@ async fn measure(name: Bench, rounds: u32) -> Option<Vec<Row>> {
         Bench::Deploy => deploy::measure(rounds).await,
         Bench::Devices => devices::measure(rounds).await,
         Bench::Footprint => footprint::measure().await,
+        Bench::Gpu => gpu::measure(rounds, &arguments.gpu).await,
         Bench::Router => router::measure().await,
         Bench::Start => start::measure(rounds).await,
     }

@@ -1,6 +1,7 @@
 //! Functions that tests deploy: which program, in which image, with which Service around it.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tombolo_oci::{
@@ -17,6 +18,8 @@ use crate::until;
 pub struct Function {
     name: String,
     program: &'static [u8],
+    /// The whole image, with the path of its program in it, instead of that.
+    directory: Option<(PathBuf, String)>,
     /// Name of its port, which says what it speaks there; none: HTTP/1.1.
     port: Option<&'static str>,
     content: String,
@@ -56,6 +59,7 @@ impl Function {
         Self {
             name: name.into(),
             program,
+            directory: None,
             port: None,
             content: String::new(),
             architecture: None,
@@ -68,6 +72,11 @@ impl Function {
             concurrency: 0,
             timeout_s: None,
         }
+    }
+
+    /// The program at `entrypoint` in an image of everything below a directory.
+    pub fn directory(name: &str, image: &Path, entrypoint: &str) -> Self {
+        Self { directory: Some((image.to_owned(), entrypoint.to_owned())), ..Self::of(name, &[]) }
     }
 
     pub fn name(&self) -> &str {
@@ -188,9 +197,13 @@ impl Function {
                 content: self.content.clone().into_bytes(),
             },
         ];
+        let (source, entrypoint) = match &self.directory {
+            Some((directory, entrypoint)) => (Source::Directory(directory.clone()), entrypoint.clone()),
+            None => (Source::Files(files), "/program".into()),
+        };
         let options = BuildOptions {
-            source: Source::Files(files),
-            config: RunConfig { entrypoint: vec!["/program".into()], ..RunConfig::default() },
+            source,
+            config: RunConfig { entrypoint: vec![entrypoint], ..RunConfig::default() },
             platform: Platform {
                 architecture: self.architecture.clone().unwrap_or(host.architecture.clone()),
                 ..host
