@@ -16,7 +16,8 @@ use crate::sample::Sample;
 mod driver;
 mod ground;
 
-use ground::Ground;
+use driver::Mover;
+use ground::{Gpu, Ground};
 
 /// Bars: what may be added to an answer, in parts of the bare program's and in milliseconds, whichever is larger; a resumption in
 /// multiples of the driver's.
@@ -94,19 +95,25 @@ pub(crate) async fn measure(rounds: u32, options: &GpuOptions) -> Option<Vec<Row
     let mut site = Site::start().await?;
     let ground = Ground::prepare(&mut site, &pack, options.plugin_config.as_deref()).await;
     let mut rows = latency(&site, &ground, rounds).await;
-    match &ground.gpu {
+    match movable(&ground).await {
         Err(why) => skip(&format!("gpu: resumption and turns: {why}")),
-        Ok(gpu) => {
+        Ok((gpu, driver)) => {
             let rounds = rounds.min(SLOW_ROUNDS_MAX);
             let declared_units = gpu.units / (TURNS - 1);
             let declared_mib = declared_units * gpu.unit_mib;
             let room = declared_mib.saturating_sub(CONTEXT_MIB).max(declared_mib / 2);
             let model = Model { units: declared_units, hold_mib: room.min(options.hold_mib) };
-            rows.extend(resumption(&site, &ground, &model, rounds).await);
+            rows.extend(resumption(&site, &ground, &model, driver, rounds).await);
             rows.extend(turns(&site, &ground, &model, rounds).await);
         }
     }
     Some(rows)
+}
+
+/// The GPU, and who moves what is on it; or why there is none.
+async fn movable<'g>(ground: &'g Ground<'_>) -> Result<(&'g Gpu, Mover), String> {
+    let gpu = ground.gpu.as_ref().map_err(Clone::clone)?;
+    Ok((gpu, Mover::connect(&ground.node.plugin_directory()).await?))
 }
 
 /// What a function declares and holds.
@@ -143,20 +150,28 @@ async fn latency(site: &Site, ground: &Ground<'_>, rounds: u32) -> Vec<Row> {
     site.hub.api.delete_service(name).await.expect("it can be deleted");
     let (ours, theirs) = (ours.quantile_ms(0.5), theirs.quantile_ms(0.5));
     let bar = (theirs * ADDED_SHARE).max(ADDED_MS);
-    let device = if ground.gpu.is_ok() { "cuda" } else { "cpu" };
+    let (answer, added) = match ground.gpu {
+        Ok(_) => ("cuda-answer-p50", "cuda-answer-added-p50"),
+        Err(_) => ("cpu-answer-p50", "cpu-answer-added-p50"),
+    };
     vec![
-        Row::plain("gpu", &format!("{device}-answer-p50"), ours, "ms").beside("bare", theirs),
-        Row::bounded("gpu", &format!("{device}-answer-added-p50"), ours - theirs, "ms", bar),
+        Row::plain("gpu", answer, ours, "ms").beside("bare", theirs),
+        Row::bounded("gpu", added, ours - theirs, "ms", bar),
     ]
 }
 
 /// A suspended function's answer beside what the driver takes to give the same program back what it had.
-async fn resumption(site: &Site, ground: &Ground<'_>, model: &Model, rounds: u32) -> Vec<Row> {
+async fn resumption(
+    site: &Site,
+    ground: &Ground<'_>,
+    model: &Model,
+    mut driver: Mover,
+    rounds: u32,
+) -> Vec<Row> {
     let name = "sleeper";
     site.hub.deploy(&model.function(ground, name)).await;
     let bare = ground.start_bare(model.hold_mib);
     drop(bare_connection(&ground.node).await);
-    let mut driver = driver::Mover::connect(&ground.node.plugin_directory()).await;
     let (mut ours, mut theirs) = (Sample::default(), Sample::default());
     for _ in 0..rounds {
         driver.suspend(bare.pid()).await;

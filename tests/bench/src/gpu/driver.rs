@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tombolo_device_api::accelerator::v1::accelerator_client::AcceleratorClient;
-use tombolo_device_api::accelerator::v1::{ResumeRequest, SuspendRequest};
+use tombolo_device_api::accelerator::v1::{DescribeRequest, ResumeRequest, SuspendRequest};
 use tonic::transport::Channel;
 
 /// The plugin's socket for what functions declare.
@@ -18,9 +18,13 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    pub(super) async fn connect(plugins: &Path) -> Self {
+    /// Or why nothing can be moved here.
+    pub(super) async fn connect(plugins: &Path) -> Result<Self, String> {
         let channel = tombolo_device_api::connect(&plugins.join(SOCKET), CONNECT).await;
-        Self { client: AcceleratorClient::new(channel.expect("the plugin answers")) }
+        let mut client = AcceleratorClient::new(channel.expect("the plugin answers"));
+        let described =
+            client.describe(DescribeRequest {}).await.expect("the plugin says what it can").into_inner();
+        if described.can_suspend { Ok(Self { client }) } else { Err(described.cannot_suspend_because) }
     }
 
     pub(super) async fn suspend(&mut self, pid: i32) {
