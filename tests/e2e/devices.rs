@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tombolo_device_sdk::metrics::Metrics;
@@ -112,8 +113,16 @@ impl Bench {
 
 /// A plugin in this process: what it offers is sick if a file says so, and its devices need more than a node.
 pub(super) struct Eyes {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
+    /// Of its own, so that it can die with everything that it is doing.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Eyes {
+    fn drop(&mut self) {
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
 impl Eyes {
@@ -139,17 +148,21 @@ impl Eyes {
         };
         let directory = bench.node.plugin_directory();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let task = runtime.spawn(async move {
             let stopped = async move { drop(stopped.await) };
             serve(&directory, fixed(vec![resource]), Metrics::default(), stopped).await.expect("it serves");
         });
-        Self { stop, task }
+        Self { stop: Some(stop), task: Some(task), runtime: Some(runtime) }
     }
 
-    pub(super) async fn stop(self) {
-        drop(self.stop);
-        self.task.await.expect("it ends");
+    pub(super) async fn stop(mut self) {
+        drop(self.stop.take());
+        self.task.take().expect("it runs").await.expect("it ends");
     }
+
+    /// Whatever it is doing, as at the end of a test.
+    pub(super) fn kill(self) {}
 }
 
 struct Scanner {

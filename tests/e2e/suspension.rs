@@ -226,9 +226,10 @@ async fn a_plugin_that_goes_in_the_middle_of_a_move_is_waited_for() {
     ledger.hold_up();
     bench.site.hub.deploy(&sleeping("sleeper")).await;
     assert_eq!(count(&bench, "sleeper").await, 1);
+    let pid = pid(&bench, "sleeper").await;
     is_held_up(1).await;
-    let (id, pid) = (has_tier(&bench, "sleeper", "suspended").await, pid(&bench, "sleeper").await);
-    plugin.stop().await;
+    let id = has_tier(&bench, "sleeper", "suspended").await;
+    plugin.kill();
     ledger.cut_off();
     plugin = again();
     assert_eq!(count(&bench, "sleeper").await, 2, "it went on, and its state came back");
@@ -238,16 +239,15 @@ async fn a_plugin_that_goes_in_the_middle_of_a_move_is_waited_for() {
     })
     .await;
     ledger.hold_up();
-    let (counted, plugin) = tokio::join!(count(&bench, "sleeper"), async {
+    let (counted, _plugin) = tokio::join!(count(&bench, "sleeper"), async {
         is_held_up(2).await;
-        plugin.stop().await;
+        plugin.kill();
         ledger.cut_off();
         again()
     });
     assert_eq!(counted, 3);
     assert!(tiers(&bench, "sleeper").await.contains_key(&id));
     ledger.assert_right();
-    plugin.stop().await;
 }
 
 /// What functions take is not what was counted: two devices, and memory for one of them.
