@@ -84,13 +84,20 @@ impl Bench {
     async fn hold(&self, holders: &[(&str, u64)]) {
         let mut processes = Vec::new();
         for (service, mib) in holders {
-            let (_, pid) = self.instance(service).await;
-            let pid = u32::try_from(pid).expect("the number of a process");
-            processes.push(Holder { pid, memory: mib * MIB, ..Holder::default() });
+            processes.push((self.instance(service).await.1, *mib));
         }
+        self.hold_pids(&processes);
+    }
+
+    /// The same of these processes.
+    fn hold_pids(&self, holders: &[(i64, u64)]) {
+        let holder = |(pid, mib): &(i64, u64)| {
+            let pid = u32::try_from(*pid).expect("the number of a process");
+            Holder { pid, memory: mib * MIB, ..Holder::default() }
+        };
         let path = self.node.dir().join("script.json");
         let mut script = Script::read(&path).expect("it was written");
-        script.gpus[0].processes = processes;
+        script.gpus[0].processes = holders.iter().map(holder).collect();
         script.write(&path).expect("a file");
     }
 
@@ -185,4 +192,23 @@ async fn memory_that_is_free_on_no_single_gpu_is_waited_for_and_said() {
     until("the third to answer", 60, || bench.node.answer("third", "/")).await;
     hub.deploy_unready(&declaring("fourth", 6)).await;
     bench.says("fourth", "its largest accelerator has 5").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_again_sees_who_has_taken_too_much() {
+    let Some(mut bench) = Bench::start(&[4]).await else { return };
+    bench.site.hub.deploy(&declaring("greedy", 2)).await;
+    bench.site.hub.deploy(&declaring("modest", 2)).await;
+    let (greedy, modest) = (bench.instance("greedy").await, bench.instance("modest").await);
+    bench.hold(&[("modest", UNIT)]).await;
+    bench.node.kill_agent();
+    bench.hold_pids(&[(greedy.1, 2 * UNIT + CONTEXT + 1), (modest.1, UNIT)]);
+    bench.node.start_agent().expect("the agent starts again");
+    bench.says("greedy", "AcceleratorMemoryExceeded").await;
+    until("greedy's instance to end", 60, || async {
+        let found = bench.node.instances("greedy").await?;
+        if found.contains_key(&greedy.0) { Err(format!("{found:?}")) } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(bench.instance("modest").await, modest);
 }
