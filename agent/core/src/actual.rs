@@ -203,6 +203,8 @@ pub struct InstanceActual {
     pub astray: bool,
     /// It holds more of an accelerator's memory than it declared.
     pub overuse: Option<Overuse>,
+    /// When that was last told.
+    pub overuse_told: Option<Moment>,
     /// Whether what its container has of its devices is theirs.
     pub fit: Fit,
 }
@@ -245,6 +247,7 @@ impl InstanceActual {
             delayed: None,
             astray: false,
             overuse: None,
+            overuse_told: None,
             fit: Fit::Fits,
         }
     }

@@ -1,7 +1,6 @@
 //! Instances that hold more of accelerators' memory than they declared, as the reconciler hears and tells of them. Ends none: the
 //! plan does.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,29 +13,41 @@ use tombolo_api::report::EventKind;
 use super::Reconciler;
 use crate::execute::Trouble;
 
+/// Before it is told of an instance again that it holds too much, milliseconds: one that takes and gives back has no news.
+const TELL_AGAIN_MS: u64 = 600_000;
+
 impl Reconciler {
     pub(super) fn note_uses(&mut self, uses: Arc<Uses>) {
-        let exceeds =
-            |(id, known): (&InstanceId, &InstanceActual)| known.overuse.is_some().then(|| id.clone());
-        let before: BTreeSet<_> = self.actual.instances.iter().filter_map(exceeds).collect();
-        let context_bytes = self.settings.overuse.context_bytes;
-        self.actual.note_uses(uses, context_bytes, self.now());
-        for (id, known) in &self.actual.instances {
-            let Some(Overuse { excess, .. }) = &known.overuse else { continue };
-            let rule = self.overuse_rule(known);
-            if rule.policy == Policy::Off || before.contains(id) {
-                continue;
-            }
-            let what = match rule.policy {
-                Policy::Stop => format!("instance {id} ends in {} s if it keeps that", rule.grace_ms / 1000),
-                Policy::Warn | Policy::Off => format!("instance {id} goes on"),
-            };
-            if rule.policy == Policy::Warn {
+        let now = self.now();
+        self.actual.note_uses(uses, self.settings.overuse.context_bytes, now);
+        let is_news = |known: &InstanceActual| {
+            let told = known.overuse_told.is_some_and(|told| now < told.after(TELL_AGAIN_MS));
+            known.overuse.as_ref().is_some_and(|overuse| overuse.since == now) && !told
+        };
+        let news = self.actual.instances.iter().filter(|(_, known)| is_news(known));
+        let news: Vec<InstanceId> = news.map(|(id, _)| id.clone()).collect();
+        for id in news {
+            self.tell_overuse(&id, now);
+        }
+    }
+
+    fn tell_overuse(&mut self, id: &InstanceId, now: Moment) {
+        let Some(known) = self.actual.instances.get(id) else { return };
+        let Some(Overuse { excess, .. }) = &known.overuse else { return };
+        let rule = self.overuse_rule(known);
+        let what = match rule.policy {
+            Policy::Off => return,
+            Policy::Stop => format!("instance {id} ends in {} s if it keeps that", rule.grace_ms / 1000),
+            Policy::Warn => {
                 self.overuses.warned.fetch_add(1, Ordering::Relaxed);
+                format!("instance {id} goes on")
             }
-            let message = format!("{what}: {excess}: raise its limit of tombolo.dev/gpu-memory");
-            tracing::warn!(revision = %known.revision, message, "more memory is held than was declared");
-            self.event(EventKind::Warning, REASON, &known.revision, message);
+        };
+        let message = format!("{what}: {excess}: raise its limit of tombolo.dev/gpu-memory");
+        tracing::warn!(revision = %known.revision, message, "more memory is held than was declared");
+        self.event(EventKind::Warning, REASON, &known.revision, message);
+        if let Some(known) = self.actual.instances.get_mut(id) {
+            known.overuse_told = Some(now);
         }
     }
 
