@@ -213,6 +213,8 @@ fn message(held: Held) -> ProcessUsage {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use tonic::Code;
 
     use super::super::{Abilities, Suspended};
@@ -252,6 +254,38 @@ mod tests {
         drop(turn);
         let again = shared.move_state(&[7, 8], |accelerator, pids| accelerator.resume(pids)).await;
         assert_eq!(again.unwrap(), BTreeSet::new());
+    }
+
+    /// Another process each time it is looked.
+    struct Growing(AtomicU32);
+
+    impl Accelerator for Growing {
+        fn describe(&self) -> Abilities {
+            Idle.describe()
+        }
+
+        fn suspend(&self, processes: &BTreeSet<Pid>) -> Result<Suspended, MoveError> {
+            Idle.suspend(processes)
+        }
+
+        fn resume(&self, processes: &BTreeSet<Pid>) -> Result<BTreeSet<Pid>, MoveError> {
+            Idle.resume(processes)
+        }
+
+        fn usage(&self) -> Result<Vec<Held>, UsageError> {
+            let process = Pid::try_from(self.0.fetch_add(1, Ordering::Relaxed) + 1).unwrap();
+            Ok(vec![Held { process, device: "a".parse().unwrap(), bytes: None }])
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_to_follow_hears_what_is_held_now() {
+        let accelerator = SharedAccelerator::new(Growing(AtomicU32::new(0)));
+        for number in 1..4 {
+            let (accelerator, cancel) = (accelerator.clone(), CancellationToken::new());
+            let (told, _) = Follower { accelerator, sent: None, cancel }.next().await.unwrap();
+            assert_eq!(told.unwrap().processes[0].pid, number);
+        }
     }
 
     #[tokio::test(start_paused = true)]
