@@ -161,7 +161,8 @@ impl<'a> Pass<'a> {
             _ => None,
         });
         match ends.max_by_key(|end| end.unwrap_or(Moment(u64::MAX))) {
-            None if self.holders(scope).next().is_none() => Grip::Turn(None),
+            // One that is made and not started has yet to begin, too.
+            None if self.holders(scope).all(|known| known.phase == Phase::Primed) => Grip::Turn(None),
             None => Grip::Over,
             Some(Some(end)) if self.now >= end => Grip::Over,
             Some(end) => Grip::Turn(end),

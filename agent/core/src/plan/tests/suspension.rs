@@ -422,3 +422,29 @@ fn models_that_share_an_accelerators_memory_take_turns_one_for_one() {
         }
     }
 }
+
+/// One that waits for all devices must not be given what another holds that has yet to begin: neither would get any.
+#[test]
+fn one_that_is_made_and_called_begins_though_another_waits_for_all_devices() {
+    let objects = [("s-00001", 1), ("t-00001", 1), ("u-00001", 2)]
+        .map(|(name, count)| with_devices(name, count, &SUSPENDED));
+    let (desired, mut actual) = given_routed(&objects);
+    has(&mut actual, "ab", NOW);
+    for known in actual.revisions.values_mut() {
+        known.ready_once = true;
+    }
+    let digest = |name: &str| desired.revisions[&key(name)].0;
+    for (id, name, phase, device) in
+        [("s", "s-00001", Phase::Suspended, "a"), ("t", "t-00001", Phase::Primed, "b")]
+    {
+        let devices = [(ResourceName("a.example/x".into()), [DeviceId(device.into())].into())].into();
+        let made = InstanceActual { devices, ..instance(name, digest(name), phase) };
+        actual.instances.insert(InstanceId(id.into()), made);
+    }
+    let mut traffic = Traffic::default();
+    for name in ["s-00001", "t-00001", "u-00001"] {
+        traffic.revisions.insert(key(name), Demand { in_flight: 0, held: 1, last_request: Some(NOW) });
+    }
+    let plan = targeted(&desired, &actual, &traffic, &asking(&desired, 1, NOW), NOW);
+    assert!(plan.actions.contains(&Action::Start { instance: InstanceId("t".into()) }), "{:?}", plan.actions);
+}
