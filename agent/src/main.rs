@@ -92,11 +92,12 @@ async fn serve(start: Start) -> anyhow::Result<()> {
 /// Gives back the memory of what only a burst of work needed, whenever one is over.
 async fn shrink(mut rest: Rest) {
     while rest.reached().await.is_some() {
-        memory::trim();
-        match memory::unmap_program() {
-            Ok(bytes) => tracing::debug!(bytes, "unmapped the program's file"),
-            Err(error) => tracing::debug!(%error, "the program's file stays mapped"),
+        // Said before it is done: what it takes to say something would come back with it.
+        tracing::debug!("at rest: giving memory back");
+        if let Err(error) = memory::unmap_program() {
+            tracing::debug!(%error, "the program's file stays mapped");
         }
+        memory::trim();
     }
 }
 
