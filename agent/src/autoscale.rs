@@ -64,26 +64,26 @@ struct Running {
 impl Autoscale {
     /// Runs for ever.
     pub(crate) async fn run(mut self) {
-        let mut scaled = BTreeMap::new();
+        let (mut scaled, mut rested) = (BTreeMap::new(), BTreeMap::new());
         let mut samples = ticks(Duration::from_millis(SAMPLE_MS));
         loop {
             let awake = !scaled.is_empty();
             tokio::select! {
                 changed = self.accepted.changed() => {
                     if changed.is_err() { return }
-                    self.follow(&mut scaled);
+                    self.follow(&mut scaled, &mut rested);
                 }
                 changed = self.report.changed() => {
                     if changed.is_err() { return }
-                    self.follow(&mut scaled);
+                    self.follow(&mut scaled, &mut rested);
                 }
                 _ = samples.tick(), if awake => {
                     self.sample(&mut scaled);
-                    self.follow(&mut scaled);
+                    self.follow(&mut scaled, &mut rested);
                 }
                 () = self.meter.crowded() => self.look(&mut scaled),
                 () = self.poke.notified() => {
-                    self.follow(&mut scaled);
+                    self.follow(&mut scaled, &mut rested);
                     self.look(&mut scaled);
                 }
             }
@@ -92,8 +92,13 @@ impl Autoscale {
         }
     }
 
-    /// Brings the scalers in line with what is desired and what runs.
-    fn follow(&mut self, scaled: &mut BTreeMap<RevisionKey, Scaled>) {
+    /// Brings the scalers in line with what is desired and what runs. Of those that are at rest it says since when: a request that
+    /// woke a frozen instance may be over before anyone looks.
+    fn follow(
+        &mut self,
+        scaled: &mut BTreeMap<RevisionKey, Scaled>,
+        rested: &mut BTreeMap<RevisionKey, Moment>,
+    ) {
         let now = self.clock.now();
         let Some(accepted) = self.accepted.borrow_and_update().clone() else { return scaled.clear() };
         let running = running(&self.report.borrow_and_update());
@@ -112,7 +117,8 @@ impl Autoscale {
                     one.scaler.reconfigure(parameters, now);
                 }
                 Some(_) => {}
-                None if runs.started > 0 || waits => {
+                None if runs.started > 0 || waits || self.was_called_since(key, rested) => {
+                    rested.remove(key);
                     let last = self.meter.revision(key);
                     scaled.insert(key.clone(), Scaled::new(*digest, parameters(), runs, last, now));
                 }
@@ -126,9 +132,17 @@ impl Autoscale {
             let stays = accepted.desired.revisions.contains_key(key) && !at_rest;
             if !stays {
                 self.meter.set_calm(key, None);
+                rested.insert(key.clone(), now);
             }
             stays
         });
+        rested.retain(|key, _| accepted.desired.revisions.contains_key(key));
+    }
+
+    fn was_called_since(&self, key: &RevisionKey, rested: &BTreeMap<RevisionKey, Moment>) -> bool {
+        let Some(since) = rested.get(key) else { return false };
+        let last = self.meter.revision(key).and_then(|meter| meter.last_activity);
+        last.is_some_and(|instant| self.clock.moment(instant) > *since)
     }
 
     /// A second has passed.

@@ -254,6 +254,12 @@ impl Reconciler {
         }
     }
 
+    fn thaw(&mut self, instance: InstanceId, now: Moment) {
+        self.executor.thaw(instance.clone());
+        self.set_phase(&instance, Phase::Thawing, now);
+        self.actual.last_start = now;
+    }
+
     fn act(&mut self, action: Action, accepted: &Accepted, now: Moment) {
         self.tell_lost(&action, now);
         self.note_overuse(&action, now);
@@ -278,11 +284,7 @@ impl Reconciler {
                 self.set_phase(&instance, Phase::Freezing, now);
                 self.executor.freeze(instance);
             }
-            Action::Thaw { instance } => {
-                self.executor.thaw(instance.clone());
-                self.set_phase(&instance, Phase::Thawing, now);
-                self.actual.last_start = now;
-            }
+            Action::Thaw { instance } => self.thaw(instance, now),
             Action::Suspend { instance } => self.suspend(&instance, accepted, now),
             Action::Restore { instance } => self.restore(&instance, accepted, now),
             Action::Refit { instance, devices } => self.refit(instance, devices, now),

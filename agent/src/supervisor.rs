@@ -53,6 +53,8 @@ pub(crate) enum SupervisorEvent {
         id: InstanceId,
         exit: ExitRecord,
     },
+    /// A request has let this frozen instance go on.
+    Woken(InstanceId),
     /// The connection broke; a new one is being made.
     Lost,
 }
@@ -177,7 +179,7 @@ async fn keep(
         if let Err(error) = waker.attach(connection.as_fd()) {
             tracing::warn!(%error, "requests cannot wake frozen instances by themselves");
         }
-        let reason = match serve(&mut connection, &mut queue, &events, &mut sockets).await {
+        let reason = match serve(&mut connection, &mut queue, (&events, &waker), &mut sockets).await {
             Ok(()) => return,
             Err(error) => error.to_string(),
         };
@@ -203,7 +205,7 @@ async fn keep(
 async fn serve(
     connection: &mut Connection,
     queue: &mut mpsc::Receiver<Order>,
-    events: &mpsc::Sender<SupervisorEvent>,
+    (events, waker): (&mpsc::Sender<SupervisorEvent>, &Waker),
     sockets: &mut Sockets,
 ) -> io::Result<()> {
     let limitations = std::mem::take(&mut connection.limitations);
@@ -230,6 +232,11 @@ async fn serve(
             message = connection.receive() => match message? {
                 (Message::Reply { seq, result: Ok(Answer::Hello { limitations, .. }) }, _) if greeting == Some(seq) => {
                     tell(events, SupervisorEvent::Limitations(limitations)).await;
+                }
+                (Message::Reply { seq: wake::NOBODY, .. }, _) => {
+                    for id in waker.take_woken() {
+                        tell(events, SupervisorEvent::Woken(id)).await;
+                    }
                 }
                 (Message::Reply { seq, result }, descriptor) => {
                     if matches!(result, Ok(Answer::Created { .. })) {

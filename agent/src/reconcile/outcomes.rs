@@ -318,6 +318,8 @@ impl Reconciler {
             SupervisorEvent::Limitations(limitations) => self.limited(limitations),
             SupervisorEvent::Lost => self.supervised = false,
             SupervisorEvent::Exited { id, exit } => self.explain_exit(id, exit),
+            SupervisorEvent::Woken(id) if self.is_in(&id, &Phase::Frozen) => self.thaw(id, self.now()),
+            SupervisorEvent::Woken(_) => {}
         }
     }
 

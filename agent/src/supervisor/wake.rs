@@ -1,6 +1,7 @@
 //! Calls on the way of a request: a frozen instance is let go on from the thread that has the request, without a turn of any
-//! task. Nobody waits for the answer; the reconciler makes the same call when it hears of the request, and sees what comes of it.
+//! task. Nobody waits for the answer; when it comes the reconciler is told, makes the same call, and sees what comes of it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,13 +11,15 @@ use tombolo_agent_core::supervision::{Call, InstanceId, Request};
 use tombolo_router::Wake;
 
 /// Number of the calls whose answers nobody waits for.
-const NOBODY: u64 = 0;
+pub(super) const NOBODY: u64 = 0;
 
 /// Sends beside the task that owns the connection: messages on a SEQPACKET socket do not mix.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waker {
     /// `None` while there is no supervisor.
     socket: Arc<Mutex<Option<OwnedFd>>>,
+    /// Woken, and the reconciler does not know yet. The request may be over by the time it looks.
+    woken: Arc<Mutex<BTreeSet<InstanceId>>>,
 }
 
 impl Waker {
@@ -29,6 +32,15 @@ impl Waker {
         *self.lock() = None;
     }
 
+    /// Those that were woken since the last call.
+    pub(super) fn take_woken(&self) -> BTreeSet<InstanceId> {
+        std::mem::take(&mut *self.woken())
+    }
+
+    fn woken(&self) -> MutexGuard<'_, BTreeSet<InstanceId>> {
+        self.woken.lock().expect("no panic under this lock")
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<OwnedFd>> {
         self.socket.lock().expect("no panic under this lock")
     }
@@ -38,6 +50,8 @@ impl Wake for Waker {
     fn wake(&self, instance: &InstanceId) -> bool {
         let call = Call { seq: NOBODY, request: Request::Thaw { id: instance.clone() } };
         let Ok(message) = serde_json::to_vec(&call) else { return false };
+        // Before the call: its answer may be here before this goes on.
+        self.woken().insert(instance.clone());
         let sent = match &*self.lock() {
             Some(socket) => send(socket, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT),
             None => return false,
@@ -67,6 +81,7 @@ mod tests {
         let (length, _) = recv(&far, &mut buffer[..], RecvFlags::empty()).unwrap();
         let call: Call = serde_json::from_slice(&buffer[..length]).unwrap();
         assert_eq!(call, Call { seq: NOBODY, request: Request::Thaw { id: id.clone() } });
+        assert_eq!((waker.take_woken(), waker.take_woken()), ([id.clone()].into(), BTreeSet::new()));
         // A supervisor that reads nothing makes no request wait.
         while waker.wake(&id) {}
         waker.detach();
