@@ -106,6 +106,9 @@ pub(crate) struct Deploy {
     /// May be repeated
     #[arg(long, value_name = "K=V")]
     pub(crate) limit: Vec<String>,
+    /// Annotation of its revisions, such as tombolo.dev/idle-tier=frozen; `K-` takes K away. May be repeated
+    #[arg(long, short, value_name = "K=V")]
+    pub(crate) annotation: Vec<String>,
     /// Port the program listens on; it is told by $PORT
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,

@@ -33,6 +33,7 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
         texts.iter().map(|text| KeyChange::parse(option, text)).collect::<Result<Vec<_>, _>>()
     };
     let (env, limits) = (changes("--env", &args.env)?, changes("--limit", &args.limit)?);
+    let annotations = changes("--annotation", &args.annotation)?;
     let source = Source::of(&args.source)?;
     let name = source.service_name(args.name.as_deref())?;
     // A hub that is not there, or a name it would refuse, is found out before minutes of building.
@@ -43,6 +44,7 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
     let mut change = Change {
         env,
         limits,
+        annotations,
         port: args.port,
         concurrency: args.concurrency,
         min_scale: args.min_scale,

@@ -23,6 +23,8 @@ pub(crate) struct Change {
     pub(crate) env: Vec<KeyChange>,
     /// What it gets of the node's resources at most; of devices, how many.
     pub(crate) limits: Vec<KeyChange>,
+    /// Of its revisions.
+    pub(crate) annotations: Vec<KeyChange>,
     pub(crate) port: Option<u16>,
     /// Requests at once in one instance.
     pub(crate) concurrency: Option<u32>,
@@ -108,6 +110,17 @@ impl Change {
         for (key, scale) in [(MIN_SCALE, self.min_scale), (MAX_SCALE, self.max_scale)] {
             if let Some(scale) = scale {
                 template["metadata"]["annotations"][key] = json!(scale.to_string());
+            }
+        }
+        for change in &self.annotations {
+            match change {
+                KeyChange::Set { name, value } => template["metadata"]["annotations"][name] = json!(value),
+                KeyChange::Remove { name } => {
+                    let annotations = template.pointer_mut("/metadata/annotations");
+                    if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
+                        annotations.remove(name);
+                    }
+                }
             }
         }
     }
@@ -364,6 +377,16 @@ mod tests {
         assert_eq!(
             changed["metadata"]["annotations"],
             json!({"serving.knative.dev/rollout-duration": "30s"})
+        );
+        let set = |text: &str| KeyChange::parse("--annotation", text).unwrap();
+        let annotated = Change {
+            annotations: vec![set("tombolo.dev/idle-tier=frozen"), set("autoscaling.knative.dev/min-scale-")],
+            ..change(&[])
+        };
+        let changed = annotated.onto("ns", "a", Some(&changed)).unwrap();
+        assert_eq!(
+            changed["spec"]["template"]["metadata"]["annotations"],
+            json!({"autoscaling.knative.dev/max-scale": "5", "tombolo.dev/idle-tier": "frozen"})
         );
         // Of a new service nobody else can have the rest.
         assert!(wanted.onto("ns", "new", None).is_err());

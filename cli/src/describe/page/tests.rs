@@ -86,9 +86,9 @@ Conditions:
   Spare                 True     warning    <unknown>
 
 Nodes:
-  NODE      CONNECTED   REVISION      PHASE    INSTANCES                                    REASON         MESSAGE
-  press-7   True        hello-00001   Ready    1 running, 1 frozen, 1 primed (2 restarts)
-  press-7   True        hello-00002   Failed   0                                            ImageMissing
+  NODE      CONNECTED   REVISION      PHASE    INSTANCES                                                 REASON         MESSAGE
+  press-7   True        hello-00001   Ready    1 running, 1 frozen, 1 suspended, 1 primed (2 restarts)
+  press-7   True        hello-00002   Failed   0                                                         ImageMissing
 
 Events:
   AGE   TYPE      REASON           NODE      OBJECT                         MESSAGE
@@ -105,7 +105,7 @@ fn a_node_tells_what_it_serves_and_lacks() {
         "Capacity:       4 processors, 8192 MiB of memory",
         "Serving:        epoch 1, generation 4, sha256:11",
         "Limitations:    no swap limit: served without",
-        "  default/hello-00002   Failed   0                                            ImageMissing",
+        "  default/hello-00002   Failed   0                                                         ImageMissing",
         "  10s   Warning   ManifestRefused",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
