@@ -6,11 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_agent_core::autoscale::parameters::Defaults;
 use tombolo_agent_core::autoscale::scaler::Decision;
@@ -39,7 +37,6 @@ use crate::plugins::Plugins;
 use crate::progress::{self, Progress};
 use crate::ready::ReadyRecord;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
-use crate::rest::Rest;
 use crate::restore;
 use crate::router_socket::{self, ROUTER_SOCKET};
 use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
@@ -47,6 +44,12 @@ use crate::sync::Sync;
 use crate::tail;
 use crate::tls::TimeFloor;
 use crate::usage::Usage;
+
+mod running;
+mod tasks;
+
+pub use running::{Agent, Instances};
+use tasks::Tasks;
 
 /// Messages from the hub that wait for sync: the blobs asked for at a time, several times over.
 const RECEIVED: usize = 128;
@@ -61,42 +64,11 @@ const DEMAND: usize = 256;
 const TAIL_REQUESTS: usize = 16;
 const TAIL_CHUNKS: usize = 8;
 
-/// Longest wait for requests and farewells when the agent stops: the router gives open requests ten seconds.
-const STOP_DEADLINE: Duration = Duration::from_secs(12);
-
-/// Longest wait for the disk to take the last events.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
-
 /// How to start an agent.
 pub struct Start {
     pub config: Config,
     /// The supervisor's program and its leading arguments.
     pub supervisor_command: Vec<PathBuf>,
-}
-
-/// What becomes of the instances when the agent stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Instances {
-    /// They run on, and the next agent finds them.
-    Keep,
-    /// They end, and the supervisor with them.
-    Remove,
-}
-
-/// A running agent.
-pub struct Agent {
-    router_address: SocketAddr,
-    admin_address: SocketAddr,
-    executor: Executor,
-    supervisor: Supervisor,
-    outbox: Outbox,
-    accepted: watch::Receiver<Option<Arc<Accepted>>>,
-    report: watch::Receiver<Report>,
-    stop: CancellationToken,
-    /// Tasks that end when `stop` is cancelled.
-    ending: JoinSet<&'static str>,
-    /// Tasks that run for ever.
-    lasting: JoinSet<&'static str>,
 }
 
 /// What lies on the disk, opened.
@@ -130,15 +102,6 @@ struct Served {
     decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     usage: Usage,
     ready: watch::Receiver<bool>,
-}
-
-/// The agent's tasks, as they are started.
-struct Tasks {
-    stop: CancellationToken,
-    /// End when `stop` is cancelled.
-    ending: JoinSet<&'static str>,
-    /// Run for ever.
-    lasting: JoinSet<&'static str>,
 }
 
 /// Starts an agent. When this returns, router and admin API listen and the routes of the store are in force.
@@ -175,7 +138,7 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
         accepted: watch::Sender::new(accepted),
     };
     let stop = CancellationToken::new();
-    let mut tasks = Tasks { stop: stop.clone(), ending: JoinSet::new(), lasting: JoinSet::new() };
+    let mut tasks = Tasks::new(stop.clone());
     let (supervisor, supervisor_events) = supervised?;
     let listener = router_socket::take(&supervisor, shared.config.router.listen).await?;
     let kept = OwnedFd::from(listener.try_clone().context("router.listen")?);
@@ -346,62 +309,6 @@ fn with_tls(router: Router, config: &TlsConfig, tasks: &mut Tasks) -> anyhow::Re
     Ok(router)
 }
 
-impl Agent {
-    /// Where requests to functions come in.
-    pub fn router_address(&self) -> SocketAddr {
-        self.router_address
-    }
-
-    /// Where `/status` and the like answer.
-    pub fn admin_address(&self) -> SocketAddr {
-        self.admin_address
-    }
-
-    /// Tells when bursts of work are over.
-    pub fn rest(&self) -> Rest {
-        Rest::new(self.accepted.clone(), self.report.clone())
-    }
-
-    /// Resolves only when a task ended that must not end.
-    pub async fn failed(&mut self) -> anyhow::Error {
-        let ended = tokio::select! {
-            Some(ended) = self.ending.join_next() => ended,
-            Some(ended) = self.lasting.join_next() => ended,
-            else => return anyhow!("the agent has no tasks left"),
-        };
-        match ended {
-            Ok(name) => anyhow!("the {name} ended by itself"),
-            Err(error) => anyhow!("a task of the agent failed: {error}"),
-        }
-    }
-
-    /// Lets open requests end, says goodbye to the hub, and ends or keeps the instances.
-    ///
-    /// With the instances the supervisor keeps the router's socket: requests wait for the next agent. Without them nobody
-    /// listens afterwards.
-    pub async fn stop(mut self, instances: Instances) -> anyhow::Result<()> {
-        if instances == Instances::Remove
-            && let Err(error) = self.supervisor.release_socket(ROUTER_SOCKET).await
-        {
-            tracing::warn!(%error, "the supervisor still listens");
-        }
-        self.stop.cancel();
-        let ending = async { while self.ending.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_DEADLINE, ending).await.is_err() {
-            tracing::warn!("not everything ended in time");
-        }
-        let _ = tokio::time::timeout(FLUSH_DEADLINE, self.outbox.flushed()).await;
-        self.ending.shutdown().await;
-        self.lasting.shutdown().await;
-        let cleared = match instances {
-            Instances::Keep => Ok(()),
-            Instances::Remove => self.executor.clear().await.context("cannot end the instances"),
-        };
-        self.executor.abandon().await;
-        cleared
-    }
-}
-
 fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
     let dir = IdentityDir::open(&config.state_dir)?;
     let identity = dir.load(me)?.map(Arc::new);
@@ -464,21 +371,6 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
     let enrol = Enrol { me, hub: config.hub, dir, floor, identity, renew, trouble };
     tasks.lasting("enrolment", enrol.run());
     shown
-}
-
-impl Tasks {
-    fn ending(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.ending.spawn(named(name, task));
-    }
-
-    fn lasting(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.lasting.spawn(named(name, task));
-    }
-}
-
-async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
-    task.await;
-    name
 }
 
 /// The hub's last signed time has passed, whatever the node's clock says.
