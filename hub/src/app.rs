@@ -91,6 +91,8 @@ pub async fn start(config: Config) -> anyhow::Result<Hub> {
     tasks.spawn("catalog", writer.run(stop.clone()));
     let (images, resolver) = Resolver::new(opened.registry.clone(), catalog.watch());
     tasks.spawn("images", resolver.run(stop.clone()));
+    let grace = Duration::from_secs(config.registry.unused_s);
+    tasks.spawn("registry", opened.registry.clone().keep_clean(grace, stop.clone()));
     let settings = Settings { domain: config.routes.domain.clone(), http_port: config.routes.http_port };
     let (placement, first, reconciler) = Reconciler::new(catalog.clone(), fleet.watch(), images, settings);
     tasks.spawn("reconcile", reconciler.run(stop.clone()));

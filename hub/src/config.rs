@@ -9,8 +9,10 @@ use serde::Deserialize;
 use tombolo_config::{ConfigError, LogConfig};
 
 mod address;
+mod registry;
 
 pub use address::{AddressError, BrokerUrl, HostPort};
+pub use registry::RegistryConfig;
 
 /// Prefix of environment overrides; `__` separates the levels.
 const ENV_PREFIX: &str = "TOMBOLO_HUB__";
@@ -25,6 +27,7 @@ pub struct Config {
     pub nodes: NodesConfig,
     pub mqtt: MqttConfig,
     pub routes: RoutesConfig,
+    pub registry: RegistryConfig,
     pub log: LogConfig,
 }
 
@@ -75,6 +78,7 @@ impl Default for Config {
             nodes: NodesConfig::default(),
             mqtt: MqttConfig::default(),
             routes: RoutesConfig::default(),
+            registry: RegistryConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -175,6 +179,7 @@ mod tests {
             ("", Some(("TOMBOLO_HUB__MQTT__ADVERTISE", "hub")), "mqtt.advertise"),
             ("[routes]\ndomain = \"Example.com\"", None, "routes.domain"),
             ("", Some(("TOMBOLO_HUB__API__LISTNE", "x")), "listne"),
+            ("[registry]\nunused = 1", None, "unused"),
         ] {
             let error = load(text, env.as_slice()).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");

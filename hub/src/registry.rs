@@ -4,21 +4,26 @@
 //! {state_dir}/registry/blobs/…                                    content, see tombolo_oci::store
 //! {state_dir}/registry/repositories/{name}/_tags/{tag}            a digest
 //! {state_dir}/registry/repositories/{name}/_manifests/{hex}       a media type: this manifest was pushed here
+//! {state_dir}/registry/repositories/{name}/_blobs/{hex}           empty: the repository has this blob
 //! {state_dir}/registry/repositories/{name}/_referrers/{hex}/{hex} empty: the second manifest names the first as subject
 //! {state_dir}/registry/uploads/{id}                               uploads under way, emptied at every start
 //! ```
 //!
-//! What a client was told is stored is on the disk. Blobs are the hub's, not a repository's: a layer that came with one
-//! image is there for all. Must not know resources and nodes.
+//! What a client was told is stored is on the disk. Content is kept once, whoever has it; a repository has the blobs that
+//! were pushed to it or mounted into it. Must not know resources and nodes.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 use tombolo_api::Digest;
+use tombolo_oci::image::MAX_DOCUMENT;
 use tombolo_oci::{ImageReference, Repository, Store, StoreError, Tag, Target};
 
 mod blobs;
+mod collect;
+mod contents;
 mod error;
 mod http;
 mod manifests;
@@ -26,6 +31,7 @@ mod names;
 mod referrers;
 mod uploads;
 
+use contents::Contents;
 pub(crate) use http::{Access, router};
 use names::Names;
 use uploads::Uploads;
@@ -39,6 +45,9 @@ struct Inner {
     images: Store,
     names: Names,
     uploads: Uploads,
+    /// Held to write while something unused is removed, to read while something is found to be there and then named: what
+    /// a client was told is there must not go before it could name it.
+    collecting: RwLock<()>,
     /// Counts changes of names: whoever waits for an image looks again.
     changes: watch::Sender<u64>,
 }
@@ -63,7 +72,18 @@ impl Registry {
         let names = Names::open(&root.join("repositories"))?;
         let path = root.join("uploads");
         let uploads = Uploads::open(&path).map_err(|source| OpenError::Io { path, source })?;
-        Ok(Self(Arc::new(Inner { images, names, uploads, changes: watch::Sender::new(0) })))
+        let registry = Self(Arc::new(Inner {
+            images,
+            names,
+            uploads,
+            collecting: RwLock::default(),
+            changes: watch::Sender::new(0),
+        }));
+        if !registry.0.names.has_links() {
+            registry.link_all()?;
+            registry.0.names.set_has_links()?;
+        }
+        Ok(registry)
     }
 
     /// Changes whenever a name changed.
@@ -84,6 +104,44 @@ impl Registry {
 
     fn tagged(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, StoreError> {
         self.0.names.tag(repository, tag)
+    }
+
+    /// While the guard is held, nothing is collected.
+    fn using(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.collecting.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every blob that a manifest of the repository names.
+    fn named_in(&self, repository: &Repository) -> Result<BTreeSet<Digest>, StoreError> {
+        let mut named = BTreeSet::new();
+        for digest in self.0.names.manifests_of(repository)? {
+            match self.0.images.read_blob(&digest, MAX_DOCUMENT) {
+                // It was read when it was pushed.
+                Ok(content) => named.extend(Contents::parse(&digest, &content).unwrap_or_default().blobs),
+                Err(StoreError::Missing(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(named)
+    }
+
+    /// Registries once had no links: every repository has the blobs that its manifests name.
+    fn link_all(&self) -> Result<(), StoreError> {
+        for repository in self.0.names.repositories()? {
+            let named = match self.named_in(&repository) {
+                Err(error @ StoreError::DigestMismatch { .. }) => {
+                    tracing::error!(%repository, %error, "a manifest is damaged: push its image again");
+                    continue;
+                }
+                named => named?,
+            };
+            for digest in named {
+                if self.0.images.contains(&digest) {
+                    self.0.names.add_blob(&repository, &digest)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn changed(&self) {

@@ -3,12 +3,12 @@
 use std::io::SeekFrom;
 
 use axum::body::Body;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 use tombolo_api::Digest;
-use tombolo_oci::Repository;
+use tombolo_oci::{Repository, Store};
 
 use super::Registry;
 use super::error::ApiError;
@@ -19,13 +19,41 @@ const PIECE: usize = 64 * 1024;
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
-/// Answers with a blob, or with the one range asked for.
+/// Answers with a repository's blob, or with the one range asked for.
 pub(super) async fn read(
     registry: &Registry,
+    name: Repository,
     digest: Digest,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let path = registry.0.images.blob_path(&digest);
+    let here = registry.clone();
+    if !blocking(move || Ok::<_, ApiError>(here.0.names.has_blob(&name, &digest))).await? {
+        return Err(ApiError::blob_unknown(&digest));
+    }
+    serve(&registry.0.images, digest, headers).await
+}
+
+/// The same for one who will name the blob if it is here.
+pub(super) async fn claim(
+    registry: &Registry,
+    name: Repository,
+    digest: Digest,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let here = registry.clone();
+    let found = blocking(move || {
+        let _using = here.using();
+        here.0.names.use_blob(&name, &digest)
+    });
+    if !found.await? {
+        return Err(ApiError::blob_unknown(&digest));
+    }
+    serve(&registry.0.images, digest, headers).await
+}
+
+/// Answers with a blob of a store.
+pub(super) async fn serve(images: &Store, digest: Digest, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let path = images.blob_path(&digest);
     let mut file = tokio::fs::File::open(&path).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => ApiError::blob_unknown(&digest),
         _ => ApiError::io("open", &path, error),
@@ -57,15 +85,28 @@ pub(super) async fn read(
     Ok(response)
 }
 
-pub(super) async fn delete(registry: Registry, digest: Digest) -> Result<Response, ApiError> {
-    if !registry.0.images.contains(&digest) {
-        return Err(ApiError::blob_unknown(&digest));
-    }
-    blocking(move || registry.0.images.remove_blob(&digest)).await?;
+/// Takes a blob from a repository that has no manifest which names it. Its content goes when no repository has it.
+pub(super) async fn delete(
+    registry: Registry,
+    name: Repository,
+    digest: Digest,
+) -> Result<Response, ApiError> {
+    blocking(move || {
+        let _using = registry.using();
+        if !registry.0.names.has_blob(&name, &digest) {
+            return Err(ApiError::blob_unknown(&digest));
+        }
+        if registry.named_in(&name)?.contains(&digest) {
+            return Err(ApiError::unsupported("a manifest names this blob: delete the manifest first"));
+        }
+        registry.0.names.remove_blob(&name, &digest).map_err(ApiError::from)
+    })
+    .await?;
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
 
-/// Begins an upload, takes a whole blob at once, or finds that the blob to be mounted is here.
+/// Begins an upload, takes a whole blob at once, or finds that the blob to be mounted is here: in the repository it is to
+/// be mounted from, or in any where none is told.
 pub(super) async fn begin(
     registry: Registry,
     name: Repository,
@@ -73,15 +114,26 @@ pub(super) async fn begin(
     body: Body,
 ) -> Result<Response, ApiError> {
     if let Some(digest) = &query.mount {
-        let digest = parse_digest(digest)?;
-        if registry.0.images.contains(&digest) {
+        let (digest, from) = (parse_digest(digest)?, query.from.as_deref().map(str::parse));
+        let (here, to) = (registry.clone(), name.clone());
+        let mounted = blocking(move || {
+            let _using = here.using();
+            let found = match from {
+                None => true,
+                Some(from) => from.is_ok_and(|from| here.0.names.has_blob(&from, &digest)),
+            };
+            if !found || !here.0.images.contains(&digest) {
+                return Ok(false);
+            }
+            here.0.names.add_blob(&to, &digest).map(|()| true)
+        });
+        if mounted.await? {
             return Ok(created(&name, &digest));
         }
     }
-    let id = registry.0.uploads.begin().await?;
+    let id = registry.0.uploads.begin(&name).await?;
     if let Some(digest) = &query.digest {
-        let digest = parse_digest(digest);
-        let result = match digest {
+        let result = match parse_digest(digest) {
             Ok(digest) => complete(registry.clone(), &name, &id, digest, &HeaderMap::new(), body).await,
             Err(error) => Err(error),
         };
@@ -93,7 +145,7 @@ pub(super) async fn begin(
 
 /// How far an upload is.
 pub(super) fn progress(registry: &Registry, name: &Repository, id: &str) -> Result<Response, ApiError> {
-    let len = registry.0.uploads.find(id)?.len();
+    let len = registry.0.uploads.find(name, id)?.len();
     Ok(at(name, id, len, StatusCode::NO_CONTENT))
 }
 
@@ -105,9 +157,12 @@ pub(super) async fn append(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let mut upload = registry.0.uploads.find(id)?;
-    follows(headers, upload.len())?;
-    upload.append(body).await?;
+    let mut upload = registry.0.uploads.find(name, id)?;
+    let end = match follows(headers, upload.len()) {
+        Ok(end) => end,
+        Err(error) => return Ok(refused(error, name, id, upload.len())),
+    };
+    upload.append(body, end).await?;
     Ok(at(name, id, upload.len(), StatusCode::ACCEPTED))
 }
 
@@ -124,12 +179,10 @@ pub(super) async fn finish(
     complete(registry, &name, id, parse_digest(&digest)?, headers, body).await
 }
 
-pub(super) fn cancel(registry: &Registry, id: &str) -> Result<Response, ApiError> {
-    if registry.0.uploads.end(id) {
-        Ok(empty(StatusCode::NO_CONTENT, &[]))
-    } else {
-        Err(ApiError::upload_unknown())
-    }
+pub(super) fn cancel(registry: &Registry, name: &Repository, id: &str) -> Result<Response, ApiError> {
+    drop(registry.0.uploads.find(name, id)?);
+    registry.0.uploads.end(id);
+    Ok(empty(StatusCode::NO_CONTENT, &[]))
 }
 
 async fn complete(
@@ -140,28 +193,45 @@ async fn complete(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let mut upload = registry.0.uploads.find(id)?;
-    follows(headers, upload.len())?;
-    upload.append(body).await?;
-    let uploads = registry.clone();
-    let adopted = blocking(move || registry.0.images.adopt(upload.path(), &digest)).await;
+    let mut upload = registry.0.uploads.find(name, id)?;
+    let end = match follows(headers, upload.len()) {
+        Ok(end) => end,
+        Err(error) => return Ok(refused(error, name, id, upload.len())),
+    };
+    upload.append(body, end).await?;
+    let (uploads, to) = (registry.clone(), name.clone());
+    let adopted = blocking(move || {
+        let _using = registry.using();
+        registry.0.images.adopt(upload.path(), &digest)?;
+        registry.0.names.add_blob(&to, &digest)
+    })
+    .await;
     // Right or wrong, it is over: more bytes do not make wrong ones right.
     uploads.0.uploads.end(id);
     adopted?;
     Ok(created(name, &digest))
 }
 
-/// Whether a piece begins where the upload ends. Pieces that do not say where they begin are believed.
-fn follows(headers: &HeaderMap, len: u64) -> Result<(), ApiError> {
+/// Checks that a piece begins where the upload ends; where it says that it ends itself. Pieces that do not say where they
+/// begin are believed.
+fn follows(headers: &HeaderMap, len: u64) -> Result<Option<u64>, ApiError> {
     let Some(range) = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok()) else {
-        return Ok(());
+        return Ok(None);
     };
-    let start =
-        range.trim_start_matches("bytes ").split_once('-').and_then(|(start, _)| start.parse::<u64>().ok());
-    match start {
-        Some(start) if start == len => Ok(()),
+    let told = range.trim_start_matches("bytes ").split('/').next().and_then(|told| told.split_once('-'));
+    let told = told.and_then(|(start, last)| Some((start.parse::<u64>().ok()?, last.parse::<u64>().ok()?)));
+    match told {
+        Some((start, last)) if start == len && last >= start => Ok(Some(last.saturating_add(1))),
         _ => Err(ApiError::range_invalid(format!("the piece is {range:?}, but the next byte is {len}"))),
     }
+}
+
+/// A refused piece, with where the upload is: the client can go on from there.
+fn refused(error: ApiError, name: &Repository, id: &str, len: u64) -> Response {
+    let mut response = error.into_response();
+    let place = at(name, id, len, StatusCode::ACCEPTED);
+    response.headers_mut().extend(place.headers().clone());
+    response
 }
 
 fn created(name: &Repository, digest: &Digest) -> Response {
@@ -196,6 +266,8 @@ fn parse_range(text: &str, size: u64) -> Range {
     };
     match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
         (Ok(start), Ok(last)) if start <= last => part(start, last.saturating_add(1), size),
+        // Backwards: nothing is in it.
+        (Ok(_), Ok(_)) => Range::Beyond,
         (Ok(start), Err(_)) if last.trim().is_empty() => part(start, size, size),
         (Err(_), Ok(count)) if first.trim().is_empty() => part(size.saturating_sub(count), size, size),
         _ => Range::Ignored,
@@ -221,7 +293,7 @@ mod tests {
             ("bytes=-99", Range::Part { start: 0, end: 10 }),
             ("bytes=10-", Range::Beyond),
             ("bytes=-0", Range::Beyond),
-            ("bytes=3-2", Range::Ignored),
+            ("bytes=3-2", Range::Beyond),
             ("bytes=0-1,3-4", Range::Ignored),
             ("items=0-1", Range::Ignored),
         ] {

@@ -77,6 +77,14 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", format!("more than {limit} bytes"))
     }
 
+    pub(super) fn size_invalid(why: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "SIZE_INVALID", why)
+    }
+
+    pub(super) fn page_invalid(why: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", why)
+    }
+
     pub(super) fn broken_body(why: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", format!("the body broke off: {why}"))
     }

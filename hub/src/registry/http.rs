@@ -12,6 +12,7 @@ use tombolo_api::Digest;
 use tombolo_oci::{Repository, Target};
 
 use super::error::ApiError;
+use super::names::place;
 use super::{Registry, blobs, manifests, referrers};
 
 /// Names the content of a response.
@@ -54,6 +55,7 @@ pub(crate) fn router(registry: Registry, access: Access) -> Router {
 pub(super) struct Query {
     pub(super) digest: Option<String>,
     pub(super) mount: Option<String>,
+    pub(super) from: Option<String>,
     #[serde(rename = "artifactType")]
     artifact_type: Option<String>,
     n: Option<usize>,
@@ -76,7 +78,7 @@ async fn handle(registry: Registry, request: Request) -> Result<Response, ApiErr
     let (parts, body) = request.into_parts();
     let subject = subject(parts.uri.path()).ok_or_else(ApiError::unknown_path)?;
     let query = axum::extract::Query::<Query>::try_from_uri(&parts.uri)
-        .map_err(|error| ApiError::digest_invalid(error.to_string()))?
+        .map_err(|error| ApiError::page_invalid(error.body_text()))?
         .0;
     let (method, headers) = (&parts.method, &parts.headers);
     match subject {
@@ -95,10 +97,12 @@ async fn handle(registry: Registry, request: Request) -> Result<Response, ApiErr
             }
         }
         Subject::Blob(name, digest) => {
-            let (_, digest) = (name.parse::<Repository>()?, parse_digest(digest)?);
+            let (name, digest) = (name.parse::<Repository>()?, parse_digest(digest)?);
             match *method {
-                Method::GET | Method::HEAD => blobs::read(&registry, digest, headers).await,
-                Method::DELETE => blobs::delete(registry, digest).await,
+                Method::GET => blobs::read(&registry, name, digest, headers).await,
+                // What a client is told is here it may name, without pushing it.
+                Method::HEAD => blobs::claim(&registry, name, digest, headers).await,
+                Method::DELETE => blobs::delete(registry, name, digest).await,
                 _ => Err(not_allowed()),
             }
         }
@@ -111,7 +115,7 @@ async fn handle(registry: Registry, request: Request) -> Result<Response, ApiErr
                 Method::GET | Method::HEAD => blobs::progress(&registry, &name, id),
                 Method::PATCH => blobs::append(&registry, &name, id, headers, body).await,
                 Method::PUT => blobs::finish(registry, name, id, query, headers, body).await,
-                Method::DELETE => blobs::cancel(&registry, id),
+                Method::DELETE => blobs::cancel(&registry, &name, id),
                 _ => Err(not_allowed()),
             }
         }
@@ -148,8 +152,9 @@ async fn tags(registry: Registry, name: Repository, query: Query) -> Result<Resp
     let repository = name.clone();
     let all = blocking(move || registry.0.names.list_tags(&repository)).await?;
     let all = all.ok_or_else(|| ApiError::name_unknown(name.as_str()))?;
-    let after = query.last.unwrap_or_default();
-    let rest: Vec<String> = all.into_iter().filter(|tag| *tag > after).collect();
+    let after = query.last.as_deref().map(place);
+    let rest: Vec<String> =
+        all.into_iter().filter(|tag| after.as_ref().is_none_or(|after| place(tag) > *after)).collect();
     let limit = query.n.unwrap_or(TAGS_MAX).min(TAGS_MAX);
     let (page, more) = rest.split_at(limit.min(rest.len()));
     let mut response = axum::Json(json!({"name": name.as_str(), "tags": page})).into_response();

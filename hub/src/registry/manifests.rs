@@ -6,9 +6,10 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode, header};
 use tombolo_api::Digest;
-use tombolo_oci::image::{Document, MAX_DOCUMENT};
+use tombolo_oci::image::MAX_DOCUMENT;
 use tombolo_oci::{Repository, StoreError, Target};
 
+use super::contents::Contents;
 use super::error::ApiError;
 use super::http::{CONTENT_DIGEST, blocking, empty};
 use super::{Registry, referrers};
@@ -48,7 +49,8 @@ pub(super) async fn read(registry: Registry, name: Repository, target: Target) -
     Ok(response)
 }
 
-/// Stores a manifest, once everything it names is here.
+/// Stores a manifest, once its blobs are here. The manifests that an index names may be elsewhere: a site that needs one
+/// platform mirrors that one, under the digest of all.
 pub(super) async fn put(
     registry: Registry,
     name: Repository,
@@ -63,28 +65,17 @@ pub(super) async fn put(
     if let Some(named) = target.digest().filter(|named| *named != digest) {
         return Err(ApiError::digest_invalid(format!("the path says {named}, but the content is {digest}")));
     }
-    let document =
-        Document::parse(&digest, &content).map_err(|error| ApiError::manifest_invalid(error.to_string()))?;
-    let media_type = media_type(headers, &content)?;
-    let subject = referrers::subject_of(&content);
+    let contents =
+        Contents::parse(&digest, &content).map_err(|error| ApiError::manifest_invalid(error.to_string()))?;
+    let media_type = media_type(headers, &contents)?;
+    let subject = contents.subject;
     let location = format!("/v2/{name}/manifests/{digest}");
     blocking(move || -> Result<(), ApiError> {
         let images = &registry.0.images;
-        match document {
-            Document::Manifest(manifest) => {
-                let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
-                for blob in blobs {
-                    if !images.contains(&blob.digest) {
-                        return Err(ApiError::manifest_blob_unknown(&blob.digest));
-                    }
-                }
-            }
-            Document::Index(entries) => {
-                for entry in entries {
-                    if registry.0.names.manifest(&name, &entry.manifest.digest)?.is_none() {
-                        return Err(ApiError::manifest_blob_unknown(&entry.manifest.digest));
-                    }
-                }
+        let _using = registry.using();
+        for blob in &contents.blobs {
+            if !registry.0.names.use_blob(&name, blob)? || !images.contains(blob) {
+                return Err(ApiError::manifest_blob_unknown(blob));
             }
         }
         images.put(&content)?;
@@ -123,16 +114,13 @@ pub(super) async fn delete(
     if removed { Ok(empty(StatusCode::ACCEPTED, &[])) } else { Err(unknown) }
 }
 
-/// What the client calls its manifest: by header, else by the document's own word.
-fn media_type(headers: &HeaderMap, content: &[u8]) -> Result<String, ApiError> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Own {
-        media_type: Option<String>,
-    }
-    let header = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let own = serde_json::from_slice::<Own>(content).ok().and_then(|own| own.media_type);
-    let media_type = own.or(header).ok_or_else(|| ApiError::manifest_invalid("it has no media type"))?;
+/// What a manifest is: by its own word, else by the client's, else by its shape.
+fn media_type(headers: &HeaderMap, contents: &Contents) -> Result<String, ApiError> {
+    let header = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = match header {
+        Some(header) if !contents.states_type => header.to_owned(),
+        _ => contents.media_type.clone(),
+    };
     let fits =
         media_type.len() <= MEDIA_TYPE_MAX && media_type.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
     if fits { Ok(media_type) } else { Err(ApiError::manifest_invalid("its media type is malformed")) }

@@ -9,6 +9,8 @@ use tombolo_api::Digest;
 use tombolo_oci::store::sync_directory;
 use tombolo_oci::{Repository, StoreError, Tag};
 
+mod links;
+
 /// Largest name file that is read; the largest written holds a media type.
 const FILE_MAX: u64 = 4096;
 
@@ -43,9 +45,10 @@ impl Names {
         remove(&self.tags(repository), tag.as_str())
     }
 
-    /// All tags of a repository in alphabetical order, or `None` if there is no such repository.
+    /// All tags of a repository in the order of [`place`], or `None` if there is no such repository.
     pub(super) fn list_tags(&self, repository: &Repository) -> Result<Option<Vec<String>>, StoreError> {
-        let tags = list(&self.tags(repository))?;
+        let mut tags = list(&self.tags(repository))?;
+        tags.sort_by_cached_key(|tag| place(tag));
         if tags.is_empty() && list(&self.manifests(repository))?.is_empty() {
             return Ok(None);
         }
@@ -121,6 +124,11 @@ impl Names {
     fn referring(&self, repository: &Repository) -> PathBuf {
         self.root.join(repository.as_str()).join("_referrers")
     }
+}
+
+/// Where a tag stands among others: lexical, and as the specification has it, whatever the case.
+pub(super) fn place(tag: &str) -> (String, String) {
+    (tag.to_ascii_lowercase(), tag.to_owned())
 }
 
 fn read(path: &Path) -> Result<Option<String>, StoreError> {

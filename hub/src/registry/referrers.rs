@@ -31,18 +31,12 @@ struct Referring {
     artifact_type: Option<String>,
     config: Option<Config>,
     annotations: BTreeMap<String, String>,
-    subject: Option<Subject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Config {
     media_type: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Subject {
-    digest: Digest,
 }
 
 /// A referrer as the index lists it.
@@ -52,14 +46,10 @@ struct Descriptor {
     media_type: String,
     digest: Digest,
     size: usize,
+    #[serde(skip_serializing_if = "String::is_empty")]
     artifact_type: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<String, String>,
-}
-
-/// The digest that a manifest names as its subject.
-pub(super) fn subject_of(content: &[u8]) -> Option<Digest> {
-    serde_json::from_slice::<Referring>(content).ok()?.subject.map(|subject| subject.digest)
 }
 
 /// Answers with an index of what refers to `subject`; an empty one if nothing does.

@@ -12,6 +12,7 @@ use axum::body::Body;
 use futures_util::StreamExt as _;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+use tombolo_oci::Repository;
 
 use super::error::ApiError;
 
@@ -35,6 +36,7 @@ pub(super) struct Uploads {
 
 #[derive(Debug)]
 struct Slot {
+    repository: Repository,
     touched: Instant,
     upload: Arc<tokio::sync::Mutex<Upload>>,
 }
@@ -56,8 +58,8 @@ impl Uploads {
         Ok(Self { directory: directory.into(), running: Mutex::default() })
     }
 
-    /// Begins an upload; its id.
-    pub(super) async fn begin(&self) -> Result<String, ApiError> {
+    /// Begins an upload to a repository; its id.
+    pub(super) async fn begin(&self, repository: &Repository) -> Result<String, ApiError> {
         let id = uuid::Uuid::new_v4().to_string();
         let path = self.directory.join(&id);
         let file = OpenOptions::new().write(true).create_new(true).open(&path).await;
@@ -69,14 +71,20 @@ impl Uploads {
             return Err(ApiError::too_many_uploads());
         }
         let upload = Arc::new(tokio::sync::Mutex::new(upload));
-        running.insert(id.clone(), Slot { touched: Instant::now(), upload });
+        let repository = repository.clone();
+        running.insert(id.clone(), Slot { repository, touched: Instant::now(), upload });
         Ok(id)
     }
 
-    /// The upload with this id, for one request at a time.
-    pub(super) fn find(&self, id: &str) -> Result<tokio::sync::OwnedMutexGuard<Upload>, ApiError> {
+    /// The repository's upload with this id, for one request at a time.
+    pub(super) fn find(
+        &self,
+        repository: &Repository,
+        id: &str,
+    ) -> Result<tokio::sync::OwnedMutexGuard<Upload>, ApiError> {
         let mut running = self.running();
-        let slot = running.get_mut(id).ok_or_else(ApiError::upload_unknown)?;
+        let slot = running.get_mut(id).filter(|slot| slot.repository == *repository);
+        let slot = slot.ok_or_else(ApiError::upload_unknown)?;
         slot.touched = Instant::now();
         Arc::clone(&slot.upload).try_lock_owned().map_err(|_| ApiError::upload_busy())
     }
@@ -100,8 +108,8 @@ impl Upload {
         &self.path
     }
 
-    /// Adds a request's whole body.
-    pub(super) async fn append(&mut self, body: Body) -> Result<(), ApiError> {
+    /// Adds a request's whole body, which must bring it to `end` where that is told.
+    pub(super) async fn append(&mut self, body: Body, end: Option<u64>) -> Result<(), ApiError> {
         let failed = |path: &Path, error| ApiError::io("write", path, error);
         // Whatever an earlier request wrote before it broke off.
         self.file.set_len(self.len).await.map_err(|error| failed(&self.path, error))?;
@@ -120,6 +128,12 @@ impl Upload {
             self.file.write_all(&chunk).await.map_err(|error| failed(&self.path, error))?;
         }
         self.file.flush().await.map_err(|error| failed(&self.path, error))?;
+        if let Some(end) = end.filter(|end| *end != len) {
+            let (sent, told) = (len - self.len, end.saturating_sub(self.len));
+            return Err(ApiError::size_invalid(format!(
+                "the piece has {sent} bytes, but its range says {told}"
+            )));
+        }
         self.len = len;
         Ok(())
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clients;
+mod conformance;
 mod process;
 mod registry;
 mod rest;
