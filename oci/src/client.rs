@@ -4,6 +4,7 @@
 //! deadline. Must not know who a registry belongs to: where it is, and whom to believe, is in the [`Endpoint`].
 
 mod error;
+mod pace;
 mod pull;
 mod push;
 
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use tombolo_api::Digest;
 
 pub use error::TransferError;
+pub use pace::{Gate, Pace};
 
 use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::{Repository, Target};
@@ -61,6 +63,8 @@ struct Deadlines {
     stored: Duration,
     /// Without a byte of a body; the transfer goes on from there in the next attempt.
     idle: Duration,
+    /// Before a blob's second attempt; doubled for each further one.
+    retry: Duration,
 }
 
 impl Default for Deadlines {
@@ -69,6 +73,7 @@ impl Default for Deadlines {
             answer: Duration::from_secs(30),
             stored: Duration::from_secs(120),
             idle: Duration::from_secs(20),
+            retry: Duration::from_millis(200),
         }
     }
 }
@@ -121,9 +126,15 @@ pub struct Client {
     base: String,
     auth: Option<BasicAuth>,
     deadlines: Deadlines,
+    pace: Pace,
 }
 
 impl Client {
+    /// The same client, whose downloads keep a pace.
+    pub fn with_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
+    }
+
     /// Makes a client; connects to nothing yet.
     pub fn new(endpoint: Endpoint) -> Result<Self, TransferError> {
         let mut builder = reqwest::Client::builder()
@@ -152,7 +163,7 @@ impl Client {
         };
         let http = builder.build().map_err(|error| TransferError::Client(innermost(&error)))?;
         let base = format!("{scheme}://{authority}");
-        Ok(Self { http, base, auth: endpoint.auth, deadlines: Deadlines::default() })
+        Ok(Self { http, base, auth: endpoint.auth, deadlines: Deadlines::default(), pace: Pace::default() })
     }
 
     /// The digest a tag stands for now; for a digest, that it is there.

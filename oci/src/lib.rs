@@ -11,7 +11,7 @@ pub mod reference;
 pub mod store;
 
 pub use build::{BuildError, BuildOptions, BuiltImage, FileEntry, Source, build_directory};
-pub use client::{BasicAuth, Client, Endpoint, Progress, Scheme, TransferError};
+pub use client::{BasicAuth, Client, Endpoint, Gate, Pace, Progress, Scheme, TransferError};
 pub use image::{ImageError, ImageSummary, Platform, RunConfig};
 pub use layer::UnpackError;
 pub use reference::{HUB_HOST, ImageReference, Repository, Tag, Target};

@@ -3,6 +3,7 @@
 //! ```text
 //! blobs/sha256/<hex>      verified content, immutable
 //! partial/<hex>           a download under way; survives restarts, verified as a whole before it becomes a blob
+//! partial/<hex>.marks     what of it a power cut leaves
 //! layers/<diff id hex>/   fs/ is an overlay lower directory, `unpacked` its record; renamed into place when complete
 //! tmp/                    emptied at every opening
 //! lock                    held by the one process that owns the store
@@ -24,14 +25,20 @@ use rustix::fs::FlockOperation;
 use sha2::{Digest as _, Sha256};
 use tombolo_api::Digest;
 
+mod marks;
 mod partial;
+mod room;
 
 pub use partial::Partial;
+pub use room::Reservation;
 
 use crate::layer::{self, UnpackError};
 
 /// Read and hash in pieces of this size: large enough to be fast, small enough to be nothing beside the process.
 const PIECE: usize = 128 * 1024;
+
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A content store. Cloning gives another handle of the same store.
 #[derive(Clone, Debug)]
@@ -43,6 +50,9 @@ struct Inner {
     /// Who fetches or unpacks which content right now, so that two images that share a layer do it once.
     claims: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     beats: AtomicU64,
+    room: room::Room,
+    /// Which boot of the machine this is.
+    boot: String,
     _lock: File,
 }
 
@@ -50,12 +60,18 @@ struct Inner {
 struct Beating {
     store: Store,
     file: File,
+    /// What is read is written again, uncompressed, and so stops where the disk has only what stays free.
+    is_unpacked: bool,
 }
 
 impl Read for Beating {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
         self.store.beat();
+        if self.is_unpacked && self.store.check_floor(0).is_err() {
+            // Told as the disk itself would tell it.
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
         Ok(count)
     }
 }
@@ -67,6 +83,11 @@ pub enum StoreError {
     InUse { path: PathBuf },
     #[error("the disk under {path} is full: free space there, or move the state directory to a larger disk")]
     DiskFull { path: PathBuf },
+    #[error(
+        "{} are needed, but of the {} free under {path} {} stay free for what runs{}: free space there, or move the state directory to a larger disk",
+        size(*needed), size(*free), size(*kept), promises(*promised)
+    )]
+    NoRoom { path: PathBuf, needed: u64, free: u64, kept: u64, promised: u64 },
     #[error("{expected} was expected, but the content is {actual}")]
     DigestMismatch { expected: Digest, actual: Digest },
     #[error("{digest} should be {expected} bytes long, but {actual} bytes came")]
@@ -106,6 +127,13 @@ pub struct Removed {
 impl Store {
     /// Opens the store in `root`, made if absent. Leftovers of a crash are removed; downloads under way are kept.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        // Where the kernel does not say, every start is a boot of its own: what was synced is kept.
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_else(|_| format!("unknown {}", std::process::id()));
+        Self::open_in_boot(root, &boot)
+    }
+
+    /// The same, where `boot` tells one boot of the machine from another.
+    pub fn open_in_boot(root: &Path, boot: &str) -> Result<Self, StoreError> {
         for directory in ["blobs/sha256", "partial", "layers", "tmp"] {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(failed("create", &path))?;
@@ -124,6 +152,8 @@ impl Store {
             root: root.into(),
             claims: Mutex::default(),
             beats: AtomicU64::new(0),
+            room: room::Room::default(),
+            boot: boot.trim().replace(char::is_whitespace, "-"),
             _lock: lock,
         }));
         for leftover in store.list("tmp")? {
@@ -137,6 +167,14 @@ impl Store {
         &self.0.root
     }
 
+    fn boot(&self) -> &str {
+        &self.0.boot
+    }
+
+    fn room(&self) -> &room::Room {
+        &self.0.room
+    }
+
     /// Grows with every piece of content that is received, read, unpacked or removed: while it stands still, whoever fetches or
     /// unpacks is stuck.
     pub fn beats(&self) -> u64 {
@@ -148,8 +186,8 @@ impl Store {
         self.0.beats.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn beating(&self, file: File) -> Beating {
-        Beating { store: self.clone(), file }
+    fn beating(&self, file: File, is_unpacked: bool) -> Beating {
+        Beating { store: self.clone(), file, is_unpacked }
     }
 
     /// Whether the blob is present, complete and verified when it came.
@@ -194,7 +232,7 @@ impl Store {
 
     /// Whether a blob on the disk is still what its name says. Reads all of it.
     pub fn verify(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let mut file = self.beating(self.open_blob(digest)?);
+        let mut file = self.beating(self.open_blob(digest)?, false);
         let (actual, _) = digest_of(&mut file).map_err(failed("read", &self.blob_path(digest)))?;
         Ok(actual == *digest)
     }
@@ -234,6 +272,11 @@ impl Store {
         Partial::open(self.clone(), digest, size)
     }
 
+    /// Bytes that are here of a download under way, sound or not.
+    pub fn partial_size(&self, digest: &Digest) -> u64 {
+        self.partial_path(digest).metadata().map_or(0, |metadata| metadata.len())
+    }
+
     /// Waits until no other task fetches or unpacks this content; the claim ends when the guard is dropped.
     pub async fn claim(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
@@ -255,7 +298,7 @@ impl Store {
         if let Some(path) = self.layer_path(diff_id) {
             return Ok(path);
         }
-        let blob = self.beating(self.open_blob(digest)?);
+        let blob = self.beating(self.open_blob(digest)?, true);
         let staging = tempfile::Builder::new()
             .prefix("layer-")
             .tempdir_in(self.0.root.join("tmp"))
@@ -328,6 +371,12 @@ impl Store {
                 remove_tree(&self.partial_path(&digest))?;
                 removed.partials += 1;
                 removed.bytes += bytes;
+            }
+        }
+        for path in self.list("partial")? {
+            let of_download = path.with_extension("");
+            if digest_in_name(&path).is_none() && !of_download.is_file() {
+                remove_tree(&path)?;
             }
         }
         self.sync("blobs/sha256")?;
@@ -440,6 +489,15 @@ fn remove_tree(path: &Path) -> Result<(), StoreError> {
 
 fn digest_in_name(path: &Path) -> Option<Digest> {
     format!("sha256:{}", path.file_name()?.to_str()?).parse().ok()
+}
+
+/// Bytes for a person.
+fn size(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+fn promises(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!(" and other downloads need {}", size(bytes)) }
 }
 
 /// Names the act and the object of an input or output error, and tells a full disk apart.

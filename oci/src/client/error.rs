@@ -29,6 +29,8 @@ pub enum TransferError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Unpack(#[from] UnpackError),
+    #[error("the download was paused")]
+    Paused,
     #[error("no client can be made: {0}")]
     Client(String),
 }
@@ -52,6 +54,7 @@ impl TransferError {
                 "ImageInvalid"
             }
             Self::Store(_) | Self::Image(ImageError::Store(_)) => "ImageStoreFailed",
+            Self::Paused => "PullDeferred",
             Self::Client(_) => "RegistryUnusable",
         }
     }
@@ -68,8 +71,10 @@ impl TransferError {
         }
     }
 
-    fn is_disk_full(&self) -> bool {
-        let full = |error: &StoreError| matches!(error, StoreError::DiskFull { .. });
+    /// Whether it was room on the disk that was wanting.
+    pub fn is_disk_full(&self) -> bool {
+        let full =
+            |error: &StoreError| matches!(error, StoreError::DiskFull { .. } | StoreError::NoRoom { .. });
         match self {
             Self::Store(error)
             | Self::Image(ImageError::Store(error))

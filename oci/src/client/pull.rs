@@ -1,10 +1,10 @@
 //! Pulling an image by digest: documents first, then layers side by side, each going on where it broke off.
 //!
 //! ```text
-//! summary complete? ─▶ (index ─▶) manifest ─▶ config ─▶ layers: blob by range ─▶ verify ─▶ unpack ─▶ summary
+//! summary complete? ─▶ (index ─▶) manifest ─▶ config ─▶ room? ─▶ layers: blob by range ─▶ verify ─▶ unpack ─▶ summary
 //! ```
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::header::{CONTENT_RANGE, RANGE};
@@ -16,7 +16,7 @@ use crate::image::{
     self, Blob, Config, Document, ImageError, ImageSummary, MAX_DOCUMENT, Manifest, Platform,
 };
 use crate::reference::{Repository, Target};
-use crate::store::{Partial, Store, StoreError};
+use crate::store::{Partial, Reservation, Store, StoreError};
 
 /// Layers fetched at the same time: more gain nothing on a link that one fills, and cost memory.
 const PARALLEL: usize = 3;
@@ -24,23 +24,51 @@ const PARALLEL: usize = 3;
 /// Attempts of one blob in a row that brought it no further than it had been.
 const ATTEMPTS_MAX: u32 = 5;
 
-/// Before the second attempt; doubled for each further one.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-
 /// Bytes handed to the disk at once.
 const WRITE_PIECE: usize = 256 * 1024;
 
-/// One layer's share of the numbers.
+/// Bytes that a layer is taken to unpack to for each one of its blob: gzip leaves a third to a half of programs and text.
+const UNPACKED_RATIO: u64 = 3;
+
+/// One layer's share of the numbers, and of the room that was reserved.
 struct Share<'a> {
     progress: &'a Progress,
     here: u64,
+    room: &'a Reservation,
+    /// Bytes reserved for it that are not written yet.
+    reserved: u64,
 }
 
 impl Share<'_> {
-    fn is_at(&mut self, here: u64) {
+    /// So many bytes were here before, and nothing was reserved for them.
+    fn starts_at(&mut self, here: u64) {
         self.progress.moved(self.here, here);
         self.here = here;
     }
+
+    fn is_at(&mut self, here: u64) {
+        self.progress.moved(self.here, here);
+        self.fills(here.saturating_sub(self.here));
+        self.here = here;
+    }
+
+    /// So much of the room reserved for it is taken.
+    fn fills(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.reserved);
+        self.reserved -= bytes;
+        self.room.used(bytes);
+    }
+}
+
+/// A layer to be had.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    blob: Blob,
+    diff_id: Digest,
+    /// Bytes it will take on the disk, as far as is known.
+    needs: u64,
+    /// Bytes of its blob that are here.
+    here: u64,
 }
 
 impl Client {
@@ -61,8 +89,14 @@ impl Client {
         progress.start(manifest.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)));
         // Owned: a closure over references would keep the future from being spawned.
         let layers: Vec<_> = manifest.layers.iter().copied().zip(config.diff_ids.iter().copied()).collect();
+        let to = store.clone();
+        let (layers, room) = blocking(move || reserve(&to, &layers)).await?;
+        let room = &room;
         stream::iter(layers)
-            .map(|(blob, diff_id)| async move { self.layer(store, repository, blob, &diff_id, progress).await })
+            .map(|layer| async move {
+                let share = Share { progress, here: 0, room, reserved: layer.needs };
+                self.layer(store, repository, layer, share).await
+            })
             .buffer_unordered(PARALLEL)
             .try_collect::<()>()
             .await?;
@@ -143,24 +177,24 @@ impl Client {
         &self,
         store: &Store,
         repository: &Repository,
-        blob: Blob,
-        diff_id: &Digest,
-        progress: &Progress,
+        Layer { blob, diff_id, here, .. }: Layer,
+        mut share: Share<'_>,
     ) -> Result<(), TransferError> {
-        let mut share = Share { progress, here: 0 };
+        share.starts_at(here);
         let mut again = true;
         loop {
-            if store.layer_path(diff_id).is_none() {
+            if store.layer_path(&diff_id).is_none() {
                 // One claim after the other, never both: an uncompressed layer's two digests are the same.
                 let claim = store.claim(&blob.digest).await;
                 self.blob(store, repository, blob, &mut share).await?;
                 drop(claim);
             }
-            let _claim = store.claim(diff_id).await;
-            let (from, diff_id) = (store.clone(), *diff_id);
+            let _claim = store.claim(&diff_id).await;
+            let from = store.clone();
             let error = match blocking(move || from.unpack(&blob.digest, &diff_id)).await {
                 Ok(_) => {
                     share.is_at(blob.size);
+                    share.fills(u64::MAX);
                     return Ok(());
                 }
                 Err(error) => error,
@@ -210,7 +244,7 @@ impl Client {
             }
             let (here, of) = (share.here, blob.size);
             tracing::debug!(digest = %blob.digest, here, of, %error, "a transfer broke off");
-            tokio::time::sleep(RETRY_FIRST * 2u32.pow(attempts - 1)).await;
+            tokio::time::sleep(self.deadlines.retry * 2u32.pow(attempts - 1)).await;
         }
     }
 
@@ -234,7 +268,11 @@ impl Client {
                 Err(TransferError::Refused { status: 416, .. }) => self.send(request(), &what).await?,
                 other => other?,
             };
-            if !goes_on_at(&answer, partial.len()) {
+            let start = fitting(&answer, &partial, blob).map_err(|cause| {
+                let what = what.clone();
+                TransferError::Broken { what, cause }
+            })?;
+            if start != partial.len() {
                 partial.restart()?;
             }
             partial = self.receive(answer, partial, share, &what).await?;
@@ -251,18 +289,20 @@ impl Client {
         what: &str,
     ) -> Result<Partial, TransferError> {
         let mut waiting = Vec::with_capacity(WRITE_PIECE);
+        let broken_off = |cause| TransferError::Interrupted { what: what.to_owned(), cause };
         let mut end = Ok(());
         loop {
             match self.next_piece(&mut answer).await {
                 Ok(Some(piece)) => {
                     partial.beat();
                     waiting.extend_from_slice(&piece);
+                    end = self.pace.take(piece.len(), || partial.beat()).await;
                 }
                 Ok(None) if partial.missing() > waiting.len() as u64 => {
-                    end = Err("it ended too early".into())
+                    end = Err(broken_off("it ended too early".into()));
                 }
                 Ok(None) => {}
-                Err(cause) => end = Err(cause),
+                Err(cause) => end = Err(broken_off(cause)),
             }
             let ended = end.is_err() || waiting.len() as u64 >= partial.missing();
             if waiting.len() >= WRITE_PIECE || ended {
@@ -272,21 +312,49 @@ impl Client {
             }
             if ended {
                 // What came before a break is kept for the next attempt.
-                let broken_off = |cause| TransferError::Interrupted { what: what.to_owned(), cause };
-                return end.map_err(broken_off).map(|()| partial);
+                return end.map(|()| partial);
             }
         }
     }
 }
 
-/// Whether an answer's body begins at this byte of the blob.
-fn goes_on_at(answer: &Response, position: u64) -> bool {
-    if answer.status() != StatusCode::PARTIAL_CONTENT {
-        return position == 0;
+/// What has to be had of `layers`, and room for it: for the bytes that are missing, and for what they unpack to, which nobody
+/// knows before. Reads the disk: blocks.
+fn reserve(store: &Store, layers: &[(Blob, Digest)]) -> Result<(Vec<Layer>, Reservation), StoreError> {
+    let mut counted = BTreeSet::new();
+    let layer = |&(blob, diff_id): &(Blob, Digest)| {
+        let is_whole = store.contains(&blob.digest);
+        let here = if is_whole { blob.size } else { store.partial_size(&blob.digest).min(blob.size) };
+        let needs = match counted.insert(diff_id) && store.layer_path(&diff_id).is_none() {
+            true => (blob.size - here).saturating_add(blob.size.saturating_mul(UNPACKED_RATIO)),
+            false => 0,
+        };
+        Layer { blob, diff_id, needs, here }
+    };
+    let layers: Vec<Layer> = layers.iter().map(layer).collect();
+    let needed = layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.needs));
+    Ok((layers, store.reserve(needed)?))
+}
+
+/// The byte of the blob at which an answer's body begins: where the download is, or the first. Anything else, and a body that is
+/// too long or too short, is not the blob: a network's login page must not cost what is here.
+fn fitting(answer: &Response, partial: &Partial, blob: Blob) -> Result<u64, String> {
+    let start = match answer.status() {
+        StatusCode::PARTIAL_CONTENT => {
+            let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok())
+        }
+        _ => Some(0),
+    };
+    let start = start
+        .filter(|start| *start == 0 || *start == partial.len())
+        .ok_or_else(|| format!("it is not what follows the first {} bytes", partial.len()))?;
+    match answer.content_length() {
+        Some(length) if length != blob.size - start => {
+            Err(format!("{length} bytes were announced where {} are missing", blob.size - start))
+        }
+        _ => Ok(start),
     }
-    let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
-    start == Some(position)
 }
 
 async fn summary(

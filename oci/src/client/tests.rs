@@ -11,6 +11,8 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 
+mod faults;
+
 use super::*;
 use crate::build::{BuildOptions, BuiltImage, FileEntry, Source, build_directory};
 use crate::image::{Config, OCI_CONFIG, OCI_LAYER_GZIP, Platform, RunConfig};

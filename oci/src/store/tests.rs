@@ -68,7 +68,7 @@ fn every_piece_of_long_work_is_a_beat() {
     };
     let partial =
         beats_of(&|| store.partial(&digest, content.len() as u64).unwrap().write(&content).unwrap());
-    assert_eq!(partial, 1, "nothing was there to be read, and writing follows what comes");
+    assert_eq!(partial, 0, "nothing was there to be read, and writing follows what comes");
     let resumed = beats_of(&|| store.partial(&digest, content.len() as u64).unwrap().commit().unwrap());
     let verified = beats_of(&|| assert!(store.verify(&digest).unwrap()));
     let removed = beats_of(&|| store.remove_blob(&digest).unwrap());
@@ -173,4 +173,49 @@ async fn one_at_a_time_fetches_a_digest() {
     store.claim(&Digest::of(b"y")).await;
     drop(first);
     store.claim(&digest).await;
+}
+
+#[test]
+fn room_is_promised_once_and_given_back() {
+    let (_dir, store) = open();
+    let free = store.free().unwrap();
+    let most = free / 4;
+    let first = store.reserve(most).unwrap();
+    let second = store.reserve(most).unwrap();
+    let error = store.reserve(most * 3).unwrap_err();
+    assert!(error.to_string().contains("are needed"), "{error}");
+    assert!(error.to_string().contains("other downloads need"), "{error}");
+    first.used(most);
+    drop(second);
+    drop(store.reserve(most * 3).unwrap());
+    drop(first);
+    drop(store.reserve(most * 3).unwrap());
+
+    // What stays free is nobody's.
+    store.keep_free(u64::MAX);
+    assert!(matches!(store.reserve(1), Err(StoreError::NoRoom { needed: 1, .. })));
+    let mut partial = store.partial(&Digest::of(b"x"), 1).unwrap();
+    assert!(matches!(partial.write(b"x"), Err(StoreError::NoRoom { .. })));
+    store.keep_free(0);
+    partial.write(b"x").unwrap();
+    partial.commit().unwrap();
+    store.keep_free(u64::MAX);
+    let error = store.unpack(&Digest::of(b"x"), &Digest::of(b"x")).unwrap_err();
+    assert!(crate::TransferError::from(error).is_disk_full());
+}
+
+#[test]
+fn what_belongs_to_no_download_goes() {
+    let (dir, store) = open();
+    let (kept, gone) = (Digest::of(b"kept"), Digest::of(b"gone"));
+    for digest in [&kept, &gone] {
+        store.partial(digest, 10).unwrap().write(b"ten").unwrap();
+    }
+    let keep = Keep { blobs: BTreeSet::from([kept]), layers: BTreeSet::new() };
+    store.retain(&keep).unwrap();
+    let left: BTreeSet<_> = fs::read_dir(dir.path().join("partial"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(left, BTreeSet::from([kept.hex(), format!("{}.marks", kept.hex())]));
 }
