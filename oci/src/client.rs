@@ -3,6 +3,7 @@
 //! Everything that comes is bounded by what was announced and verified by digest before it counts. Every wait has a
 //! deadline. Must not know who a registry belongs to: where it is, and whom to believe, is in the [`Endpoint`].
 
+mod base;
 mod error;
 mod pace;
 mod pull;
@@ -20,8 +21,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tombolo_api::Digest;
 
+pub use base::BaseImage;
 pub use error::TransferError;
 pub use pace::{Gate, Pace};
+pub use push::{PushBlob, PushContent};
 
 use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::{Repository, Target};

@@ -10,8 +10,14 @@ pub mod layer;
 pub mod reference;
 pub mod store;
 
-pub use build::{BuildError, BuildOptions, BuiltImage, FileEntry, Source, build_directory};
-pub use client::{BasicAuth, Client, Endpoint, Gate, Pace, Progress, Scheme, TransferError};
+pub use build::{
+    BuildError, BuildOptions, BuiltImage, Composition, Documents, FileEntry, Layer, Members, Source,
+    build_directory, write_layer,
+};
+pub use client::{
+    BaseImage, BasicAuth, Client, Endpoint, Gate, Pace, Progress, PushBlob, PushContent, Scheme,
+    TransferError,
+};
 pub use image::{ImageError, ImageSummary, Platform, RunConfig};
 pub use layer::UnpackError;
 pub use reference::{HUB_HOST, ImageReference, Repository, Tag, Target};

@@ -1,6 +1,8 @@
 //! The same input gives the same image.
 
-use std::os::unix::fs::symlink;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::{Duration, SystemTime};
 
 use super::*;
@@ -121,4 +123,36 @@ fn what_an_image_cannot_hold_is_named() {
     let error = build_directory(&options(Source::Directory(empty.path().into())), &store).unwrap_err();
     assert!(matches!(error, BuildError::Empty(_)));
     assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_image_on_a_base_has_the_layers_of_both() {
+    let (_dir, store) = store();
+    let dir = directory(&["run", "lib/a", "skip"]);
+    let mut members = Members::default();
+    members.add_tree(dir.path(), Path::new("app"), &|path, _| path != Path::new("skip")).unwrap();
+    members.add_shared_directory(Path::new("tmp")).unwrap();
+    members.add_content("etc/passwd", b"root".to_vec(), false).unwrap();
+    assert!(members.contains(Path::new("app/lib/a")) && !members.contains(Path::new("app/skip")));
+    let tmp = store.root().join("tmp");
+    let (_file, upper) = write_layer(&members, &tmp).unwrap();
+    assert_eq!(write_layer(&members, &tmp).unwrap().1, upper);
+    let lower = Layer { digest: Digest::of(b"elsewhere"), diff_id: Digest::of(b"plain"), ..upper.clone() };
+    let labels = BTreeMap::from([("org.opencontainers.image.revision".to_owned(), "4f".to_owned())]);
+    let image = Composition { layers: vec![lower.clone(), upper.clone()], labels, ..Composition::default() };
+    let documents = image.documents();
+    assert_eq!(image.documents(), documents);
+    let digest = Digest::of(&documents.manifest);
+    let Document::Manifest(manifest) = Document::parse(&digest, &documents.manifest).unwrap() else {
+        panic!("no manifest")
+    };
+    assert_eq!(
+        manifest.layers.iter().map(|layer| layer.digest).collect::<Vec<_>>(),
+        [lower.digest, upper.digest]
+    );
+    let config = Config::parse(&manifest.config.digest, &documents.config).unwrap();
+    assert_eq!(config.diff_ids, [lower.diff_id, upper.diff_id]);
+    for text in [&documents.manifest, &documents.config] {
+        assert!(String::from_utf8_lossy(text).contains(r#""org.opencontainers.image.revision":"4f""#));
+    }
 }
