@@ -13,6 +13,7 @@ pub mod report;
 pub mod serving;
 pub mod tail;
 pub mod topics;
+pub mod verification;
 
 pub use digest::Digest;
 pub use names::{NodeId, RevisionKey};

@@ -8,6 +8,7 @@ mod error;
 mod pace;
 mod pull;
 mod push;
+mod signatures;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

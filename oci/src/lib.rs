@@ -8,6 +8,7 @@ pub mod client;
 pub mod image;
 pub mod layer;
 pub mod reference;
+pub mod signature;
 pub mod store;
 
 pub use build::{

@@ -1,0 +1,233 @@
+//! How signatures lie in a registry: under the tag `sha256-<hex>.sig` in the image's own repository, or as manifests that name the
+//! image as their subject. Reads documents; fetches nothing.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use tombolo_api::Digest;
+use tombolo_api::verification::{ImageSignature, ImageSignatures};
+
+use super::{IN_TOTO, PAYLOAD_MAX, excerpt};
+use crate::image::{Blob, MAX_DOCUMENT};
+use crate::reference::{Tag, Target};
+
+/// Manifests that refer to one image and are looked into: signatures, beside lists of contents and attestations.
+pub const MANIFESTS_MAX: usize = 64;
+
+/// Signatures of one image that are looked at: cosign adds one each time it is asked to.
+pub const SIGNATURES_MAX: usize = 64;
+
+/// Largest bundle, bytes: a statement, and what a transparency log says of it.
+pub const BUNDLE_MAX: u64 = 64 * 1024;
+
+/// What was passed over, as far as it is told.
+const PASSED_OVER_MAX: usize = 4;
+
+const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
+
+/// Where cosign puts an image's signatures.
+pub fn signature_tag(image: &Digest) -> Target {
+    tag(format!("sha256-{}.sig", image.hex()))
+}
+
+/// Where referrers are listed by registries that have no API for it.
+pub fn referrers_tag(image: &Digest) -> Target {
+    tag(format!("sha256-{}", image.hex()))
+}
+
+fn tag(text: String) -> Target {
+    Target::Tag(text.parse::<Tag>().expect("digits and letters, and not many"))
+}
+
+/// A signature whose content is in a blob that is still to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub blob: Blob,
+    form: Form,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Form {
+    /// The blob is the payload; this is its signature.
+    Simple(String),
+    Bundle,
+}
+
+impl Part {
+    /// Most bytes that its blob may have.
+    pub fn limit(&self) -> u64 {
+        match self.form {
+            Form::Simple(_) => PAYLOAD_MAX as u64,
+            Form::Bundle => BUNDLE_MAX,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: Digest,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    artifact_type: String,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// What is found of one image's signatures, piece by piece.
+#[derive(Debug, Default)]
+pub struct Findings {
+    signatures: Vec<ImageSignature>,
+    passed_over: Vec<String>,
+    parts: usize,
+}
+
+impl Findings {
+    /// The manifests that an index of referrers lists and that may have signatures.
+    pub fn referrers(&mut self, index: &[u8]) -> Vec<Digest> {
+        #[derive(Deserialize)]
+        struct Index {
+            #[serde(default)]
+            manifests: Vec<Descriptor>,
+        }
+        // What is no index lists nothing.
+        let Ok(index) = serde_json::from_slice::<Index>(index) else { return Vec::new() };
+        index.manifests.iter().for_each(|referrer| self.note_unknown(&referrer.artifact_type));
+        let may_sign = |referrer: &Descriptor| {
+            // Some registries leave the type out.
+            referrer.artifact_type.is_empty() || is_known(&referrer.artifact_type)
+        };
+        let signing = index.manifests.into_iter().filter(may_sign);
+        signing.map(|referrer| referrer.digest).take(MANIFESTS_MAX).collect()
+    }
+
+    /// Notes what calls itself a signature and is of another kind.
+    fn note_unknown(&mut self, artifact_type: &str) {
+        if artifact_type.contains("signature") && !is_known(artifact_type) {
+            self.pass_over(format!("a signature of the kind {}", excerpt(artifact_type)));
+        }
+    }
+
+    /// What has to be read of the signatures in a manifest.
+    pub fn parts(&mut self, manifest: &[u8]) -> Vec<Part> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Manifest {
+            #[serde(default)]
+            artifact_type: String,
+            #[serde(default)]
+            layers: Vec<Descriptor>,
+        }
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(manifest) else { return Vec::new() };
+        self.note_unknown(&manifest.artifact_type);
+        let mut parts = Vec::new();
+        for layer in manifest.layers {
+            let kind = layer.media_type.as_str();
+            let form = match (layer.annotations.get(SIGNATURE), kind) {
+                (Some(signature), SIMPLE_SIGNING) => Form::Simple(signature.clone()),
+                _ if kind.starts_with(BUNDLE) => Form::Bundle,
+                _ if kind.contains("sign") => {
+                    self.pass_over(format!("a signature of the kind {}", excerpt(kind)));
+                    continue;
+                }
+                // A list of contents, an attestation.
+                _ => continue,
+            };
+            let part = Part { blob: Blob { digest: layer.digest, size: layer.size }, form };
+            if part.blob.size > part.limit() {
+                self.pass_over(format!(
+                    "a signature of {} bytes, of at most {}",
+                    part.blob.size,
+                    part.limit()
+                ));
+            } else if self.parts < SIGNATURES_MAX {
+                self.parts += 1;
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
+    /// Takes in the content of a part's blob.
+    pub fn add(&mut self, part: &Part, content: &[u8]) {
+        let read = match &part.form {
+            _ if content.len() as u64 > part.limit().min(MAX_DOCUMENT) => {
+                Err("a signature that is too large".into())
+            }
+            Form::Simple(signature) => simple(signature, content),
+            Form::Bundle => bundle(content),
+        };
+        match read {
+            Ok(signature) if self.signatures.contains(&signature) => {}
+            Ok(signature) => self.signatures.push(signature),
+            Err(what) => self.pass_over(what),
+        }
+    }
+
+    /// A part whose blob cannot be had.
+    pub fn pass_over(&mut self, what: String) {
+        if self.passed_over.len() < PASSED_OVER_MAX && !self.passed_over.contains(&what) {
+            self.passed_over.push(what);
+        }
+    }
+
+    /// All that was found.
+    pub fn finish(self) -> ImageSignatures {
+        ImageSignatures { found: self.signatures, passed_over: self.passed_over }
+    }
+}
+
+fn is_known(artifact_type: &str) -> bool {
+    artifact_type.contains("cosign") || artifact_type.starts_with(BUNDLE)
+}
+
+fn simple(signature: &str, content: &[u8]) -> Result<ImageSignature, String> {
+    let payload = std::str::from_utf8(content).map_err(|_| "a payload that is no text")?;
+    Ok(ImageSignature {
+        payload: payload.to_owned(),
+        signature: signature.to_owned(),
+        payload_type: String::new(),
+    })
+}
+
+fn bundle(content: &[u8]) -> Result<ImageSignature, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Bundle {
+        dsse_envelope: Option<Envelope>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Envelope {
+        payload: String,
+        payload_type: String,
+        #[serde(default)]
+        signatures: Vec<Signature>,
+    }
+    #[derive(Deserialize)]
+    struct Signature {
+        sig: String,
+    }
+    let bundle: Bundle =
+        serde_json::from_slice(content).map_err(|_| "a sigstore bundle that is malformed")?;
+    let envelope = bundle.dsse_envelope.ok_or("a sigstore bundle without a DSSE envelope")?;
+    if envelope.payload_type != IN_TOTO {
+        return Err(format!(
+            "a sigstore bundle with a payload of the kind {}",
+            excerpt(&envelope.payload_type)
+        ));
+    }
+    let payload = STANDARD.decode(&envelope.payload).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let payload = payload.ok_or("a sigstore bundle with a payload that is no text")?;
+    // An envelope may have several; cosign makes one.
+    let signature =
+        envelope.signatures.into_iter().next().ok_or("a sigstore bundle without a signature")?.sig;
+    Ok(ImageSignature { payload, signature, payload_type: envelope.payload_type })
+}
