@@ -32,6 +32,7 @@ mod launch;
 mod nodes;
 mod preparing;
 mod probing;
+mod signature;
 mod suspend;
 mod trouble;
 mod users;
@@ -68,11 +69,10 @@ const TERMINATE_AGAIN: [Duration; 4] =
 /// What came of an action.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// `Ok(true)`: something had to be fetched.
     ImagePrepared {
-        revision: RevisionKey,
-        object: Digest,
-        result: Result<bool, Trouble>,
+        object: Arc<RevisionObject>,
+        digest: Digest,
+        result: Result<Image, Trouble>,
     },
     /// With the pid of its init, which waits.
     Primed {
@@ -129,6 +129,15 @@ impl From<ProbeEvent> for Outcome {
     fn from(event: ProbeEvent) -> Self {
         Self::Probed(event)
     }
+}
+
+/// An image that may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// Something had to be fetched.
+    pub(crate) fetched: bool,
+    /// It is not signed, and its namespace wants to be told.
+    pub(crate) caution: Option<Trouble>,
 }
 
 /// What an instance that is asked to end is doing.
@@ -216,15 +225,21 @@ impl Executor {
         Self { inner }
     }
 
-    /// Looks the image of a revision up; fetches and unpacks what is missing.
+    /// Looks the image of a revision up, if it may be used; fetches and unpacks what is missing.
     pub(crate) fn prepare_image(&self, digest: Digest, object: Arc<RevisionObject>) {
         let inner = self.inner.clone();
         self.inner.spawn(async move {
-            let revision = object.key();
-            let (preparing, images) = (inner.clone(), inner.tools.images.clone());
-            let work = async move { image::prepare(&preparing, digest, &object).await };
-            let result = inner.preparing.run(digest, work, || images.beats()).await;
-            inner.tell(Outcome::ImagePrepared { revision, object: digest, result }).await;
+            let result = match signature::check(&object) {
+                Ok(caution) => {
+                    let (preparing, images) = (inner.clone(), inner.tools.images.clone());
+                    let of = object.clone();
+                    let work = async move { image::prepare(&preparing, digest, &of).await };
+                    let prepared = inner.preparing.run(digest, work, || images.beats()).await;
+                    prepared.map(|fetched| Image { fetched, caution })
+                }
+                Err(refused) => Err(refused),
+            };
+            inner.tell(Outcome::ImagePrepared { object, digest, result }).await;
         });
     }
 

@@ -36,6 +36,7 @@ use crate::supervisor::SupervisorEvent;
 use crate::usage::Overuses;
 
 mod devices;
+mod images;
 mod outcomes;
 mod suspending;
 mod traffic;
@@ -386,6 +387,7 @@ impl Reconciler {
         let desired = &accepted.desired;
         let left = std::mem::take(&mut self.left);
         self.actual.revisions.retain(|key, _| desired.revisions.contains_key(key));
+        self.judge_anew(desired);
         for (key, (digest, object)) in &desired.revisions {
             if self.actual.revisions.get(key).is_some_and(|known| known.object == *digest) {
                 continue;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Entry, ObjectKind};
 use crate::serving::RevisionSpec;
+use crate::verification::Verification;
 use crate::{Digest, RevisionKey};
 
 /// Most instances of one revision on one node in this release, whatever is asked for: bounds a burst on a small machine.
@@ -31,6 +32,9 @@ pub struct RevisionObject {
     pub annotations: BTreeMap<String, String>,
     /// As at the hub, defaults filled in; every container's `image` is `registry/repository@sha256:…`.
     pub spec: RevisionSpec,
+    /// Whether its image may be run: it says nothing of how. `None`: nobody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<Verification>,
 }
 
 /// A route a node should serve.
@@ -119,6 +123,15 @@ impl RevisionObject {
     pub fn key(&self) -> RevisionKey {
         RevisionKey::new(&self.namespace, &self.name)
     }
+
+    /// What identifies how it runs: the digest that the object, whose own is `digest`, would have without what only says whether
+    /// it may. Other keys or signatures leave instances and all that is known of them as they are.
+    fn identity(&self, digest: Digest) -> Digest {
+        match self.verification {
+            None => digest,
+            Some(_) => encode_revision(&Self { verification: None, ..self.clone() }).entry.digest,
+        }
+    }
 }
 
 /// One object with its entry in the manifest.
@@ -153,7 +166,7 @@ fn encode(kind: ObjectKind, namespace: &str, name: &str, object: &impl Serialize
 /// Everything a node should run, decoded: always a whole manifest's worth.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
-    /// By key; the digest says whether it changed.
+    /// By key; the digest says whether how it runs has changed. It is that of the object without its verification.
     pub revisions: BTreeMap<RevisionKey, (Digest, Arc<RevisionObject>)>,
     /// By namespace and name.
     pub routes: BTreeMap<(String, String), RouteObject>,
@@ -191,7 +204,8 @@ impl Desired {
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }
-                self.revisions.insert(object.key(), (entry.digest, Arc::new(object)));
+                let identity = object.identity(entry.digest);
+                self.revisions.insert(object.key(), (identity, Arc::new(object)));
             }
             ObjectKind::Route => {
                 let object: RouteObject =

@@ -10,6 +10,7 @@ pub mod steering;
 use serde::{Deserialize, Serialize};
 
 use crate::meta::{Condition, ObjectMeta, is_zero, null_is_default};
+use crate::verification::ImageSignatures;
 
 pub use revision_spec::{
     Capabilities, ConfigMapKeySelector, Container, ContainerPort, DEFAULT_PORT, EmptyDir, EnvFromSource,
@@ -145,6 +146,9 @@ pub struct ContainerStatus {
     pub image_digest: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
+    /// Of the image, as they were last found; `None`: nobody has looked for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signatures: Option<ImageSignatures>,
 }
 
 /// Which Revisions answer under which host.

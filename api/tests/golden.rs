@@ -21,6 +21,7 @@ use tombolo_api::report::{
     RevisionPhase, RevisionReport, RolledBack, RouteReport, Serving, ShareReport, TargetReport, Tier,
 };
 use tombolo_api::tail::{TailChunk, TailRequest};
+use tombolo_api::verification::{ImageSignature, ImageSignatures, Policy, TrustedKey, Verification};
 
 /// `golden`, one line, is what `value` is written as and reads back as `value`.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(golden: &str, value: &T) {
@@ -77,7 +78,29 @@ fn revision() -> RevisionObject {
         configuration: "hello".into(),
         annotations: BTreeMap::from([("autoscaling.knative.dev/min-scale".into(), "1".into())]),
         spec: serde_json::from_value(spec).unwrap(),
+        verification: None,
     }
+}
+
+/// The same in a namespace that demands signatures.
+fn verified() -> RevisionObject {
+    let text = |text: &str| text.to_owned();
+    let key = |name: &str| TrustedKey {
+        name: text(name),
+        pem: text("-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n"),
+    };
+    let signature = |payload_type: &str| ImageSignature {
+        payload: text("{\"critical\":{}}"),
+        signature: text("MEUC"),
+        payload_type: text(payload_type),
+    };
+    let signatures = ImageSignatures {
+        found: vec![signature(""), signature("application/vnd.in-toto+json")],
+        passed_over: vec![text("a sigstore bundle that is malformed")],
+    };
+    let verification =
+        Verification { policy: Policy::Require, keys: vec![key("release"), key("")], signatures };
+    RevisionObject { verification: Some(verification), ..revision() }
 }
 
 fn route() -> RouteObject {
@@ -135,6 +158,27 @@ fn serving() -> Serving {
 #[test]
 fn revision_objects() {
     check(include_str!("golden/revision_object.json"), &revision());
+    check(include_str!("golden/revision_object_with_verification.json"), &verified());
+}
+
+#[test]
+fn what_an_image_is_judged_by_says_nothing_of_how_it_runs() {
+    let identity = |object: &RevisionObject| {
+        let encoded = encode_revision(object);
+        let mut desired = Desired::default();
+        desired.add(&encoded.entry, &encoded.bytes).unwrap();
+        let (identity, read) = desired.revisions[&object.key()].clone();
+        assert_eq!(*read, *object);
+        (identity, encoded.entry.digest)
+    };
+    let (plain, digest) = identity(&revision());
+    assert_eq!(plain, digest, "objects of fleets that demand nothing are known by their digest, as ever");
+    let (other, digest) = identity(&verified());
+    assert_eq!(other, plain);
+    assert_ne!(digest, plain, "and still it is another object, that nodes fetch");
+    let mut moved = verified();
+    moved.spec.timeout_seconds = Some(7);
+    assert_ne!(identity(&moved).0, plain);
 }
 
 #[test]

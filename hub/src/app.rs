@@ -28,6 +28,7 @@ use crate::publish::{self, BrokerMemory, Publisher};
 use crate::reconcile::Reconciler;
 use crate::registry::{self, Access, Registry};
 use crate::serve::serve;
+use crate::signatures::Collector;
 use crate::tails::Tails;
 
 /// How long the parts may take to end; each has shorter limits of its own.
@@ -93,8 +94,11 @@ pub async fn start(config: Config) -> anyhow::Result<Hub> {
     tasks.spawn("images", resolver.run(stop.clone()));
     let grace = Duration::from_secs(config.registry.unused_s);
     tasks.spawn("registry", opened.registry.clone().keep_clean(grace, stop.clone()));
+    let (signatures, collector) = Collector::new(opened.registry.clone(), catalog.watch(), images.clone());
+    tasks.spawn("signatures", collector.run(stop.clone()));
     let settings = Settings { domain: config.routes.domain.clone(), http_port: config.routes.http_port };
-    let (placement, first, reconciler) = Reconciler::new(catalog.clone(), fleet.watch(), images, settings);
+    let (placement, first, reconciler) =
+        Reconciler::new(catalog.clone(), fleet.watch(), (images, signatures), settings);
     tasks.spawn("reconcile", reconciler.run(stop.clone()));
 
     let publisher =

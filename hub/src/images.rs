@@ -224,15 +224,18 @@ async fn look_elsewhere(reference: &ImageReference) -> Resolution {
 }
 
 async fn ask(reference: &ImageReference) -> Result<Digest, TransferError> {
-    let host = &reference.host;
+    client_of(&reference.host).await?.resolve(&reference.repository, &reference.target).await
+}
+
+/// A client of another registry.
+pub(crate) async fn client_of(host: &str) -> Result<Client, TransferError> {
     let scheme = if is_this_machine(host) {
         Scheme::Http
     } else {
         let tls = tokio::task::spawn_blocking(system_tls).await;
         Scheme::Https(Arc::new(tls.map_err(|error| TransferError::Client(error.to_string()))??))
     };
-    let client = Client::new(Endpoint { scheme, address: host.clone(), auth: None, server_name: None })?;
-    client.resolve(&reference.repository, &reference.target).await
+    Client::new(Endpoint { scheme, address: host.to_owned(), auth: None, server_name: None })
 }
 
 /// Registries of this machine speak plain HTTP, as every container tool assumes.

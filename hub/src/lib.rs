@@ -27,6 +27,7 @@ mod publish;
 mod reconcile;
 mod registry;
 mod serve;
+mod signatures;
 mod tails;
 
 pub use app::{Hub, join_token, start};

@@ -2,11 +2,11 @@
 //! has changed.
 //!
 //! ```text
-//! catalog, fleet, images ─▶ tombolo_hub_core::reconcile ─┬─ writes ───▶ catalog
-//!                                                        └─ placement ─▶ watch
+//! catalog, fleet, images, signatures ─▶ tombolo_hub_core::reconcile ─┬─ writes ───▶ catalog
+//!                                                                    └─ placement ─▶ watch
 //! ```
 //!
-//! Takes: three watches. Gives: writes, and the placement, which rests on what is durable only. Decides nothing.
+//! Takes: four watches. Gives: writes, and the placement, which rests on what is durable only. Decides nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_hub_core::images::Images;
+use tombolo_hub_core::signatures::Collection;
 use tombolo_hub_core::{Fleet, Inputs, Object, Placement, Settings, Write};
 
 use crate::catalog::{Catalog, Change, State, WriteError};
 use crate::clock;
+use crate::signatures::demands;
 
 /// Passes in a row that wrote something, after which the next ones come slowly: a core that never settles must not keep
 /// the disk busy.
@@ -39,6 +41,7 @@ pub(crate) struct Reconciler {
     state: watch::Receiver<Arc<State>>,
     fleet: watch::Receiver<Arc<Fleet>>,
     images: watch::Receiver<Arc<Images>>,
+    signatures: watch::Receiver<Arc<Collection>>,
     settings: Settings,
     placement: watch::Sender<Arc<Placement>>,
     published: Instant,
@@ -63,7 +66,7 @@ impl Reconciler {
     pub(crate) fn new(
         catalog: Catalog,
         fleet: watch::Receiver<Arc<Fleet>>,
-        images: watch::Receiver<Arc<Images>>,
+        (images, signatures): (watch::Receiver<Arc<Images>>, watch::Receiver<Arc<Collection>>),
         settings: Settings,
     ) -> (watch::Receiver<Arc<Placement>>, impl Future<Output = ()>, Self) {
         let (placement, receiver) = watch::channel(Arc::default());
@@ -79,6 +82,7 @@ impl Reconciler {
             state,
             fleet,
             images,
+            signatures,
             settings,
             placement,
             published: Instant::now(),
@@ -116,6 +120,7 @@ impl Reconciler {
                 changed = self.state.changed() => if changed.is_err() { return },
                 changed = self.fleet.changed() => if changed.is_err() { return },
                 changed = self.images.changed() => if changed.is_err() { return },
+                changed = self.signatures.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -125,6 +130,7 @@ impl Reconciler {
         let state = self.state.borrow_and_update().clone();
         let fleet = self.fleet.borrow_and_update().clone();
         let images = self.images.borrow_and_update().clone();
+        let signatures = self.signatures.borrow_and_update().clone();
         if state.version != self.written {
             // Somebody else has written: there is a reason for this pass.
             self.unsettled = 0;
@@ -133,6 +139,8 @@ impl Reconciler {
             snapshot: &state.snapshot,
             fleet: &fleet,
             images: &images,
+            demands: &demands(&state),
+            signatures: &signatures,
             settings: &self.settings,
             now: &clock::now_rfc3339(),
         });

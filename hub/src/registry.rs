@@ -29,6 +29,7 @@ mod http;
 mod manifests;
 mod names;
 mod referrers;
+mod signatures;
 mod uploads;
 
 use contents::Contents;

@@ -95,6 +95,8 @@ pub struct RevisionActual {
     /// Digest of the object this is about.
     pub object: Digest,
     pub image: ImageState,
+    /// What its namespace wants to be told of its image, which may be used all the same.
+    pub caution: Option<Unavailable>,
     /// An instance has passed its readiness probe since the object last changed. Durable.
     pub ready_once: bool,
     /// When the object came or an instance last became ready. Requests since then: [`Demand::last_request`].
@@ -115,6 +117,7 @@ impl RevisionActual {
         Self {
             object,
             image: ImageState::Unknown,
+            caution: None,
             ready_once,
             last_active: now,
             crashes: Crashes::default(),

@@ -49,6 +49,11 @@ pub fn revisions(
         {
             (reason, message) = why;
         }
+        if reason.is_empty()
+            && let Some(caution) = known.and_then(|known| known.caution.clone())
+        {
+            (reason, message) = (caution.reason, caution.message);
+        }
         let restarts = known.map_or(0, |revision| revision.crashes.total);
         reports.push(RevisionReport {
             namespace: key.namespace.clone(),

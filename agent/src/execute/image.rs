@@ -155,6 +155,7 @@ mod tests {
             configuration: "a".into(),
             annotations: BTreeMap::new(),
             spec: RevisionSpec { containers: vec![container], ..RevisionSpec::default() },
+            verification: None,
         }
     }
 

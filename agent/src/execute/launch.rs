@@ -233,6 +233,7 @@ mod tests {
             configuration: "hello".into(),
             annotations: BTreeMap::new(),
             spec: RevisionSpec { containers: vec![container], ..RevisionSpec::default() },
+            verification: None,
         }
     }
 

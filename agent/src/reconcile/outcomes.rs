@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tombolo_agent_core::actual::{Crashes, ImageState, InstanceActual, Moment, Phase, Takeover};
+use tombolo_agent_core::actual::{Crashes, InstanceActual, Moment, Phase, Takeover};
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
@@ -27,39 +27,8 @@ impl Reconciler {
         self.changed = true;
         let now = self.now();
         match outcome {
-            Outcome::ImagePrepared { revision, object, result } => {
-                let Some(known) =
-                    self.actual.revisions.get_mut(&revision).filter(|known| known.object == object)
-                else {
-                    return;
-                };
-                match result {
-                    Ok(fetched) => {
-                        known.image = ImageState::Present;
-                        if fetched {
-                            self.event(
-                                EventKind::Normal,
-                                "ImagePulled",
-                                &revision,
-                                "its image is on this node".into(),
-                            );
-                        }
-                    }
-                    Err(trouble) => {
-                        let attempts = known.image_attempts() + 1;
-                        let retry_at = now.after(backoff::image_retry_ms(attempts));
-                        tracing::warn!(%revision, reason = trouble.reason, message = trouble.message, "image cannot be had");
-                        known.image = ImageState::Failed {
-                            reason: trouble.reason.clone(),
-                            message: trouble.message.clone(),
-                            attempts,
-                            retry_at: Some(retry_at),
-                        };
-                        if attempts == 1 {
-                            self.event(EventKind::Warning, &trouble.reason, &revision, trouble.message);
-                        }
-                    }
-                }
+            Outcome::ImagePrepared { object, digest, result } => {
+                self.image_prepared(&object, digest, result, now)
             }
             Outcome::Primed { instance, result } => self.primed(instance, result, now),
             Outcome::Launched { instance, result: Ok(pid) } => self.launched(instance, pid, now),

@@ -16,6 +16,7 @@ use tombolo_api::serving::{Configuration, Revision, Route, Service, keys};
 use tombolo_api::{Digest, NodeId};
 
 use crate::images::{Images, Resolution};
+use crate::signatures::{Collection, Demands};
 use crate::{
     Fleet, Inputs, Key, Kind, NodeState, Object, Outcome, Placement, Settings, Snapshot, Write, reconcile,
 };
@@ -27,6 +28,8 @@ pub(crate) struct Hub {
     pub(crate) snapshot: Snapshot,
     pub(crate) fleet: Fleet,
     pub(crate) images: Images,
+    pub(crate) demands: Demands,
+    pub(crate) signatures: Collection,
     pub(crate) settings: Settings,
     pub(crate) placement: Placement,
     /// Seconds since tests began.
@@ -40,6 +43,8 @@ impl Hub {
             snapshot: Snapshot::default(),
             fleet: Fleet::new(),
             images: Images::new(),
+            demands: Demands::new(),
+            signatures: Collection::new(),
             settings: Settings { domain: "localhost".into(), http_port: 8080 },
             placement: Placement::new(),
             clock: 0,
@@ -107,6 +112,8 @@ impl Hub {
             snapshot: &self.snapshot,
             fleet: &self.fleet,
             images: &self.images,
+            demands: &self.demands,
+            signatures: &self.signatures,
             settings: &self.settings,
             now: &self.now(),
         })

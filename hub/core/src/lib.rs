@@ -16,6 +16,7 @@ mod moment;
 pub mod placement;
 pub mod reconcile;
 mod rollout;
+pub mod signatures;
 pub mod snapshot;
 mod targets;
 

@@ -9,24 +9,21 @@ use tombolo_api::desired::{
 };
 use tombolo_api::serving::{Revision, Route, keys, steering};
 
-use crate::fleet::{Fleet, NodeState, Placement};
+use crate::fleet::{NodeState, Placement};
 use crate::hosts::Hosts;
 use crate::images::{is_pinned, pinned_image};
+use crate::signatures::{self, Demands};
 use crate::snapshot::{Key, Snapshot};
 use crate::targets::{self, Target};
-use crate::{Settings, rollout};
+use crate::{Inputs, Settings, rollout};
 
 /// What every node should hold, and the revisions that are given to nodes, whether there is one for them or not.
-pub(crate) fn place(
-    snapshot: &Snapshot,
-    fleet: &Fleet,
-    settings: &Settings,
-    hosts: &Hosts,
-) -> (Placement, BTreeSet<Key>) {
+pub(crate) fn place(inputs: &Inputs<'_>, hosts: &Hosts) -> (Placement, BTreeSet<Key>) {
+    let Inputs { snapshot, fleet, settings, demands, .. } = *inputs;
     let routes = snapshot.routes.values().map(|route| (route, targets::served(route, snapshot))).collect();
     let wanted = wanted(snapshot);
     let mut given: BTreeSet<Key> = wanted.keys().cloned().collect();
-    let mut pass = Pass { snapshot, settings, hosts, routes, wanted, encoded: BTreeMap::new() };
+    let mut pass = Pass { snapshot, settings, demands, hosts, routes, wanted, encoded: BTreeMap::new() };
     let placement = fleet.values().map(|node| (node.id.clone(), pass.on_node(node))).collect();
     given.extend(pass.encoded.into_keys());
     (placement, given)
@@ -53,6 +50,7 @@ fn wanted(snapshot: &Snapshot) -> BTreeMap<Key, Arc<Revision>> {
 struct Pass<'a> {
     snapshot: &'a Snapshot,
     settings: &'a Settings,
+    demands: &'a Demands,
     hosts: &'a Hosts,
     routes: Vec<(&'a Arc<Route>, Vec<Target>)>,
     wanted: BTreeMap<Key, Arc<Revision>>,
@@ -72,8 +70,10 @@ impl Pass<'_> {
             encoded.extend(self.route(route, targets, &mut here, node).map(|object| encode_route(&object)));
         }
         for (key, revision) in here {
-            let object =
-                self.encoded.entry(key).or_insert_with(|| encode_revision(&revision_object(&revision)));
+            let object = self
+                .encoded
+                .entry(key)
+                .or_insert_with(|| encode_revision(&revision_object(&revision, self.demands)));
             encoded.push(object.clone());
         }
         encoded.sort_by(|a, b| a.entry.cmp(&b.entry));
@@ -173,7 +173,7 @@ fn stand_in(
 }
 
 /// A revision as nodes get it: only what says how to run it.
-fn revision_object(revision: &Revision) -> RevisionObject {
+fn revision_object(revision: &Revision, demands: &Demands) -> RevisionObject {
     let metadata = &revision.metadata;
     let mut spec = revision.spec.clone();
     for container in &mut spec.containers {
@@ -195,6 +195,7 @@ fn revision_object(revision: &Revision) -> RevisionObject {
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect(),
         spec,
+        verification: signatures::verification(revision, demands),
     }
 }
 

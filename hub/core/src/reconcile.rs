@@ -23,6 +23,7 @@ use tombolo_api::serving::API_VERSION;
 use crate::fleet::{Fleet, Placement};
 use crate::hosts::Hosts;
 use crate::images::Images;
+use crate::signatures::{Collection, Demands};
 use crate::snapshot::{Key, Kind, Object, Snapshot};
 use crate::{Settings, placement, rollout};
 
@@ -32,6 +33,8 @@ pub struct Inputs<'a> {
     pub snapshot: &'a Snapshot,
     pub fleet: &'a Fleet,
     pub images: &'a Images,
+    pub demands: &'a Demands,
+    pub signatures: &'a Collection,
     pub settings: &'a Settings,
     /// RFC 3339, whole seconds, UTC.
     pub now: &'a str,
@@ -67,7 +70,7 @@ pub fn reconcile(inputs: &Inputs<'_>) -> Outcome {
         configuration::reconcile(configuration, inputs, &mut writes);
     }
     let hosts = Hosts::of(inputs.snapshot);
-    let (placement, given) = placement::place(inputs.snapshot, inputs.fleet, inputs.settings, &hosts);
+    let (placement, given) = placement::place(inputs, &hosts);
     let served = rollout::served(inputs.snapshot, inputs.fleet);
     for (key, revision) in &inputs.snapshot.revisions {
         let use_of = revision::Use { given: given.contains(key), served_by: served.get(key) };

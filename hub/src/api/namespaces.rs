@@ -20,6 +20,7 @@ use crate::catalog::{Change, DEFAULT_NAMESPACE, State as CatalogState};
 use crate::clock;
 
 mod protobuf;
+mod trust;
 
 /// Plural, as in paths and messages.
 const PLURAL: &str = "namespaces";
@@ -74,6 +75,7 @@ async fn create(State(api): State<Api>, query: Query, headers: HeaderMap, body: 
         sent.value
     };
     let metadata = new(sent)?;
+    trust::check(&metadata)?;
     let dry_run = query.dry_run;
     let decided = metadata.clone();
     api.catalog
@@ -122,6 +124,7 @@ async fn change(
                 (None, _) => return Err(Box::new(Status::namespace_not_found(&name))),
             };
             is_named(&wanted, &name)?;
+            trust::check(&wanted)?;
             let unchanged = dry_run || state.namespaces.get(&name).is_some_and(|found| **found == wanted);
             let changes =
                 if unchanged { Vec::new() } else { vec![Change::PutNamespace(Box::new(wanted.clone()))] };

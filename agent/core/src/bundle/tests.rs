@@ -13,6 +13,7 @@ fn object(container: Container) -> RevisionObject {
         configuration: "hello".into(),
         annotations: BTreeMap::new(),
         spec: RevisionSpec { containers: vec![container], ..RevisionSpec::default() },
+        verification: None,
     }
 }
 

@@ -52,6 +52,7 @@ fn what_a_revision_asks_for_are_its_limits_of_extended_resources() {
         configuration: String::new(),
         annotations: BTreeMap::new(),
         spec,
+        verification: None,
     };
     assert_eq!(asked(&object), [(name("a.example/x"), 2), (name("tombolo.dev/gpu-memory"), 4)].into());
 }

@@ -32,6 +32,7 @@ fn object(name: &str, annotations: &[(&str, &str)]) -> (Digest, RevisionObject) 
         configuration: "s".into(),
         annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
         spec: Default::default(),
+        verification: None,
     };
     (tombolo_api::desired::encode_revision(&object).entry.digest, object)
 }

@@ -73,6 +73,7 @@ impl Node {
             configuration: "c".into(),
             annotations: BTreeMap::new(),
             spec: RevisionSpec::default(),
+            verification: None,
         };
         self.desired.revisions.insert(key(name), (Digest::of(content.as_bytes()), object.into()));
     }

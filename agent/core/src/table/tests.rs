@@ -27,6 +27,7 @@ fn add_revision(desired: &mut Desired, actual: &mut Actual, name: &str, ready_on
         configuration: "s".into(),
         annotations: BTreeMap::new(),
         spec: Default::default(),
+        verification: None,
     };
     let digest = encode_revision(&object).entry.digest;
     let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(digest, ready_once, NOW) };

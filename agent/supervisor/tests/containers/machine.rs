@@ -157,6 +157,7 @@ impl Machine {
             configuration: "hello".into(),
             annotations: BTreeMap::new(),
             spec: RevisionSpec { containers: vec![Container::default()], ..RevisionSpec::default() },
+            verification: None,
         };
         let image = ImageDefaults {
             cmd: command.iter().map(|text| (*text).into()).collect(),

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use tombolo_api::meta::ConditionStatus;
 use tombolo_api::report::{RevisionPhase, RevisionReport, Tier};
-use tombolo_api::serving::{ContainerStatus, Revision, RevisionStatus, Route, keys};
+use tombolo_api::serving::{Revision, RevisionStatus, Route, keys};
 
 use super::{Inputs, Write, Writes, configuration};
 use crate::conditions::{Conditions, Graded, Verdict};
 use crate::fleet::NodeState;
 use crate::images::{Resolution, is_pinned, pinned_image};
+use crate::signatures;
 use crate::snapshot::{Key, Object};
 
 /// What a Revision is to nodes.
@@ -77,20 +78,11 @@ fn routing(revision: &mut Revision, use_of: Use<'_>, inputs: &Inputs<'_>) {
     }
 }
 
-/// Takes over digests that have been found. Once pinned, an image never changes.
+/// Takes over digests and signatures that have been found. Once pinned, an image never changes.
 fn pin(revision: &mut Revision, inputs: &Inputs<'_>) {
-    let mut statuses = Vec::new();
-    for container in &revision.spec.containers {
-        let known = pinned_image(revision, &container.name).map(str::to_owned);
-        let digest = known.or_else(|| match inputs.images.get(&container.image) {
-            Some(Resolution::Resolved(digest)) => Some(digest.clone()),
-            _ => None,
-        });
-        statuses.extend(
-            digest.map(|image_digest| ContainerStatus { name: container.name.clone(), image_digest }),
-        );
-    }
-    revision.status.container_statuses = statuses;
+    let statuses = revision.spec.containers.iter();
+    let statuses = statuses.filter_map(|container| signatures::container_status(revision, container, inputs));
+    revision.status.container_statuses = statuses.collect();
 }
 
 fn status(revision: &Revision, use_of: Use<'_>, inputs: &Inputs<'_>) -> RevisionStatus {
@@ -158,7 +150,8 @@ fn resolution(revision: &Revision, inputs: &Inputs<'_>) -> Verdict {
         .map(|container| match inputs.images.get(&container.image) {
             Some(Resolution::Missing(message)) => Verdict::bad("ContainerMissing", message.clone()),
             Some(Resolution::Unreachable(message)) => Verdict::unknown("ResolvingDigests", message.clone()),
-            Some(Resolution::Resolved(_)) | None => Verdict::unknown("ResolvingDigests", ""),
+            Some(Resolution::Resolved(image)) => signatures::awaited(image, inputs),
+            None => Verdict::unknown("ResolvingDigests", ""),
         })
         .collect();
     Verdict::all(&verdicts.iter().collect::<Vec<_>>())
