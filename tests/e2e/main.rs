@@ -18,6 +18,7 @@ mod probes;
 mod programs;
 mod reboot;
 mod scaling;
+mod signatures;
 mod suspension;
 mod tiers;
 mod traffic;

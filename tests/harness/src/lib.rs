@@ -20,6 +20,7 @@ mod load;
 mod net;
 mod node;
 mod process;
+mod signer;
 mod site;
 mod wait;
 
@@ -32,6 +33,7 @@ pub use intruder::Intruder;
 pub use load::{Load, Outcome};
 pub use node::{HubTraffic, Node, NodeOptions};
 pub use process::{Process, program};
+pub use signer::Signer;
 pub use site::{Hub, Site};
 pub use wait::{until, within};
 
