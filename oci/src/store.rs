@@ -13,7 +13,7 @@
 //! under another name, synced, renamed, and the directory synced. All calls block; async callers use `spawn_blocking`.
 //! Must not know manifests, registries, or which content is wanted: [`Store::retain`] is told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -25,10 +25,12 @@ use rustix::fs::FlockOperation;
 use sha2::{Digest as _, Sha256};
 use tombolo_api::Digest;
 
+mod keep;
 mod marks;
 mod partial;
 mod room;
 
+pub use keep::{Keep, Removed};
 pub use partial::Partial;
 pub use room::Reservation;
 
@@ -50,6 +52,8 @@ struct Inner {
     /// Who fetches or unpacks which content right now, so that two images that share a layer do it once.
     claims: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     beats: AtomicU64,
+    /// Bytes of blobs that came from elsewhere.
+    received: AtomicU64,
     room: room::Room,
     /// Which boot of the machine this is.
     boot: String,
@@ -105,25 +109,6 @@ pub enum StoreError {
     },
 }
 
-/// What is to be kept.
-#[derive(Clone, Debug, Default)]
-pub struct Keep {
-    /// Blobs, and downloads of them.
-    pub blobs: BTreeSet<Digest>,
-    /// Unpacked layers, by diff id.
-    pub layers: BTreeSet<Digest>,
-}
-
-/// What was removed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    pub blobs: usize,
-    pub layers: usize,
-    pub partials: usize,
-    /// Bytes of removed blobs, downloads, and files of layers.
-    pub bytes: u64,
-}
-
 impl Store {
     /// Opens the store in `root`, made if absent. Leftovers of a crash are removed; downloads under way are kept.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
@@ -152,6 +137,7 @@ impl Store {
             root: root.into(),
             claims: Mutex::default(),
             beats: AtomicU64::new(0),
+            received: AtomicU64::new(0),
             room: room::Room::default(),
             boot: boot.trim().replace(char::is_whitespace, "-"),
             _lock: lock,
@@ -179,6 +165,11 @@ impl Store {
     /// unpacks is stuck.
     pub fn beats(&self) -> u64 {
         self.0.beats.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of blobs that came for downloads since the store was opened, those that were of no use included.
+    pub fn received(&self) -> u64 {
+        self.0.received.load(Ordering::Relaxed)
     }
 
     /// Something of the content has moved.
@@ -349,62 +340,24 @@ impl Store {
         Ok(layers)
     }
 
-    /// Removes everything that is not to be kept.
-    pub fn retain(&self, keep: &Keep) -> Result<Removed, StoreError> {
-        let mut removed = Removed::default();
-        for (diff_id, bytes) in self.layers()? {
-            if !keep.layers.contains(&diff_id) {
-                self.remove_layer(&diff_id)?;
-                removed.layers += 1;
-                removed.bytes += bytes;
-            }
-        }
-        for (digest, bytes) in self.blobs()? {
-            if !keep.blobs.contains(&digest) {
-                self.remove_blob(&digest)?;
-                removed.blobs += 1;
-                removed.bytes += bytes;
-            }
-        }
-        for (digest, bytes) in self.partials()? {
-            if !keep.blobs.contains(&digest) {
-                remove_tree(&self.partial_path(&digest))?;
-                removed.partials += 1;
-                removed.bytes += bytes;
-            }
-        }
-        for path in self.list("partial")? {
-            let of_download = path.with_extension("");
-            if digest_in_name(&path).is_none() && !of_download.is_file() {
-                remove_tree(&path)?;
-            }
-        }
-        self.sync("blobs/sha256")?;
-        Ok(removed)
-    }
-
     /// Removes a blob, if it is present.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         self.beat();
         remove_tree(&self.blob_path(digest))
     }
 
-    /// Removes an unpacked layer, if it is present: under another name first, so that a half-removed one is never used.
+    /// Removes an unpacked layer, if it is present: what says that it is complete first, so that a half-removed one is never used.
+    /// Takes no room: a full disk can be helped by it.
     pub fn remove_layer(&self, diff_id: &Digest) -> Result<(), StoreError> {
         self.beat();
-        let trash = tempfile::Builder::new()
-            .prefix("trash-")
-            .tempdir_in(self.0.root.join("tmp"))
-            .map_err(failed("create", &self.0.root.join("tmp")))?;
         let directory = self.layer_directory(diff_id);
-        match fs::rename(&directory, trash.path().join("layer")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", &directory)(error));
-            }
-            _ => self.sync("layers")?,
+        let record = directory.join(layer::RECORD);
+        match fs::remove_file(&record) {
+            Ok(()) => sync_directory(&directory)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("remove", &record)(error)),
         }
-        let path = trash.keep();
-        remove_tree(&path)
+        remove_tree(&directory)
     }
 
     fn layer_directory(&self, diff_id: &Digest) -> PathBuf {

@@ -1,102 +1,22 @@
 //! A puller that is killed two hundred times, at any instant, ends with a verified image, and asks for no byte twice that was on
 //! its disk.
 
-use std::collections::BTreeMap;
+#[path = "support/registry.rs"]
+mod registry;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse as _, Response};
-use tombolo_api::Digest;
-use tombolo_oci::build::{BuildOptions, FileEntry, Source, build_directory};
-use tombolo_oci::image::{Config, OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Platform, summary};
-use tombolo_oci::{Client, Endpoint, Progress, RunConfig, Scheme, Store};
+use registry::{check_asked, image, on_the_disk, serve};
+use tombolo_oci::image::{Platform, summary};
+use tombolo_oci::{Client, Endpoint, Progress, Scheme, Store};
 
 const KILLS: u32 = 200;
 
 /// Says to the test's own program that it is the puller: where the registry is, where the store is, and the image.
 const PULL: &str = "TOMBOLO_TEST_PULL";
-
-/// What the registry gives of a blob at once, and the pause after it: an image takes a few seconds.
-const PIECE: usize = 64 * 1024;
-const PAUSE: Duration = Duration::from_millis(10);
-
-#[derive(Default)]
-struct Registry {
-    content: BTreeMap<String, Vec<u8>>,
-    /// What was asked for since it was last looked at, and from which byte on.
-    asked: Mutex<Vec<(String, usize)>>,
-}
-
-async fn answer(State(registry): State<Arc<Registry>>, uri: Uri, headers: HeaderMap) -> Response {
-    let name = uri.path().rsplit('/').next().unwrap_or_default();
-    let Some(content) = registry.content.get(name) else { return StatusCode::NOT_FOUND.into_response() };
-    let range = headers.get("range").and_then(|range| range.to_str().ok()?.strip_prefix("bytes="));
-    let start = range.map_or(0, |range| range.trim_end_matches('-').parse().expect("an open range"));
-    registry.asked.lock().expect("no panic").push((name.to_owned(), start));
-    let pieces: Vec<_> = content[start..].chunks(PIECE).map(Bytes::copy_from_slice).collect();
-    let body = futures_util::stream::unfold(pieces.into_iter(), |mut pieces| async {
-        tokio::time::sleep(PAUSE).await;
-        pieces.next().map(|piece| (Ok::<_, std::io::Error>(piece), pieces))
-    });
-    let answer = Response::builder().header("content-length", content.len() - start);
-    let range = format!("bytes {start}-{}/{}", content.len() - 1, content.len());
-    let answer = if start > 0 { answer.status(206).header("content-range", range) } else { answer };
-    answer.body(Body::from_stream(body)).expect("a head")
-}
-
-/// Three layers of noise.
-fn image(dir: &Path) -> (Registry, Digest) {
-    let store = Store::open(dir).expect("a store");
-    let mut registry = Registry::default();
-    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
-    let mut state = 1u32;
-    for (number, size) in [900_000, 1_700_000, 400_000].into_iter().enumerate() {
-        let noise = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        });
-        let files = vec![FileEntry {
-            path: format!("file-{number}").into(),
-            executable: false,
-            content: noise.take(size).collect(),
-        }];
-        let options = BuildOptions {
-            source: Source::Files(files),
-            config: RunConfig::default(),
-            platform: Platform::host(),
-        };
-        let built = build_directory(&options, &store).expect("an image");
-        let config = store.read_blob(&built.config, 1 << 20).expect("its configuration");
-        diff_ids.extend(Config::parse(&built.config, &config).expect("a configuration").diff_ids);
-        for layer in built.layers {
-            let content = std::fs::read(store.blob_path(&layer)).expect("its layer");
-            layers.push(
-                serde_json::json!({ "mediaType": OCI_LAYER_GZIP, "digest": layer, "size": content.len() }),
-            );
-            registry.content.insert(layer.to_string(), content);
-        }
-    }
-    let mut put = |content: serde_json::Value| {
-        let content = content.to_string().into_bytes();
-        let digest = Digest::of(&content);
-        let size = content.len();
-        registry.content.insert(digest.to_string(), content);
-        (digest, size)
-    };
-    let Platform { os, architecture, .. } = Platform::host();
-    let rootfs = serde_json::json!({ "type": "layers", "diff_ids": diff_ids });
-    let (digest, size) = put(serde_json::json!({ "os": os, "architecture": architecture, "rootfs": rootfs }));
-    let config = serde_json::json!({ "mediaType": OCI_CONFIG, "digest": digest, "size": size });
-    let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
-    let (manifest, _) = put(manifest);
-    (registry, manifest)
-}
 
 /// The program that is killed: this test's own, which does nothing else.
 #[tokio::test]
@@ -114,19 +34,6 @@ async fn puller() {
         .expect("it comes");
 }
 
-/// What is on the disk of each part of the image: so many bytes, or all.
-fn on_the_disk(dir: &Path, registry: &Registry) -> BTreeMap<String, Option<usize>> {
-    let of = |name: &String| {
-        let hex = name.strip_prefix("sha256:").expect("a digest");
-        let size = |directory: &str| Some(dir.join(directory).join(hex).metadata().ok()?.len() as usize);
-        match size("blobs/sha256") {
-            Some(_) => None,
-            None => Some(size("partial").unwrap_or(0)),
-        }
-    };
-    registry.content.keys().map(|name| (name.clone(), of(name))).collect()
-}
-
 #[test]
 fn killed_at_any_instant_it_loses_nothing() {
     if !rustix::process::geteuid().is_root() {
@@ -141,10 +48,7 @@ fn killed_at_any_instant_it_loses_nothing() {
         .enable_all()
         .build()
         .expect("a runtime");
-    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let app = Router::new().fallback(answer).with_state(registry.clone());
-    runtime.spawn(async move { axum::serve(listener, app).await });
+    let address = runtime.block_on(serve(registry.clone()));
 
     let (mut kills, mut images, mut random) = (0, 0, 7u64);
     while kills < KILLS || images == 0 {
@@ -171,15 +75,7 @@ fn killed_at_any_instant_it_loses_nothing() {
                 puller.wait().expect("it ends");
                 kills += 1;
             }
-            let mut seen = BTreeMap::new();
-            for (name, start) in registry.asked.lock().expect("no panic").drain(..) {
-                let Some(here) = there[&name] else { panic!("{name} was complete, and was asked for again") };
-                assert!(
-                    start >= *seen.get(&name).unwrap_or(&here),
-                    "{name} from {start}, though {here} bytes were here"
-                );
-                seen.insert(name, start);
-            }
+            check_asked(&there, &registry);
             match ended {
                 Some(status) => {
                     assert!(status.success(), "{status}");

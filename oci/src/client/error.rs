@@ -71,6 +71,16 @@ impl TransferError {
         }
     }
 
+    /// Bytes that have to be free before the same may succeed, if it was room on the disk that was wanting; 0 where nobody knows.
+    pub fn room_needed(&self) -> Option<u64> {
+        match self {
+            Self::Store(StoreError::NoRoom { needed, kept, promised, .. }) => {
+                Some(needed.saturating_add(*kept).saturating_add(*promised))
+            }
+            _ => self.is_disk_full().then_some(0),
+        }
+    }
+
     /// Whether it was room on the disk that was wanting.
     pub fn is_disk_full(&self) -> bool {
         let full =

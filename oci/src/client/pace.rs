@@ -20,7 +20,7 @@ const NAP: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     bucket: Option<Arc<Bucket>>,
-    gate: Gate,
+    gates: Vec<Gate>,
 }
 
 /// Ends the downloads that were given it.
@@ -45,19 +45,26 @@ impl Pace {
     /// `None`: as fast as the link is.
     pub fn new(bytes_per_s: Option<NonZeroU64>) -> Self {
         let bucket = bytes_per_s.map(|bytes_per_s| Bucket { bytes_per_s, paid_until: Mutex::default() });
-        Self { bucket: bucket.map(Arc::new), gate: Gate::default() }
+        Self { bucket: bucket.map(Arc::new), gates: Vec::new() }
     }
 
-    /// The same budget, for downloads that `gate` ends.
+    /// The same budget, for downloads that `gate` ends too.
     pub fn behind(&self, gate: &Gate) -> Self {
-        Self { bucket: self.bucket.clone(), gate: gate.clone() }
+        let mut pace = self.clone();
+        pace.gates.push(gate.clone());
+        pace
+    }
+
+    /// Whether a gate of it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.gates.iter().any(|gate| gate.0.load(Ordering::Relaxed))
     }
 
     /// Waits until `bytes` that came may be read on from; `beat` is called while it waits.
     pub(super) async fn take(&self, bytes: usize, beat: impl Fn()) -> Result<(), TransferError> {
         let until = self.bucket.as_ref().map(|bucket| bucket.take(bytes as u64, Instant::now()));
         loop {
-            if self.gate.0.load(Ordering::Relaxed) {
+            if self.is_closed() {
                 return Err(TransferError::Paused);
             }
             let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use tombolo_api::Digest;
 
-use super::{Client, Progress, TransferError, blocking};
+use super::{Client, Gate, Progress, TransferError, blocking};
 use crate::image::{
     self, Blob, Config, Document, ImageError, ImageSummary, MAX_DOCUMENT, Manifest, Platform,
 };
@@ -91,17 +91,37 @@ impl Client {
         let layers: Vec<_> = manifest.layers.iter().copied().zip(config.diff_ids.iter().copied()).collect();
         let to = store.clone();
         let (layers, room) = blocking(move || reserve(&to, &layers)).await?;
-        let room = &room;
-        stream::iter(layers)
-            .map(|layer| async move {
-                let share = Share { progress, here: 0, room, reserved: layer.needs };
-                self.layer(store, repository, layer, share).await
-            })
-            .buffer_unordered(PARALLEL)
-            .try_collect::<()>()
-            .await?;
+        self.layers(store, repository, layers, (&room, progress)).await?;
         let complete = summary(store, digest, platform).await?;
         complete.ok_or(TransferError::Store(StoreError::Missing(*digest)))
+    }
+
+    /// Makes all layers present and unpacked, several at a time. After the first that fails the others end with what they have: none is
+    /// dropped while the disk is written.
+    async fn layers(
+        &self,
+        store: &Store,
+        repository: &Repository,
+        layers: Vec<Layer>,
+        (room, progress): (&Reservation, &Progress),
+    ) -> Result<(), TransferError> {
+        let failed = Gate::default();
+        let client = self.clone().with_pace(self.pace.behind(&failed));
+        let client = &client;
+        let mut under_way = stream::iter(layers)
+            .map(|layer| async move {
+                let share = Share { progress, here: 0, room, reserved: layer.needs };
+                client.layer(store, repository, layer, share).await
+            })
+            .buffer_unordered(PARALLEL);
+        let mut outcome = Ok(());
+        while let Some(ended) = under_way.next().await {
+            if ended.is_err() {
+                failed.close();
+            }
+            outcome = outcome.and(ended);
+        }
+        outcome
     }
 
     /// The manifest that `digest` leads to, over an index or not.
@@ -224,6 +244,9 @@ impl Client {
             if store.contains(&blob.digest) {
                 return Ok(());
             }
+            if self.pace.is_closed() {
+                return Err(TransferError::Paused);
+            }
             let to = store.clone();
             let partial = blocking(move || to.partial(&blob.digest, blob.size)).await?;
             furthest = furthest.max(partial.len());
@@ -294,7 +317,7 @@ impl Client {
         loop {
             match self.next_piece(&mut answer).await {
                 Ok(Some(piece)) => {
-                    partial.beat();
+                    partial.came(piece.len());
                     waiting.extend_from_slice(&piece);
                     end = self.pace.take(piece.len(), || partial.beat()).await;
                 }

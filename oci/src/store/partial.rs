@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -125,6 +126,12 @@ impl Partial {
     }
 
     /// Bytes of it have come, though they are not written yet.
+    pub(crate) fn came(&self, bytes: usize) {
+        self.store.0.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.store.beat();
+    }
+
+    /// It waits, and is not stuck.
     pub(crate) fn beat(&self) {
         self.store.beat();
     }

@@ -34,6 +34,12 @@ impl Store {
         free(self.root())
     }
 
+    /// Bytes of the whole disk.
+    pub fn size(&self) -> Result<u64, StoreError> {
+        let disk = disk(self.root())?;
+        Ok(disk.f_blocks.saturating_mul(disk.f_frsize))
+    }
+
     /// Promises room for `needed` bytes, if there is that much beside what was promised before and what stays free.
     pub fn reserve(&self, needed: u64) -> Result<Reservation, StoreError> {
         let mut promised = self.promised();
@@ -86,7 +92,10 @@ impl Drop for Reservation {
 
 /// Bytes of the disk under `path` that anybody may fill.
 fn free(path: &Path) -> Result<u64, StoreError> {
-    let disk =
-        rustix::fs::statvfs(path).map_err(|error| failed("look at the disk of", path)(error.into()))?;
+    let disk = disk(path)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+fn disk(path: &Path) -> Result<rustix::fs::StatVfs, StoreError> {
+    rustix::fs::statvfs(path).map_err(|error| failed("look at the disk of", path)(error.into()))
 }

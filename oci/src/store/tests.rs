@@ -1,5 +1,7 @@
 //! The store over crashes, damage and two users.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn open() -> (tempfile::TempDir, Store) {
