@@ -45,6 +45,7 @@ pub(crate) struct Shown {
     /// What the autoscaler decided last.
     pub(crate) decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     pub(crate) usage: Usage,
+    pub(crate) images: tombolo_oci::Store,
     pub(crate) refusals: watch::Receiver<Refusals>,
     pub(crate) outbox: Outbox,
     pub(crate) meter: Arc<Meter>,
@@ -150,6 +151,7 @@ fn metrics(shown: &Shown) -> String {
         ("tombolo_agent_refused_manifests_total", "counter", shown.refusals.borrow().count),
         ("tombolo_agent_events_waiting", "gauge", shown.outbox.len() as u64),
         ("tombolo_agent_events_dropped_total", "counter", shown.outbox.dropped()),
+        ("tombolo_agent_image_bytes_received_total", "counter", shown.images.received()),
         ("tombolo_agent_requests_held", "gauge", shown.meter.held() as u64),
     ] {
         // Writing to a String cannot fail.

@@ -101,6 +101,7 @@ struct Served {
     report: watch::Receiver<Report>,
     decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     usage: Usage,
+    images: tombolo_oci::Store,
     ready: watch::Receiver<bool>,
 }
 
@@ -198,6 +199,7 @@ fn serve(
     let Plugins { inventory, choices, allocator, usage, task } = plugins;
     tasks.lasting("device plugins", task);
     let devices = allocator.as_ref().ok().cloned();
+    let store = images.clone();
     let executor = Executor::new(tools(shared, images, supervisor, &dialer, &meter, devices), outcome_sender);
     let (table, tables) = watch::channel(Arc::new(RouteTable::default()));
     let (report, ready) = (watch::Sender::default(), watch::Sender::new(false));
@@ -242,12 +244,13 @@ fn serve(
         outcomes,
         devices: inventory,
         uses: usage.uses.clone(),
+        pulls: executor.pulls(),
     };
     tasks.lasting("reconciler", reconciler.run(inputs));
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
     remember(shared, ready_record, tasks);
     let (report, decisions, ready) = (reports, decided, readiness);
-    Ok(Served { address, executor, tables, meter, report, decisions, usage, ready })
+    Ok(Served { address, executor, tables, meter, report, decisions, usage, images: store, ready })
 }
 
 /// Starts what writes down what an agent must still know when it starts again.
@@ -283,6 +286,7 @@ fn tools(
         floor: shared.floor.clone(),
         state_dir: shared.config.state_dir.clone(),
         run_dir: shared.config.run_dir.clone(),
+        keeping: shared.config.images.clone(),
     }
 }
 
@@ -313,14 +317,18 @@ fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
     let dir = IdentityDir::open(&config.state_dir)?;
     let identity = dir.load(me)?.map(Arc::new);
     let (keep, damage) = Keep::open(&config.state_dir)?;
-    let images = tombolo_oci::Store::open(&config.state_dir.join("images"))?;
+    let images = config.state_dir.join("images");
+    let images = match fs::read_to_string(&config.boot_id_file) {
+        Ok(boot) => tombolo_oci::Store::open_in_boot(&images, &boot)?,
+        Err(_) => tombolo_oci::Store::open(&images)?,
+    };
     Ok(Opened { keep, damage, images, dir, identity })
 }
 
 /// Starts what speaks with the hub; what the admin API shows.
 fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) -> Shown {
     let Shared { me, config, keep, session, outbox, floor, identity, accepted } = shared;
-    let Served { tables, meter, report, decisions, usage, ready, .. } = served;
+    let Served { tables, meter, report, decisions, usage, images, ready, .. } = served;
     let (received_sender, received) = mpsc::channel(RECEIVED);
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
     let (chunk_sender, chunks) = mpsc::channel(TAIL_CHUNKS);
@@ -340,6 +348,7 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
         report: report.clone(),
         decisions,
         usage,
+        images,
         refusals: refusals.subscribe(),
         outbox: outbox.clone(),
         meter,

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tombolo_agent_core::devices::overuse::{Policy, Rule};
+use tombolo_agent_core::hours::Hours;
 use tombolo_config::{ConfigError, LogConfig};
 
 /// Prefix of environment overrides; `__` separates the levels.
 const ENV_PREFIX: &str = "TOMBOLO_AGENT__";
+
+/// Least limit of downloads, bytes a second: below it an image's documents alone would take minutes.
+const PACE_MIN: u64 = 1024;
 
 /// What an agent is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -33,6 +37,7 @@ pub struct Config {
     pub supervisor: SupervisorSection,
     pub serving: ServingConfig,
     pub devices: DevicesConfig,
+    pub images: ImagesConfig,
     pub log: LogConfig,
 }
 
@@ -96,6 +101,22 @@ pub struct DevicesConfig {
     pub memory: MemoryConfig,
 }
 
+/// How images come to the node, and how long they stay.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImagesConfig {
+    /// Bytes a second that all downloads together may take. 0: as many as come.
+    pub max_bytes_per_s: u64,
+    /// When images may be fetched, such as `22:00-05:00`. None: always.
+    pub hours: Vec<String>,
+    /// Of `hours`, from UTC.
+    pub utc_offset: String,
+    /// What downloads leave of the disk under `state_dir`, MiB; of a small disk a twentieth at most.
+    pub keep_free_mib: u64,
+    /// How long an image stays that nothing needs, hours.
+    pub keep_unused_hours: u64,
+}
+
 /// Instances that hold more of an accelerator's memory than the `tombolo.dev/gpu-memory` they declared.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -148,6 +169,7 @@ impl Default for Config {
             supervisor: SupervisorSection::default(),
             serving: ServingConfig::default(),
             devices: DevicesConfig::default(),
+            images: ImagesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -182,6 +204,25 @@ impl Default for MemoryConfig {
     }
 }
 
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self {
+            max_bytes_per_s: 0,
+            hours: Vec::new(),
+            utc_offset: "+00:00".into(),
+            keep_free_mib: 256,
+            keep_unused_hours: 24,
+        }
+    }
+}
+
+impl ImagesConfig {
+    /// The hours in which images may be fetched.
+    pub(crate) fn hours(&self) -> Result<Hours, String> {
+        Hours::parse(&self.hours, &self.utc_offset)
+    }
+}
+
 impl Default for ServingConfig {
     fn default() -> Self {
         Self { idle_timeout_s: 60 }
@@ -210,6 +251,10 @@ impl Config {
         }
         if self.serving.idle_timeout_s == 0 {
             return Err("serving.idle_timeout_s: must be at least 1".into());
+        }
+        self.images.hours().map_err(|error| format!("images.{error}"))?;
+        if (1..PACE_MIN).contains(&self.images.max_bytes_per_s) {
+            return Err(format!("images.max_bytes_per_s: must be 0 (no limit) or at least {PACE_MIN}"));
         }
         if self.router.tls.listen.is_some() {
             for (name, file) in [("certificate", &self.router.tls.certificate), ("key", &self.router.tls.key)]
@@ -267,6 +312,9 @@ mod tests {
             ("[hub]\nurl = \"http://h\"", None, "hub.url"),
             ("", Some(("TOMBOLO_AGENT__ROUTER__LISTNE", "x")), "listne"),
             ("[router.tls]\nlisten = \"127.0.0.1:1\"", None, "router.tls.certificate"),
+            ("[images]\nhours = [\"22-5\"]", None, "images.hours"),
+            ("[images]\nutc_offset = \"CET\"", None, "images.utc_offset"),
+            ("[images]\nmax_bytes_per_s = 3", None, "images.max_bytes_per_s"),
         ] {
             let error = load(text, env.as_slice()).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");

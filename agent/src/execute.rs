@@ -13,11 +13,13 @@ use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstanceRecord, Refusal, Request};
 use tombolo_agent_devices::Allocator;
 use tombolo_api::desired::{Desired, RevisionObject};
+use tombolo_api::report::PullReport;
 use tombolo_api::serving::Container;
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_oci::{Platform, Store};
 use tombolo_router::{Activations, Dialer};
 
+use crate::config::ImagesConfig;
 use crate::identity::Identity;
 use crate::log_files;
 use crate::probe::{self, ProbeEvent, Probes, Unsupported};
@@ -30,17 +32,20 @@ mod devices;
 mod image;
 mod launch;
 mod nodes;
+mod preload;
 mod preparing;
 mod probing;
+mod pulls;
 mod signature;
 mod suspend;
 mod trouble;
 mod users;
 
-use collect::Wanted;
+use collect::{Shelf, Wanted};
 pub(crate) use devices::{NOT_READY, devices_of};
 use image::Prepared;
 use preparing::Preparations;
+use pulls::Pulls;
 pub(crate) use suspend::{Occupant, RestoreError, SuspendError};
 pub(crate) use trouble::Trouble;
 
@@ -52,9 +57,6 @@ pub(crate) const LABEL_OBJECT: &str = "tombolo.dev/object";
 pub(crate) const LABEL_PORT: &str = "tombolo.dev/port";
 /// Digest of its image, which must not be collected under it.
 pub(crate) const LABEL_IMAGE: &str = "tombolo.dev/image";
-
-/// Images fetched at a time: more would only share the same link.
-const PULLS_MAX: usize = 2;
 
 /// Instances made at a time: creation is work for the kernel, not waiting.
 const LAUNCHES_MAX: usize = 8;
@@ -164,6 +166,7 @@ pub(crate) struct Tools {
     pub(crate) floor: TimeFloor,
     pub(crate) state_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
+    pub(crate) keeping: ImagesConfig,
 }
 
 /// Handle of the executor. Cheap to clone.
@@ -185,7 +188,8 @@ struct Inner {
     moved: Mutex<BTreeMap<InstanceId, u64>>,
     /// Everything under way.
     tasks: Mutex<JoinSet<()>>,
-    pulls: Semaphore,
+    pulls: Pulls,
+    shelf: Shelf,
     launches: Semaphore,
     /// Held for reading while an image is prepared, for writing while unwanted ones are removed.
     collecting: RwLock<()>,
@@ -203,6 +207,8 @@ struct InUse {
 
 impl Executor {
     pub(crate) fn new(tools: Tools, outcomes: mpsc::Sender<Outcome>) -> Self {
+        let pulls = Pulls::new(&tools.keeping, tools.floor.clone());
+        let shelf = Shelf::open(&tools);
         let inner = Inner {
             tools,
             platform: Platform::host(),
@@ -213,7 +219,8 @@ impl Executor {
             probes: Mutex::default(),
             moved: Mutex::default(),
             tasks: Mutex::default(),
-            pulls: Semaphore::new(PULLS_MAX),
+            pulls,
+            shelf,
             launches: Semaphore::new(LAUNCHES_MAX),
             collecting: RwLock::new(()),
             wanted: watch::Sender::default(),
@@ -221,6 +228,7 @@ impl Executor {
         };
         let inner = Arc::new(inner);
         inner.spawn(collect::run(Arc::downgrade(&inner), inner.wanted.subscribe()));
+        inner.spawn(preload::run(Arc::downgrade(&inner), inner.wanted.subscribe()));
         inner.spawn(nodes::run(Arc::downgrade(&inner), inner.holders.subscribe()));
         Self { inner }
     }
@@ -408,11 +416,22 @@ impl Executor {
         self.inner.forget(instance);
     }
 
-    /// Says what is wanted on this node; everything else of images, logs and bundles is removed in time.
-    pub(crate) fn retain(&self, desired: &Desired, instances: &BTreeMap<InstanceId, RevisionKey>) {
+    /// Images that are being fetched.
+    pub(crate) fn pulls(&self) -> watch::Receiver<Vec<PullReport>> {
+        self.inner.pulls.reports()
+    }
+
+    /// Says what is wanted on this node, and of which revisions it is ready; everything else of images, logs and bundles is removed
+    /// in time.
+    pub(crate) fn retain(
+        &self,
+        desired: &Desired,
+        instances: &BTreeMap<InstanceId, RevisionKey>,
+        is_ready: impl Fn(&RevisionKey) -> bool,
+    ) {
         lock(&self.inner.prepared)
             .retain(|object, _| desired.revisions.values().any(|(digest, _)| digest == object));
-        self.inner.wanted.send_replace(Wanted::of(desired, instances));
+        self.inner.wanted.send_replace(Wanted::of(desired, instances, is_ready));
     }
 
     /// Drops everything under way and lets go of the supervisor; the instances run on.

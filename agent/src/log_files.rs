@@ -77,17 +77,19 @@ pub(crate) fn instances(state_dir: &Path, revision: &RevisionKey) -> Vec<Instanc
     found
 }
 
-/// Removes the logs of revisions for which `keeps` is false, and of the others those of all but the last ended instances.
+/// Removes the logs of revisions for which `keeps` is false, and of the others those of all but the last ended instances: of
+/// all that ended, if `short` of room.
 pub(crate) fn collect(
     state_dir: &Path,
     keeps: impl Fn(&RevisionKey) -> bool,
     lives: impl Fn(&InstanceId) -> bool,
+    short: bool,
 ) -> io::Result<()> {
     for namespace in directories(&state_dir.join("logs"))? {
         for revision in directories(&namespace)? {
             let key = RevisionKey::new(name_of(&namespace), name_of(&revision));
             if keeps(&key) {
-                thin_out(&revision, &lives)?;
+                thin_out(&revision, &lives, if short { 0 } else { ENDED_MAX })?;
             } else {
                 fs::remove_dir_all(&revision)?;
             }
@@ -98,7 +100,7 @@ pub(crate) fn collect(
     Ok(())
 }
 
-fn thin_out(directory: &Path, lives: &impl Fn(&InstanceId) -> bool) -> io::Result<()> {
+fn thin_out(directory: &Path, lives: &impl Fn(&InstanceId) -> bool, most: usize) -> io::Result<()> {
     let mut ended: BTreeMap<InstanceId, (SystemTime, Vec<PathBuf>)> = BTreeMap::new();
     for entry in fs::read_dir(directory)?.flatten() {
         let name = entry.file_name();
@@ -113,7 +115,7 @@ fn thin_out(directory: &Path, lives: &impl Fn(&InstanceId) -> bool) -> io::Resul
     }
     let mut ended: Vec<_> = ended.into_values().collect();
     ended.sort_by_key(|(changed, _)| std::cmp::Reverse(*changed));
-    for file in ended.into_iter().skip(ENDED_MAX).flat_map(|(_, files)| files) {
+    for file in ended.into_iter().skip(most).flat_map(|(_, files)| files) {
         fs::remove_file(file)?;
     }
     Ok(())
@@ -162,10 +164,13 @@ mod tests {
                     .unwrap();
             }
         }
-        collect(state.path(), |key| *key == kept, |instance| instance.0 == "i0").unwrap();
+        let lives = |instance: &InstanceId| instance.0 == "i0";
+        collect(state.path(), |key| *key == kept, lives, false).unwrap();
         let left: Vec<_> = instances(state.path(), &kept).into_iter().map(|instance| instance.0).collect();
         assert_eq!(left, ["i0", "i4", "i5", "i6", "i7", "i8"]);
         assert_eq!(fs::read_dir(directory(state.path(), &kept)).unwrap().count(), 12);
         assert!(!state.path().join("logs/m").exists());
+        collect(state.path(), |key| *key == kept, lives, true).unwrap();
+        assert_eq!(instances(state.path(), &kept), [InstanceId("i0".into())]);
     }
 }

@@ -22,7 +22,7 @@ use tombolo_agent_core::status;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::desired::{Desired, RevisionObject};
-use tombolo_api::report::{EventKind, NodeInfo, Report, RolledBack};
+use tombolo_api::report::{EventKind, NodeInfo, PullReport, Report, RolledBack};
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
 
@@ -60,6 +60,8 @@ pub(crate) struct Inputs {
     pub(crate) devices: watch::Receiver<Arc<Inventory>>,
     /// What instances hold of accelerators' memory.
     pub(crate) uses: watch::Receiver<Arc<Uses>>,
+    /// Images that are being fetched.
+    pub(crate) pulls: watch::Receiver<Vec<PullReport>>,
 }
 
 /// What the reconciler writes.
@@ -92,6 +94,7 @@ pub(crate) struct Reconciler {
     limitations: Vec<String>,
     accepted: Option<Arc<Accepted>>,
     actual: Actual,
+    pulls: Vec<PullReport>,
     targets: Arc<Targets>,
     rollouts: Rollouts,
     /// What a former agent left, until the desired state is known.
@@ -132,6 +135,7 @@ impl Reconciler {
             limitations: Vec::new(),
             accepted: None,
             actual,
+            pulls: Vec::new(),
             targets: Arc::default(),
             rollouts,
             left: takeovers,
@@ -183,6 +187,11 @@ impl Reconciler {
                 changed = inputs.uses.changed() => {
                     if changed.is_err() { return }
                     self.note_uses(inputs.uses.borrow_and_update().clone());
+                }
+                changed = inputs.pulls.changed() => {
+                    if changed.is_err() { return }
+                    self.pulls = inputs.pulls.borrow_and_update().clone();
+                    self.changed = true;
                 }
                 // What depends on time alone may be other now.
                 () = tokio::time::sleep(sleep) => self.changed = true,
@@ -412,14 +421,17 @@ impl Reconciler {
             let instances = self.actual.instances.iter();
             let instances: BTreeMap<_, _> =
                 instances.map(|(id, instance)| (id.clone(), instance.revision.clone())).collect();
-            self.executor.retain(&accepted.desired, &instances);
+            let is_ready =
+                |key: &RevisionKey| self.actual.revisions.get(key).is_some_and(|known| known.ready_once);
+            self.executor.retain(&accepted.desired, &instances, is_ready);
         }
     }
 
     /// Publishes table and report if they changed.
     fn publish(&mut self) {
         self.publish_table(self.now());
-        let mut report = Report { info: self.info.clone(), ..Report::default() };
+        let (info, pulls) = (self.info.clone(), self.pulls.clone());
+        let mut report = Report { info, pulls, ..Report::default() };
         if let Some(accepted) = &self.accepted {
             self.record_takeovers();
             report.routes = status::routes(&accepted.desired, &self.actual, &self.rollouts);

@@ -18,6 +18,9 @@ use crate::identity::Identity;
 /// The name every hub's certificates are made for.
 pub(crate) const HUB_NAME: &str = "hub.tombolo";
 
+/// How far the clocks of hub and node may be apart, seconds.
+const CLOCK_SLACK_S: u64 = 3600;
+
 /// A time, seconds since 1970 (UTC), that is known to have passed. Raised with every accepted manifest.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TimeFloor(Arc<AtomicU64>);
@@ -25,6 +28,11 @@ pub(crate) struct TimeFloor(Arc<AtomicU64>);
 impl TimeFloor {
     pub(crate) fn raise(&self, seconds: u64) {
         self.0.fetch_max(seconds, Ordering::Relaxed);
+    }
+
+    /// Whether a clock that shows `now_s` is certainly wrong.
+    pub(crate) fn is_after(&self, now_s: u64) -> bool {
+        self.0.load(Ordering::Relaxed) > now_s.saturating_add(CLOCK_SLACK_S)
     }
 
     fn at_least(&self, now: UnixTime) -> UnixTime {

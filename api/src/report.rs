@@ -46,6 +46,22 @@ pub struct Report {
     /// Routes with a [rollout](crate::desired::RolloutSpec).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<RouteReport>,
+    /// Images that are being fetched, those that take long enough to be told of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pulls: Vec<PullReport>,
+}
+
+/// How far one image is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullReport {
+    /// By digest.
+    pub image: String,
+    /// Bytes of its layers that are on the node, and of all of them, compressed. Both 0 while that is not known.
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    /// When it was begun, by the node's clock, seconds since 1970 (UTC).
+    pub since_s: u64,
 }
 
 /// How far the traffic of one route has moved on one node.

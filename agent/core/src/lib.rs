@@ -8,6 +8,8 @@ pub mod autoscale;
 pub mod backoff;
 pub mod bundle;
 pub mod devices;
+pub mod hours;
+pub mod keeping;
 pub mod limits;
 pub mod plan;
 pub mod rollout;

@@ -107,6 +107,9 @@ fn add_target(reports: &mut Vec<RouteReport>, route: &RouteObject, target: Targe
     targets.push(target);
 }
 
+/// The reason of an image that waits for the hours in which it may be fetched.
+pub const PULL_DEFERRED: &str = "PullDeferred";
+
 /// Longest message of a revision in a report that does not fit whole, bytes.
 const SHORT_MESSAGE_MAX: usize = 200;
 
@@ -169,6 +172,10 @@ fn judge(revision: &RevisionActual) -> (RevisionPhase, String, String) {
         (true, None) => (RevisionPhase::Ready, String::new(), String::new()),
         (true, Some((reason, message))) => (RevisionPhase::Ready, reason, message),
         (false, None) => (RevisionPhase::Preparing, String::new(), String::new()),
+        // It waits, and nothing is wrong.
+        (false, Some((reason, message))) if reason == PULL_DEFERRED => {
+            (RevisionPhase::Preparing, reason, message)
+        }
         (false, Some((reason, message))) => (RevisionPhase::Failed, reason, message),
     }
 }

@@ -8,12 +8,11 @@ use tombolo_agent_core::bundle::{ImageDefaults, User};
 use tombolo_api::Digest;
 use tombolo_api::desired::RevisionObject;
 use tombolo_oci::{
-    BasicAuth, Client, Endpoint, HUB_HOST, ImageError, ImageReference, ImageSummary, Progress, Scheme,
-    TransferError,
+    BasicAuth, Client, Endpoint, HUB_HOST, ImageError, ImageReference, ImageSummary, Scheme, TransferError,
 };
 
-use super::users;
-use super::{Inner, Trouble, lock};
+use super::pulls::Need;
+use super::{Inner, Trouble, collect, lock, users};
 use crate::tls;
 
 /// What launching needs of an image.
@@ -34,10 +33,23 @@ pub(super) async fn prepare(
     object: &RevisionObject,
 ) -> Result<bool, Trouble> {
     let (reference, image) = reference(object)?;
-    let _kept = inner.collecting.read().await;
-    let (summary, fetched) = match look_up(inner, image).await? {
-        Some(summary) => (summary, false),
-        None => (fetch(inner, &reference, image).await?, true),
+    let need = Need::of(&object.annotations);
+    let mut made_room = false;
+    let (_kept, summary, fetched) = loop {
+        let kept = inner.collecting.read().await;
+        if let Some(summary) = look_up(inner, image).await? {
+            break (kept, summary, false);
+        }
+        let failure = match fetch(inner, &reference, image, need).await {
+            Ok(summary) => break (kept, summary, true),
+            Err(failure) => failure,
+        };
+        drop(kept);
+        // What nobody needs goes first, once; then it is said, and tried again later.
+        match failure.room_needed {
+            Some(needed) if !made_room && collect::make_room(inner, needed).await => made_room = true,
+            _ => return Err(failure.trouble),
+        }
     };
     let prepared = tokio::task::spawn_blocking(move || describe(image, summary)).await;
     let prepared = prepared.map_err(|error| Trouble::new("ImageStoreFailed", error.to_string()))?;
@@ -58,7 +70,7 @@ pub(super) fn reference(object: &RevisionObject) -> Result<(ImageReference, Dige
     Ok((reference, digest))
 }
 
-async fn look_up(inner: &Arc<Inner>, image: Digest) -> Result<Option<ImageSummary>, Trouble> {
+pub(super) async fn look_up(inner: &Arc<Inner>, image: Digest) -> Result<Option<ImageSummary>, Trouble> {
     let inner = inner.clone();
     let found = tokio::task::spawn_blocking(move || {
         tombolo_oci::image::summary(&inner.tools.images, &image, &inner.platform)
@@ -67,23 +79,45 @@ async fn look_up(inner: &Arc<Inner>, image: Digest) -> Result<Option<ImageSummar
     found.map_err(unfit)
 }
 
-async fn fetch(
+/// Why an image could not be fetched.
+pub(super) struct Failure {
+    pub(super) trouble: Trouble,
+    /// Bytes that have to be free before it can be, if it was that.
+    room_needed: Option<u64>,
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self { trouble, room_needed: None }
+    }
+}
+
+/// Fetches an image, when its turn comes.
+pub(super) async fn fetch(
     inner: &Arc<Inner>,
     reference: &ImageReference,
     image: Digest,
-) -> Result<ImageSummary, Trouble> {
-    let _permit = inner.pulls.acquire().await;
-    let endpoint = endpoint(inner, &reference.host)?;
-    let client = Client::new(endpoint).map_err(|error| Trouble::new(error.reason(), error.to_string()))?;
-    let tools = &inner.tools;
-    let pulled = client
-        .pull(&tools.images, &reference.repository, &image, &inner.platform, &Progress::default())
-        .await;
-    pulled.map_err(|error| {
-        let message =
-            format!("cannot get image {}/{}@{image}: {error}", reference.host, reference.repository);
-        Trouble::new(error.reason(), message)
-    })
+    need: Need,
+) -> Result<ImageSummary, Failure> {
+    let name = format!("{}/{}@{image}", reference.host, reference.repository);
+    let pulled = inner.pulls.run((image, name.clone()), need, async |pace, progress| {
+        let endpoint = endpoint(inner, &reference.host)?;
+        let client =
+            Client::new(endpoint).map_err(|error| Trouble::new(error.reason(), error.to_string()))?;
+        let (store, repository) = (&inner.tools.images, &reference.repository);
+        let client = client.with_pace(pace);
+        Ok::<_, Trouble>(client.pull(store, repository, &image, &inner.platform, &progress).await)
+    });
+    let error = match pulled.await?? {
+        Ok(summary) => return Ok(summary),
+        Err(error) => error,
+    };
+    if let (TransferError::Paused, Err(waits)) = (&error, inner.pulls.allowed(&image, need)) {
+        return Err(waits.into());
+    }
+    let full = if error.is_disk_full() { "; what runs goes on" } else { "" };
+    let message = format!("cannot get image {name}: {error}{full}");
+    Err(Failure { trouble: Trouble::new(error.reason(), message), room_needed: error.room_needed() })
 }
 
 /// Where a registry is. The hub's is named, not addressed: it moves with the hub.

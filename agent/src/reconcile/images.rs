@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tombolo_agent_core::actual::{ImageState, Moment};
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::routes::Unavailable;
+use tombolo_agent_core::status::PULL_DEFERRED;
 use tombolo_api::Digest;
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::report::EventKind;
@@ -53,7 +54,9 @@ impl Reconciler {
                     retry_at: Some(retry_at),
                 };
                 if attempts == 1 {
-                    self.event(EventKind::Warning, &trouble.reason, &revision, trouble.message);
+                    let waits = trouble.reason == PULL_DEFERRED;
+                    let kind = if waits { EventKind::Normal } else { EventKind::Warning };
+                    self.event(kind, &trouble.reason, &revision, trouble.message);
                 }
             }
         }

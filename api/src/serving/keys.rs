@@ -28,6 +28,10 @@ pub const UPDATE_STRATEGY: &str = "tombolo.dev/update-strategy";
 pub const MEMORY_OVERUSE: &str = "tombolo.dev/gpu-memory-overuse";
 /// How long it may, a duration.
 pub const MEMORY_OVERUSE_GRACE: &str = "tombolo.dev/gpu-memory-overuse-grace";
+/// `now`: the image is fetched at once, whatever hours a node has for that; `in-hours` is the default.
+pub const PULL: &str = "tombolo.dev/pull";
+/// Images, by digest, that the revision's nodes fetch ahead of need and keep, separated by commas.
+pub const PRELOAD: &str = "tombolo.dev/preload";
 /// On a Service or Route: which requests a header sends to which tag, a JSON list.
 pub const STEERING: &str = "tombolo.dev/steering";
 /// On a Service or Route: `on` (the default) or `off`: whether a gradual rollout is undone when the new revision is worse.

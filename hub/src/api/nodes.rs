@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tombolo_api::NodeId;
 use tombolo_api::meta::{Condition, List, ListMeta, ObjectMeta, Status};
-use tombolo_api::report::Report;
+use tombolo_api::report::{PullReport, Report};
 use tombolo_hub_core::NodeState;
 use tombolo_hub_core::conditions::{Conditions, Verdict};
 
@@ -25,7 +25,7 @@ const API_VERSION: &str = "tombolo.dev/v1";
 /// Plural, as in paths and messages.
 const PLURAL: &str = "nodes";
 
-const COLUMNS: [&str; 5] = ["Name", "Status", "Address", "Kernel", "Age"];
+const COLUMNS: [&str; 6] = ["Name", "Status", "Address", "Kernel", "Pulling", "Age"];
 
 pub(super) fn router() -> Router<Api> {
     let item = get(read).put(refuse_change).patch(refuse_change).delete(delete);
@@ -116,8 +116,21 @@ fn cells(node: &NodeState, now_s: u64) -> Vec<String> {
         status.into(),
         info.map(|info| info.address.clone()).unwrap_or_default(),
         info.map(|info| info.kernel_version.clone()).unwrap_or_default(),
+        node.report.as_ref().map(|report| pulling(&report.pulls)).unwrap_or_default(),
         table::age(now_s.saturating_sub(node.enrolled_s)),
     ]
+}
+
+/// How far the images are that come, in one cell.
+fn pulling(pulls: &[PullReport]) -> String {
+    let sum = |of: fn(&PullReport) -> u64| pulls.iter().map(of).fold(0, u64::saturating_add);
+    let (done, total) = (sum(|pull| pull.done_bytes), sum(|pull| pull.total_bytes));
+    let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
+    match pulls.len() {
+        0 => String::new(),
+        1 => format!("{percent}%"),
+        images => format!("{percent}% of {images} images"),
+    }
 }
 
 fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) -> Value {
@@ -140,6 +153,9 @@ fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) 
         status["revisions"] = json!(report.revisions);
         if !report.routes.is_empty() {
             status["routes"] = json!(report.routes);
+        }
+        if !report.pulls.is_empty() {
+            status["pulls"] = json!(report.pulls);
         }
         if let Some(refused) = &report.refused {
             status["refused"] = json!(refused);

@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 
 use super::field_error::FieldErrors;
-use crate::duration;
 use crate::serving::keys::{
     GATE_MAX_ERROR_PERCENT, GATE_MAX_LATENCY_PERCENT, GATE_MIN_REQUESTS, HEALTH_GATE, IDLE_TIER,
-    MEMORY_OVERUSE, MEMORY_OVERUSE_GRACE, REACTION, STEERING, TOMBOLO_PREFIX, UPDATE_STRATEGY,
+    MEMORY_OVERUSE, MEMORY_OVERUSE_GRACE, PRELOAD, PULL, REACTION, STEERING, TOMBOLO_PREFIX, UPDATE_STRATEGY,
 };
 use crate::serving::{TrafficTarget, rollout, steering};
+use crate::{Digest, duration};
 
 type Annotations = BTreeMap<String, String>;
 
 /// Keys of a Revision's template, and their values.
-const OF_TEMPLATES: [(&str, &[&str]); 4] = [
+const OF_TEMPLATES: [(&str, &[&str]); 5] = [
     (IDLE_TIER, &["cold", "primed", "running", "frozen", "suspended"]),
     (MEMORY_OVERUSE, &["stop", "warn", "off"]),
+    (PULL, &["now", "in-hours"]),
     (REACTION, &["fast", "knative"]),
     (UPDATE_STRATEGY, &["overlap", "hand-over", "stop-first", "auto"]),
 ];
@@ -40,13 +41,23 @@ pub(super) fn template(annotations: &Annotations) -> FieldErrors {
         let why = "must be a duration from 0s to 1h";
         errors.add(FieldErrors::invalid_because(format!("{text:?}"), MEMORY_OVERUSE_GRACE, why));
     }
+    if let Some(text) = annotations.get(PRELOAD)
+        && !text.split([',', ' ']).filter(|name| !name.is_empty()).all(names_digest)
+    {
+        let why = "must be images by digest (HOST/NAME@sha256:…), separated by commas: `tombolo get revision -o yaml` shows them";
+        errors.add(FieldErrors::invalid_because(format!("{text:?}"), PRELOAD, why));
+    }
     errors
+}
+
+fn names_digest(image: &str) -> bool {
+    image.rsplit_once('@').is_some_and(|(name, digest)| !name.is_empty() && digest.parse::<Digest>().is_ok())
 }
 
 /// All keys of a template.
 fn of_templates() -> Vec<&'static str> {
     let mut keys: Vec<_> = OF_TEMPLATES.map(|(key, _)| key).into();
-    keys.push(MEMORY_OVERUSE_GRACE);
+    keys.extend([MEMORY_OVERUSE_GRACE, PRELOAD]);
     keys
 }
 
