@@ -54,6 +54,17 @@ pub(crate) fn items<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
     object.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
+/// How far images are that a node fetches, in one cell.
+pub(crate) fn pulling(pulls: &[Value]) -> String {
+    let sum = |pointer| pulls.iter().filter_map(|pull| number(pull, pointer)).fold(0, i64::saturating_add);
+    let percent = sum("/doneBytes").saturating_mul(100).checked_div(sum("/totalBytes")).unwrap_or(0);
+    match pulls.len() {
+        0 => String::new(),
+        1 => format!("{percent}%"),
+        images => format!("{percent}% of {images} images"),
+    }
+}
+
 pub(crate) fn conditions(object: &Value) -> Vec<Condition<'_>> {
     let read = |condition| Condition {
         kind: text(condition, "/type"),

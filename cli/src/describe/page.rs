@@ -212,6 +212,12 @@ impl Page<'_> {
             .map(str::to_owned)
             .collect();
         lines.many("Limitations", &limitations);
+        let pull = |pull: &Value| {
+            let mib = |pointer| number(pull, pointer).unwrap_or(0) / (1024 * 1024);
+            let percent = fields::pulling(std::slice::from_ref(pull));
+            format!("{} {percent}, {} of {} MiB", text(pull, "/image"), mib("/doneBytes"), mib("/totalBytes"))
+        };
+        lines.many("Pulling", &items(object, "/status/pulls").iter().map(pull).collect::<Vec<_>>());
         let row = |report: &Value| {
             vec![
                 format!("{}/{}", text(report, "/namespace"), text(report, "/name")),

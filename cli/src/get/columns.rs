@@ -81,6 +81,7 @@ const NODE: &[Column] = &[
     ("AGE", Always, age),
     ("ADDRESS", Always, |o, _| text(o, "/status/info/address").into()),
     ("GENERATION", Always, |o, _| count(o, "/status/serving/generation")),
+    ("PULLING", Always, |o, _| fields::pulling(items(o, "/status/pulls"))),
     ("REASON", Wide, reason),
     ("ARCH", Wide, |o, _| text(o, "/status/info/architecture").into()),
     ("OS IMAGE", Wide, |o, _| text(o, "/status/info/osImage").into()),
@@ -257,14 +258,15 @@ mod tests {
             "status": {
                 "conditions": [{"type": "Ready", "status": "True"}],
                 "serving": {"generation": 4, "epoch": 1},
+                "pulls": [{"image": "hub.tombolo/a@sha256:0", "doneBytes": 30, "totalBytes": 120, "sinceS": 1}],
                 "info": {"agentVersion": "0.1.0", "address": "10.0.0.7:8080",
                     "labels": {"kubernetes.io/arch": "amd64", "line": "3"}},
             },
         });
         assert_eq!(
             printed(Kind::Node, &[node], false, false),
-            "NAME      READY   LABELS   VERSION   AGE    ADDRESS         GENERATION\n\
-             press-7   True    line=3   0.1.0     120m   10.0.0.7:8080   4\n"
+            "NAME      READY   LABELS   VERSION   AGE    ADDRESS         GENERATION   PULLING\n\
+             press-7   True    line=3   0.1.0     120m   10.0.0.7:8080   4            25%\n"
         );
     }
 
