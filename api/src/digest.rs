@@ -27,6 +27,10 @@ impl Digest {
         Self(bytes)
     }
 
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits, without the `sha256:` prefix: fit for a file or topic name.
     pub fn hex(&self) -> String {
         hex::encode(self.0)

@@ -4,6 +4,7 @@
 //! deadline. Must not know who a registry belongs to: where it is, and whom to believe, is in the [`Endpoint`].
 
 mod base;
+mod delta;
 mod error;
 mod pace;
 mod pull;
@@ -131,9 +132,16 @@ pub struct Client {
     auth: Option<BasicAuth>,
     deadlines: Deadlines,
     pace: Pace,
+    /// Whether of layers that resemble others only what is new is fetched.
+    deltas: bool,
 }
 
 impl Client {
+    /// The same client, which fetches every layer whole.
+    pub fn without_deltas(self) -> Self {
+        Self { deltas: false, ..self }
+    }
+
     /// The same client, whose downloads keep a pace.
     pub fn with_pace(self, pace: Pace) -> Self {
         Self { pace, ..self }
@@ -167,7 +175,14 @@ impl Client {
         };
         let http = builder.build().map_err(|error| TransferError::Client(innermost(&error)))?;
         let base = format!("{scheme}://{authority}");
-        Ok(Self { http, base, auth: endpoint.auth, deadlines: Deadlines::default(), pace: Pace::default() })
+        Ok(Self {
+            http,
+            base,
+            auth: endpoint.auth,
+            deadlines: Deadlines::default(),
+            pace: Pace::default(),
+            deltas: true,
+        })
     }
 
     /// The digest a tag stands for now; for a digest, that it is there.

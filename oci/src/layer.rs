@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tombolo_api::Digest;
 
-mod decode;
+pub(crate) mod decode;
 mod members;
 #[cfg(test)]
 mod tests;

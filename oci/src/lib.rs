@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod client;
+pub mod delta;
 pub mod image;
 pub mod layer;
 pub mod reference;

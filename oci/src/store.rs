@@ -4,6 +4,7 @@
 //! blobs/sha256/<hex>      verified content, immutable
 //! partial/<hex>           a download under way; survives restarts, verified as a whole before it becomes a blob
 //! partial/<hex>.marks     what of it a power cut leaves
+//! deltas/<hex>            a layer being put together from chunks, see `crate::delta`
 //! layers/<diff id hex>/   fs/ is an overlay lower directory, `unpacked` its record; renamed into place when complete
 //! tmp/                    emptied at every opening
 //! lock                    held by the one process that owns the store
@@ -246,12 +247,12 @@ impl Store {
     /// Makes a complete file on the store's file system the blob `expected`, if that is what it holds. The file is
     /// gone afterwards, unless an error is returned.
     pub fn adopt(&self, path: &Path, expected: &Digest) -> Result<(), StoreError> {
-        let mut file = File::open(path).map_err(failed("open", path))?;
+        let mut file = self.beating(File::open(path).map_err(failed("open", path))?, false);
         let (actual, _) = digest_of(&mut file).map_err(failed("read", path))?;
         if actual != *expected {
             return Err(StoreError::DigestMismatch { expected: *expected, actual });
         }
-        file.sync_all().map_err(failed("sync", path))?;
+        file.file.sync_all().map_err(failed("sync", path))?;
         let blob = self.blob_path(expected);
         fs::rename(path, &blob).map_err(failed("rename to", &blob))?;
         self.sync("blobs/sha256")

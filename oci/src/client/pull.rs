@@ -203,7 +203,11 @@ impl Client {
         share.starts_at(here);
         let mut again = true;
         loop {
-            if store.layer_path(&diff_id).is_none() {
+            // What is unpacked: the blob, or the content itself if that was put together from chunks.
+            let mut source = blob.digest;
+            if self.delta(store, repository, blob, &diff_id, &mut |here| share.is_at(here)).await? {
+                source = diff_id;
+            } else if store.layer_path(&diff_id).is_none() {
                 // One claim after the other, never both: an uncompressed layer's two digests are the same.
                 let claim = store.claim(&blob.digest).await;
                 self.blob(store, repository, blob, &mut share).await?;
@@ -211,7 +215,7 @@ impl Client {
             }
             let _claim = store.claim(&diff_id).await;
             let from = store.clone();
-            let error = match blocking(move || from.unpack(&blob.digest, &diff_id)).await {
+            let error = match blocking(move || from.unpack(&source, &diff_id)).await {
                 Ok(_) => {
                     share.is_at(blob.size);
                     share.fills(u64::MAX);
@@ -220,11 +224,11 @@ impl Client {
                 Err(error) => error,
             };
             let from = store.clone();
-            if !again || !error.is_damage() || blocking(move || from.verify(&blob.digest)).await? {
+            if !again || !error.is_damage() || blocking(move || from.verify(&source)).await? {
                 return Err(error.into());
             }
-            tracing::warn!(digest = %blob.digest, %error, "a stored layer is damaged, fetching it again");
-            store.remove_blob(&blob.digest)?;
+            tracing::warn!(digest = %source, %error, "a stored layer is damaged, fetching it again");
+            store.remove_blob(&source)?;
             again = false;
         }
     }

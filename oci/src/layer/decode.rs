@@ -21,11 +21,16 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The window that a decoder keeps in memory; the format's own recommendation for what every decoder takes is 8 MiB.
 const ZSTD_WINDOW: u64 = 32 << 20;
 
+/// The uncompressed content of a layer, hashed.
+pub(crate) struct Stream {
+    content: Content,
+    hasher: Sha256,
+}
+
 /// The uncompressed content of a layer.
-pub(super) struct Stream {
+pub(crate) struct Content {
     decoder: Decoder,
     compressed: Arc<AtomicU64>,
-    hasher: Sha256,
     bytes: u64,
     limits: Limits,
 }
@@ -61,7 +66,26 @@ enum Overrun {
 }
 
 impl Stream {
-    pub(super) fn new(blob: impl Read + Send + 'static, limits: &Limits) -> Result<Self, UnpackError> {
+    pub(crate) fn new(blob: impl Read + Send + 'static, limits: &Limits) -> Result<Self, UnpackError> {
+        Ok(Self { content: Content::new(blob, limits)?, hasher: Sha256::new() })
+    }
+
+    /// The digest of everything read.
+    pub(crate) fn digest(self) -> Digest {
+        Digest::from_bytes(self.hasher.finalize().into())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl Content {
+    pub(crate) fn new(blob: impl Read + Send + 'static, limits: &Limits) -> Result<Self, UnpackError> {
         let compressed = Arc::new(AtomicU64::new(0));
         let counting = Counting { blob: Box::new(blob), count: compressed.clone() };
         let mut source = BufReader::with_capacity(READ_BUFFER, counting);
@@ -73,23 +97,17 @@ impl Stream {
         } else {
             Decoder::Plain(source)
         };
-        Ok(Self { decoder, compressed, hasher: Sha256::new(), bytes: 0, limits: limits.clone() })
-    }
-
-    /// The digest of everything read.
-    pub(super) fn digest(self) -> Digest {
-        Digest::from_bytes(self.hasher.finalize().into())
+        Ok(Self { decoder, compressed, bytes: 0, limits: limits.clone() })
     }
 }
 
-impl Read for Stream {
+impl Read for Content {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = match &mut self.decoder {
             Decoder::Plain(source) => source.read(buffer)?,
             Decoder::Gzip(decoder) => decoder.read(buffer)?,
             Decoder::Zstd(frames) => frames.read(buffer)?,
         };
-        self.hasher.update(&buffer[..count]);
         self.bytes += count as u64;
         if self.bytes > self.limits.bytes {
             return Err(io::Error::other(Overrun::Bytes(self.limits.bytes)));
@@ -139,8 +157,8 @@ impl Read for Counting {
     }
 }
 
-/// Says what an error of [`Stream`] means, met while reading `place`.
-pub(super) fn stream_error(error: io::Error, place: &str) -> UnpackError {
+/// Says what an error of [`Stream`] or [`Content`] means, met while reading `place`.
+pub(crate) fn stream_error(error: io::Error, place: &str) -> UnpackError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Overrun>()) {
         Some(Overrun::Bytes(limit)) => return UnpackError::TooManyBytes(*limit),
         Some(Overrun::Ratio(limit)) => return UnpackError::Ratio(*limit),

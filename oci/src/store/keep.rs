@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tombolo_api::Digest;
 
 use super::{Store, StoreError, digest_in_name, remove_tree};
+use crate::delta;
 
 /// What is to be kept.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +38,8 @@ impl Store {
             }
         }
         for (digest, bytes) in self.blobs()? {
-            if !keep.blobs.contains(&digest) {
+            // A layer that was put together from chunks is a blob under its diff id.
+            if !keep.blobs.contains(&digest) && !keep.layers.contains(&digest) {
                 self.remove_blob(&digest)?;
                 removed.blobs += 1;
                 removed.bytes += bytes;
@@ -56,6 +58,7 @@ impl Store {
                 remove_tree(&path)?;
             }
         }
+        delta::retain(self, &keep.layers)?;
         self.sync("blobs/sha256")?;
         Ok(removed)
     }
