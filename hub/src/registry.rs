@@ -7,6 +7,7 @@
 //! {state_dir}/registry/repositories/{name}/_blobs/{hex}           empty: the repository has this blob
 //! {state_dir}/registry/repositories/{name}/_referrers/{hex}/{hex} empty: the second manifest names the first as subject
 //! {state_dir}/registry/uploads/{id}                               uploads under way, emptied at every start
+//! {state_dir}/registry/chunks/{hex}                               the chunk list of a layer, made again when it is lost
 //! ```
 //!
 //! What a client was told is stored is on the disk. Content is kept once, whoever has it; a repository has the blobs that
@@ -22,6 +23,7 @@ use tombolo_oci::image::MAX_DOCUMENT;
 use tombolo_oci::{ImageReference, Repository, Store, StoreError, Tag, Target};
 
 mod blobs;
+mod chunks;
 mod collect;
 mod contents;
 mod error;
@@ -32,6 +34,7 @@ mod referrers;
 mod signatures;
 mod uploads;
 
+use chunks::Chunks;
 use contents::Contents;
 pub(crate) use http::{Access, router};
 use names::Names;
@@ -46,6 +49,7 @@ struct Inner {
     images: Store,
     names: Names,
     uploads: Uploads,
+    chunks: Chunks,
     /// Held to write while something unused is removed, to read while something is found to be there and then named: what
     /// a client was told is there must not go before it could name it.
     collecting: RwLock<()>,
@@ -73,10 +77,13 @@ impl Registry {
         let names = Names::open(&root.join("repositories"))?;
         let path = root.join("uploads");
         let uploads = Uploads::open(&path).map_err(|source| OpenError::Io { path, source })?;
+        let path = root.join("chunks");
+        let chunks = Chunks::open(&path).map_err(|source| OpenError::Io { path, source })?;
         let registry = Self(Arc::new(Inner {
             images,
             names,
             uploads,
+            chunks,
             collecting: RwLock::default(),
             changes: watch::Sender::new(0),
         }));

@@ -65,6 +65,18 @@ impl ApiError {
         )
     }
 
+    pub(super) fn no_chunks(digest: &Digest) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "UNSUPPORTED",
+            format!("blob {digest} has no chunk list: fetch it whole"),
+        )
+    }
+
+    pub(super) fn later(why: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", format!("{why}: try again"))
+    }
+
     pub(super) fn too_slow() -> Self {
         Self::new(
             StatusCode::REQUEST_TIMEOUT,

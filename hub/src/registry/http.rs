@@ -13,7 +13,7 @@ use tombolo_oci::{Repository, Target};
 
 use super::error::ApiError;
 use super::names::place;
-use super::{Registry, blobs, manifests, referrers};
+use super::{Registry, blobs, chunks, manifests, referrers};
 
 /// Names the content of a response.
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -33,7 +33,7 @@ pub(crate) enum Access {
 /// Serves `/v2/`.
 pub(crate) fn router(registry: Registry, access: Access) -> Router {
     let serve = move |State(registry): State<Registry>, request: Request| async move {
-        let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let writes = !is_read(request.method()) && !chunks::is_read(request.uri().path());
         let mut response = if writes && access == Access::ReadOnly {
             ApiError::unsupported("this listener is for pulling only: push to the hub's API listener")
                 .into_response()
@@ -68,6 +68,7 @@ enum Subject<'a> {
     Base,
     Manifest(&'a str, &'a str),
     Blob(&'a str, &'a str),
+    Chunks(&'a str, &'a str),
     NewUpload(&'a str),
     Upload(&'a str, &'a str),
     Tags(&'a str),
@@ -106,6 +107,14 @@ async fn handle(registry: Registry, request: Request) -> Result<Response, ApiErr
                 _ => Err(not_allowed()),
             }
         }
+        Subject::Chunks(name, digest) => {
+            let (name, digest) = (name.parse::<Repository>()?, parse_digest(digest)?);
+            match *method {
+                Method::GET => chunks::list(registry, name, digest).await,
+                Method::POST => chunks::select(registry, name, digest, body).await,
+                _ => Err(not_allowed()),
+            }
+        }
         Subject::NewUpload(name) if *method == Method::POST => {
             blobs::begin(registry, name.parse()?, query, body).await
         }
@@ -138,6 +147,9 @@ fn subject(path: &str) -> Option<Subject<'_>> {
     let (rest, last) = path.rsplit_once('/')?;
     if let Some(name) = rest.strip_suffix("/blobs/uploads") {
         return Some(Subject::Upload(name, last));
+    }
+    if let Some(name) = rest.strip_suffix("/_tombolo/chunks") {
+        return Some(Subject::Chunks(name, last));
     }
     if let Some(name) = rest.strip_suffix("/manifests") {
         return Some(Subject::Manifest(name, last));
@@ -218,6 +230,7 @@ mod tests {
             ("/v2/a/b/blobs/uploads/7", Some(Subject::Upload("a/b", "7"))),
             ("/v2/a/b/tags/list", Some(Subject::Tags("a/b"))),
             ("/v2/a/b/referrers/sha256:0", Some(Subject::Referrers("a/b", "sha256:0"))),
+            ("/v2/a/b/_tombolo/chunks/sha256:0", Some(Subject::Chunks("a/b", "sha256:0"))),
             ("/v2/_catalog", None),
             ("/v2/a/other/x", None),
         ] {
