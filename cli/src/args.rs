@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::build::Language;
+
 /// Where the hub's API answers when nothing else is said; what `tombolo up` and `tombolo-hub` listen on.
 pub(crate) const DEFAULT_HUB: &str = "http://127.0.0.1:7080";
 
@@ -26,7 +28,11 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run a hub and an agent on this machine until Ctrl-C
     Up(Up),
-    /// Build an image from a directory, or take an existing one, and run it as a service
+    /// Make a project that can be deployed as it is
+    New(New),
+    /// Build an image from a directory or a git repository, and push it to the hub
+    Build(Build),
+    /// Build an image from a directory or a git repository, or take an existing one, and run it as a service
     Deploy(Deploy),
     /// Create or change the resources written in a file
     Apply(Apply),
@@ -89,10 +95,80 @@ pub(crate) struct Up {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct New {
+    /// rust, python, node, go, or static for web pages
+    #[arg(long, value_enum)]
+    pub(crate) lang: Template,
+    /// The directory to make; its last part is the project's name
+    #[arg(value_name = "NAME")]
+    pub(crate) directory: PathBuf,
+}
+
+/// What a new project is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Template {
+    Rust,
+    Python,
+    Node,
+    Go,
+    Static,
+}
+
+/// How an image is built, wherever it goes.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Building {
+    /// The image below: NAME[:TAG] at the hub, HOST/NAME[:TAG] of another registry, `scratch`, or `host`, which is made of
+    /// this machine's own interpreter and libraries [default: by language, see docs/building.md]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) base: Option<String>,
+    /// What the project is written in, if its files do not tell
+    #[arg(long, value_enum)]
+    pub(crate) language: Option<Language>,
+    /// Make every layer anew
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// The project's directory [default: this one]
+    #[arg(value_name = "DIR", conflicts_with = "git")]
+    pub(crate) source: Option<String>,
+    /// Build from a git repository: URL, URL#REVISION or URL#REVISION:DIRECTORY
+    #[arg(long, value_name = "URL")]
+    pub(crate) git: Option<String>,
+    /// Name of the image, as [NAMESPACE/]NAME[:TAG] [default: default/DIR:latest]
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) tag: Option<String>,
+    /// Push to the hub's registry (what happens anyway without -o)
+    #[arg(long, conflicts_with = "no_push")]
+    pub(crate) push: bool,
+    /// Build only
+    #[arg(long)]
+    pub(crate) no_push: bool,
+    /// Write the image as an OCI layout into this directory
+    #[arg(long, short = 'o', value_name = "DIR")]
+    pub(crate) layout: Option<PathBuf>,
+    /// Print what was built as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) building: Building,
+    /// Command to run in the image, instead of the one found
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Deploy {
-    /// A directory (a Cargo package, or files that become the image) or the name of an image
-    #[arg(value_name = "DIR|IMAGE")]
-    pub(crate) source: String,
+    /// A project's directory or the name of an image
+    #[arg(value_name = "DIR|IMAGE", required_unless_present = "git", conflicts_with = "git")]
+    pub(crate) source: Option<String>,
+    /// Build from a git repository: URL, URL#REVISION or URL#REVISION:DIRECTORY
+    #[arg(long, value_name = "URL")]
+    pub(crate) git: Option<String>,
+    #[command(flatten)]
+    pub(crate) building: Building,
     /// Name of the service [default: the directory's or image's name]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -297,6 +373,12 @@ mod tests {
         for line in [
             "tombolo up --http-port 1 --router-listen 127.0.0.1:2",
             "tombolo deploy",
+            "tombolo deploy . --git u",
+            "tombolo build . --git u",
+            "tombolo build --push --no-push",
+            "tombolo build --language cobol",
+            "tombolo new x",
+            "tombolo new --lang rust",
             "tombolo deploy . --port 0",
             "tombolo deploy . --wait --no-wait",
             "tombolo apply",

@@ -1,19 +1,20 @@
 //! `deploy`: from a directory or an image's name to a service that answers.
 //!
 //! ```text
-//! source ─▶ package (cargo) ─▶ image ─▶ push ─▶ change of the Service ─▶ wait until it answers
+//! source ─▶ build ─▶ push ─▶ change of the Service ─▶ wait until it answers
 //! ```
 
 mod change;
-mod image;
-mod package;
 mod source;
 
 use std::time::Duration;
 
 use serde_json::Value;
 
+use tombolo_oci::Tag;
+
 use crate::args;
+use crate::build::{self, Image, Order, Registry};
 use crate::hub::Hub;
 use crate::kinds::Kind;
 use crate::output;
@@ -24,7 +25,6 @@ use crate::traffic::{Split, parsed};
 use crate::{apply, create, fields};
 
 pub(crate) use change::{Change, KeyChange};
-pub(crate) use image::{Built, built_in_memory, push};
 use source::Source;
 
 pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
@@ -34,7 +34,10 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
     };
     let (env, limits) = (changes("--env", &args.env)?, changes("--limit", &args.limit)?);
     let annotations = changes("--annotation", &args.annotation)?;
-    let source = Source::of(&args.source)?;
+    let source = match (&args.source, &args.git) {
+        (Some(word), None) => Source::of(word)?,
+        (_, git) => Source::Project(build::tree(None, git.as_deref(), steps).await?),
+    };
     let name = source.service_name(args.name.as_deref())?;
     // A hub that is not there, or a name it would refuse, is found out before minutes of building.
     if create::ensure_namespace(hub, &args.namespace).await? {
@@ -58,18 +61,15 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
             change.image = reference.to_string();
             change.command.clone_from(&args.command);
         }
-        Source::Package(dir) => {
-            steps.say(&format!("building {}", dir.display()));
-            let program = package::build(&dir, args.command.first().map(String::as_str)).await?;
-            let built = image::of_program(&program, args.command.get(1..).unwrap_or_default()).await?;
-            change.image = pushed(hub, steps, &args.namespace, &name, &built).await?;
-            change.image_has_command = true;
-        }
-        Source::Files(dir) => {
-            let command = source::command(&dir, &args.command)?;
-            let built = image::of_files(&dir, command).await?;
-            change.image = pushed(hub, steps, &args.namespace, &name, &built).await?;
-            change.image_has_command = !args.command.is_empty();
+        Source::Project(tree) => {
+            let registry = Registry::of(hub)?;
+            let mut image =
+                build::build(Some(&registry), steps, tree, Order::of(&args.building, &args.command)).await?;
+            change.image = pushed(&registry, steps, &args.namespace, &name, &mut image).await?;
+            change.image_has_command = image.has_command;
+            if !image.has_command {
+                change.command.clone_from(&args.command);
+            }
         }
     }
     let stored = applied(hub, steps, &args.namespace, &name, &change).await?;
@@ -83,16 +83,15 @@ pub(crate) async fn run(hub: &Hub, args: &args::Deploy) -> anyhow::Result<()> {
 
 /// Pushes an image and says so. Returns its name by digest.
 pub(crate) async fn pushed(
-    hub: &Hub,
+    registry: &Registry,
     steps: Steps,
     namespace: &str,
     name: &str,
-    built: &Built,
+    image: &mut Image,
 ) -> anyhow::Result<String> {
-    steps.say(&format!("built an image of {}", built.size()));
-    let image = push(hub, namespace, name, built).await?;
-    steps.say(&format!("pushed {image}"));
-    Ok(image)
+    let repository = format!("{namespace}/{name}").parse()?;
+    let pushed = registry.push(image, &repository, &Tag::latest()).await?;
+    Ok(build::said(steps, pushed).image)
 }
 
 /// Creates or changes the service and says so. Returns what the hub stored.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod args;
+mod build;
 mod create;
 mod delete;
 mod deploy;
@@ -13,6 +14,7 @@ mod get;
 mod hub;
 mod kinds;
 mod logs;
+mod new;
 mod output;
 mod probe;
 mod ready;
@@ -53,6 +55,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Completion { shell } => return completion(*shell),
         // Refusals that need no runtime come first.
         Command::Up(args) => up::check(args)?,
+        Command::New(args) => return new::run(args),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -69,6 +72,8 @@ async fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
     let hub = || Hub::new(arguments.hub_url());
     match &arguments.command {
         Command::Up(args) => up::run(args).await,
+        Command::New(args) => new::run(args),
+        Command::Build(args) => build::run(&hub()?, args).await,
         Command::Deploy(args) => deploy::run(&hub()?, args).await,
         Command::Apply(args) => apply::run(&hub()?, args).await,
         Command::Create(args) => create::run(&hub()?, args).await,

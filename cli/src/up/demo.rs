@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use crate::build::{Image, Registry};
 use crate::deploy::{self, Change};
 use crate::hub::Hub;
 use crate::output;
@@ -22,8 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Deploys the example and waits until it answers.
 pub(super) async fn deploy(hub: &Hub, steps: Steps) -> anyhow::Result<Answering> {
-    let built = deploy::built_in_memory(NAME, HELLO).await?;
-    let image = deploy::pushed(hub, steps, NAMESPACE, NAME, &built).await?;
+    let mut image = Image::of_program(NAME, HELLO)?;
+    let image = deploy::pushed(&Registry::of(hub)?, steps, NAMESPACE, NAME, &mut image).await?;
     let change = Change { image, image_has_command: true, ..Change::default() };
     let stored = deploy::applied(hub, steps, NAMESPACE, NAME, &change).await?;
     ready::wait(hub, steps, &Wanted::new(&stored, DEADLINE)).await

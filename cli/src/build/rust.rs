@@ -2,50 +2,42 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::Command;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use serde::Deserialize;
-use tokio::process::Command;
+
+use super::tools;
 
 /// Everything the program needs is in it, so that its image needs no other file.
 const STATIC: &str = "-Ctarget-feature=+crt-static";
 
-/// Builds the package in `dir` and finds its program: the only one, or the one that is named.
-pub(super) async fn build(dir: &Path, named: Option<&str>) -> anyhow::Result<PathBuf> {
-    let target = host(dir).await?;
+const INSTALL: &str =
+    "a Cargo package is built by cargo and rustc (without them, deploy a directory with a program in it)";
+
+/// Builds the package in `dir` and finds its program: the only one, or the one that is named. Blocks.
+pub(super) fn build(dir: &Path, named: Option<&str>) -> anyhow::Result<PathBuf> {
+    let target = host(dir)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    cargo.current_dir(dir);
     // With a target, the flags reach the program alone; build scripts and macros are built for here, as ever.
-    cargo.args([
-        "build",
-        "--release",
-        "--bins",
-        "--message-format=json-render-diagnostics",
-        "--target",
-        &target,
-    ]);
+    cargo.args(["build", "--release", "--bins", "--message-format=json-render-diagnostics"]);
+    cargo.args(["--target", &target]);
     match flags(&target, |name| std::env::var_os(name)) {
         Flags::Config(setting) => cargo.arg("--config").arg(setting),
         Flags::Variable(name, value) => cargo.env(name, value),
     };
-    let done = cargo
-        .spawn()
-        .context("cargo cannot be run: install Rust, or deploy a directory with a program in it")?;
-    let done = done.wait_with_output().await.context("cargo cannot be waited for")?;
-    if !done.status.success() {
-        bail!("cargo could not build {}: its messages are above", dir.display());
-    }
-    choose(&programs(&done.stdout), named).with_context(|| format!("building {}", dir.display()))
+    let messages = tools::answer(&mut cargo, &format!("building {}", dir.display())).context(INSTALL)?;
+    choose(&programs(&messages), named).with_context(|| format!("building {}", dir.display()))
 }
 
 /// The target the directory's toolchain builds for by itself.
-async fn host(dir: &Path) -> anyhow::Result<String> {
+fn host(dir: &Path) -> anyhow::Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let asked = Command::new(rustc).arg("-vV").current_dir(dir).stdin(Stdio::null()).output().await;
-    let output =
-        asked.context("rustc cannot be run: install Rust, or deploy a directory with a program in it")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let asked =
+        tools::answer(Command::new(rustc).arg("-vV").current_dir(dir), "asking the compiler for its target");
+    let output = asked.context(INSTALL)?;
+    let text = String::from_utf8_lossy(&output);
     let line = text.lines().find_map(|line| line.strip_prefix("host: "));
     line.map(str::to_owned).context("rustc does not say which target it builds for")
 }
