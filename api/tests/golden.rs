@@ -254,6 +254,7 @@ fn reports() {
             revision("hello-00003", RevisionPhase::Preparing, "", "", vec![]),
         ],
         routes: vec![],
+        pulls: Vec::new(),
     };
     check(include_str!("golden/report.json"), &report);
     check(include_str!("golden/report_of_nothing.json"), &Report::default());
