@@ -266,9 +266,9 @@ fn tier_word(tier: Tier) -> &'static str {
 mod tests {
     use tombolo_agent_core::actual::Moment;
     use tombolo_agent_core::autoscale::zero::Activity;
-    use tombolo_api::report::{InstanceReport, RevisionPhase};
 
     use super::*;
+    use crate::testing::report_of;
 
     #[test]
     fn devices_are_counted_by_resource() {
@@ -316,25 +316,15 @@ mod tests {
 
     #[test]
     fn instances_are_counted_by_tier() {
-        let instance = |tier| InstanceReport { id: "i".into(), tier, pid: 1, restarts: 0 };
-        let revision = RevisionReport {
-            namespace: "default".into(),
-            name: "s-00001".into(),
-            uid: String::new(),
-            phase: RevisionPhase::Ready,
-            reason: String::new(),
-            message: String::new(),
-            instances: vec![instance(Tier::Running), instance(Tier::Primed), instance(Tier::Running)],
-            desired: 2,
-        };
+        let report = report_of(&[("a", Tier::Running), ("b", Tier::Primed), ("c", Tier::Running)]);
         let mut text = String::new();
-        instances(&Report { revisions: vec![revision], ..Report::default() }, &mut text);
+        instances(&report, &mut text);
         let labels = "namespace=\"default\",revision=\"s-00001\"";
         for line in [
             "tombolo_instances{tier=\"running\"} 2".to_owned(),
             format!("tombolo_revision_instances{{{labels},tier=\"running\"}} 2"),
             format!("tombolo_revision_instances{{{labels},tier=\"primed\"}} 1"),
-            format!("tombolo_desired_instances{{{labels}}} 2"),
+            format!("tombolo_desired_instances{{{labels}}} 3"),
         ] {
             assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
         }

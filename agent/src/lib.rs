@@ -32,6 +32,8 @@ mod router_socket;
 mod supervisor;
 mod sync;
 mod tail;
+#[cfg(test)]
+mod testing;
 mod tls;
 mod usage;
 

@@ -105,9 +105,10 @@ impl Usage {
 mod tests {
     use tombolo_agent_core::devices::ResourceName;
     use tombolo_agent_devices::Held;
-    use tombolo_api::report::{InstanceReport, RevisionPhase, RevisionReport, Tier};
+    use tombolo_api::report::Tier;
 
     use super::*;
+    use crate::testing::report_of;
 
     fn id(text: &str) -> InstanceId {
         InstanceId(text.into())
@@ -168,19 +169,8 @@ mod tests {
         let (_sender, uses) = watch::channel(Arc::new(uses.into()));
         let usage = Usage { uses, overuses: Arc::default() };
         usage.overuses.stopped.fetch_add(2, Ordering::Relaxed);
-        let instance = InstanceReport { id: "a".into(), tier: Tier::Running, pid: 1, restarts: 0 };
-        let revision = RevisionReport {
-            namespace: "default".into(),
-            name: "s-00001".into(),
-            uid: String::new(),
-            phase: RevisionPhase::Ready,
-            reason: String::new(),
-            message: String::new(),
-            instances: vec![instance],
-            desired: 1,
-        };
         let mut text = String::new();
-        usage.render(&Report { revisions: vec![revision], ..Report::default() }, &mut text);
+        usage.render(&report_of(&[("a", Tier::Running)]), &mut text);
         let labels = "namespace=\"default\",revision=\"s-00001\",instance=\"a\",accelerator=\"GPU-1\"";
         let figures: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
