@@ -132,6 +132,10 @@ pub struct NodeInfo {
     pub capacity: BTreeMap<String, u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub allocatable: BTreeMap<String, u64>,
+    /// Of resources whose devices are pieces of several accelerators: the most of them that are of one, healthy or not. No
+    /// instance can have more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub largest_piece: BTreeMap<String, u64>,
 }
 
 /// A manifest that was not accepted.

@@ -191,7 +191,7 @@ async fn memory_that_is_free_on_no_single_gpu_is_waited_for_and_said() {
     bench.site.hub.api.delete_service("first").await.expect("it can be deleted");
     until("the third to answer", 60, || bench.node.answer("third", "/")).await;
     hub.deploy_unready(&declaring("fourth", 6)).await;
-    bench.says("fourth", "its largest accelerator has 5").await;
+    bench.says("fourth", "the largest piece is 5 (of 9 in all), on node press-7").await;
 }
 
 #[tokio::test]

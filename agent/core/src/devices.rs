@@ -190,6 +190,15 @@ impl Inventory {
         self.count(|resource| resource.healthy().count())
     }
 
+    /// The most devices that one instance can have, of resources of which that is less than all: those of accelerators' pieces.
+    pub fn largest_piece(&self) -> BTreeMap<String, u64> {
+        let most = |(name, resource): (&ResourceName, &Resource)| {
+            let most = pool::most_together(name, resource.devices.keys());
+            (most < resource.devices.len()).then(|| (name.0.clone(), most as u64))
+        };
+        self.resources.iter().filter_map(most).collect()
+    }
+
     fn count(&self, of: impl Fn(&Resource) -> usize) -> BTreeMap<String, u64> {
         self.resources.iter().map(|(name, resource)| (name.0.clone(), of(resource) as u64)).collect()
     }

@@ -30,6 +30,7 @@ impl Reconciler {
     pub(super) fn note_devices(&mut self, inventory: Arc<Inventory>) {
         self.changed = true;
         (self.info.capacity, self.info.allocatable) = (inventory.capacity(), inventory.allocatable());
+        self.info.largest_piece = inventory.largest_piece();
         self.actual.note_devices(inventory, self.now());
         if let Some(accepted) = &self.accepted {
             self.rollable = traffic::rollable(&accepted.desired, &self.actual.devices.inventory);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tombolo_api::desired::Encoded;
-use tombolo_api::report::{EventBatch, Presence, Report, RevisionPhase, RevisionReport};
+use tombolo_api::report::{EventBatch, NodeInfo, Presence, Report, RevisionPhase, RevisionReport};
 use tombolo_api::serving::admission::is_extended;
 use tombolo_api::serving::{Revision, RevisionSpec};
 use tombolo_api::tail::TailChunk;
@@ -24,6 +24,17 @@ pub struct NodeState {
     /// Digest of the report's bytes, as the node's presence names it.
     #[serde(default)]
     pub report_digest: Option<Digest>,
+}
+
+/// What a node has too little of for one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    pub resource: String,
+    pub needed: u64,
+    /// That one instance can be given.
+    pub most: u64,
+    /// Of the whole node: more than `most` where these are pieces of several accelerators.
+    pub all: u64,
 }
 
 /// The nodes that are enrolled.
@@ -58,14 +69,20 @@ impl NodeState {
         self.matches(&revision.spec.node_selector) && (self.lacking(&revision.spec).is_none() || has())
     }
 
-    /// The first resource of which the node has not the devices that one instance needs.
-    pub fn lacking<'a>(&self, spec: &'a RevisionSpec) -> Option<&'a str> {
-        let capacity =
-            |name: &str| self.report.as_ref().and_then(|report| report.info.capacity.get(name)).copied();
+    /// The first resource of which the node can never give one instance what it needs, whoever has what.
+    pub fn lacking(&self, spec: &RevisionSpec) -> Option<Lack> {
+        let info = self.report.as_ref().map(|report| &report.info);
+        let count = |of: fn(&NodeInfo) -> &BTreeMap<String, u64>, name: &str| {
+            info.and_then(|info| of(info).get(name)).copied()
+        };
         let container = spec.serving_container()?;
         let mut asked = container.resources.limits.iter().filter(|(name, _)| is_extended(name));
-        let lacks = asked.find(|(name, count)| capacity(name).unwrap_or(0) < count.bytes());
-        lacks.map(|(name, _)| name.as_str())
+        asked.find_map(|(name, needed)| {
+            let all = count(|info| &info.capacity, name).unwrap_or(0);
+            let most = count(|info| &info.largest_piece, name).map_or(all, |piece| piece.min(all));
+            let (resource, needed) = (name.clone(), needed.bytes());
+            (most < needed).then_some(Lack { resource, needed, most, all })
+        })
     }
 
     /// What the node says of the revision with this uid.
@@ -132,7 +149,6 @@ pub type Placement = BTreeMap<NodeId, Vec<Encoded>>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tombolo_api::report::NodeInfo;
 
     fn id(name: &str) -> NodeId {
         name.parse().unwrap()

@@ -153,6 +153,10 @@ fn memory_that_no_accelerator_has_is_an_obstacle_though_the_sum_suffices() {
         found.map(|found| format!("{}: {}", found.why.reason, found.why.message))
     };
     assert_eq!(said(&memory, 4), None);
+    let others = ("a/x", resource(&[("0", true, &[]), ("1", true, &[])]));
+    let inventory = known(&[(GPU_MEMORY, memory.clone()), others]).inventory;
+    assert_eq!(inventory.largest_piece(), [(GPU_MEMORY.to_owned(), 4)].into(), "what one instance can have");
+    assert!(known(&[(GPU_MEMORY, units(&[("GPU-1", 4)]))]).inventory.largest_piece().is_empty(), "it is all");
     let too_much = said(&memory, 5).unwrap();
     assert!(too_much.starts_with("InsufficientDevices") && too_much.contains("largest accelerator has 4"));
     for gpu in ["GPU-1", "GPU-2"] {

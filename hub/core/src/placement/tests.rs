@@ -80,6 +80,38 @@ fn nodes_get_what_they_have_the_devices_for_and_keep_what_they_were_given() {
 }
 
 #[test]
+fn memory_that_no_single_gpu_of_a_node_has_is_not_there_though_the_sum_is() {
+    const MEMORY: &str = "tombolo.dev/gpu-memory";
+    let mut hub = hub();
+    let mut asking = spec(ONE);
+    asking["template"]["spec"]["containers"][0]["resources"] = json!({ "limits": { MEMORY: 6 } });
+    for (node, all, largest) in [("halves", 8, Some(4)), ("uneven", 9, Some(5)), ("none", 0, None)] {
+        hub.node(node, &[]);
+        let info = &mut hub.reported(node).info;
+        info.capacity.insert(MEMORY.into(), all);
+        info.largest_piece.extend(largest.map(|piece| (MEMORY.to_owned(), piece)));
+    }
+    hub.apply("a", asking).unwrap();
+    hub.settle();
+    assert!(["halves", "uneven", "none"].iter().all(|node| hub.revisions_on(node).is_empty()));
+    let conditions = hub.revision("a-00001").status.conditions.clone();
+    assert_eq!(condition(&conditions, "ResourcesAvailable"), (False, "InsufficientDevices".into()));
+    let text = message(&conditions, "ResourcesAvailable");
+    let words =
+        "one instance needs 6, all of one accelerator: the largest piece is 5 (of 9 in all), on node uneven";
+    assert!(text.contains(words), "{text}");
+    // One with a GPU that holds it, and one whose agent does not say how its devices are spread.
+    hub.reported("halves").info.largest_piece.insert(MEMORY.into(), 6);
+    hub.reported("none").info.capacity.insert(MEMORY.into(), 6);
+    hub.settle();
+    assert_eq!(["halves", "uneven", "none"].map(|node| hub.revisions_on(node).len()), [1, 0, 1]);
+    hub.report("halves", &[("a-00001", Ready)]);
+    hub.reported("halves").info.largest_piece.insert(MEMORY.into(), 4);
+    hub.settle();
+    assert_eq!(hub.revisions_on("halves"), ["a-00001"], "what runs stays");
+}
+
+#[test]
 fn an_object_holds_what_running_takes_and_nothing_else() {
     let mut hub = hub();
     hub.node("n1", &[]);

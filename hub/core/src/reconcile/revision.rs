@@ -9,7 +9,7 @@ use tombolo_api::serving::{Revision, RevisionStatus, Route, keys};
 
 use super::{Inputs, Write, Writes, configuration};
 use crate::conditions::{Conditions, Graded, Verdict};
-use crate::fleet::NodeState;
+use crate::fleet::{Lack, NodeState};
 use crate::images::{Resolution, is_pinned, pinned_image};
 use crate::signatures;
 use crate::snapshot::{Key, Object};
@@ -162,8 +162,8 @@ struct Reports<'a> {
     nodes: Vec<(&'a NodeState, Option<&'a RevisionReport>)>,
     /// A node has been enrolled and has not told its labels yet.
     awaited: bool,
-    /// The resource that a node with the right labels lacks.
-    lacking: Option<String>,
+    /// What a node with the right labels has too little of: the one that comes nearest.
+    lacking: Option<(&'a NodeState, Lack)>,
 }
 
 impl<'a> Reports<'a> {
@@ -173,8 +173,9 @@ impl<'a> Reports<'a> {
         let nodes = placed
             .map(|node| (node, node.revision(&metadata.namespace, &metadata.name, &metadata.uid)))
             .collect();
-        let mut selected = inputs.fleet.values().filter(|node| node.matches(&revision.spec.node_selector));
-        let lacking = selected.find_map(|node| node.lacking(&revision.spec)).map(str::to_owned);
+        let selected = inputs.fleet.values().filter(|node| node.matches(&revision.spec.node_selector));
+        let lacking = selected.filter_map(|node| Some((node, node.lacking(&revision.spec)?)));
+        let lacking = lacking.max_by_key(|(_, lack)| lack.most);
         Self { nodes, awaited: inputs.fleet.values().any(|node| node.report.is_none()), lacking }
     }
 
@@ -239,11 +240,8 @@ impl<'a> Reports<'a> {
         if !self.nodes.is_empty() {
             return Graded::error(Verdict::good());
         }
-        if let Some(resource) = &self.lacking {
-            let message = format!(
-                "No node that may run it has enough of {resource}: start its device plugin on one; `tombolo get nodes -o yaml` shows what each has."
-            );
-            return Graded::error(self.unless_awaited("InsufficientDevices", message));
+        if let Some((node, lack)) = &self.lacking {
+            return Graded::error(self.unless_awaited("InsufficientDevices", shortage(node, lack)));
         }
         let message = match revision.spec.node_selector.is_empty() {
             true => "No node is enrolled at this hub: start an agent with the join token that `tombolo-hub token` prints.".to_owned(),
@@ -276,6 +274,24 @@ impl<'a> Reports<'a> {
 fn is_shortage(report: &RevisionReport) -> bool {
     report.reason.starts_with("Insufficient")
         || matches!(report.reason.as_str(), "DeviceUnhealthy" | "DevicesNotReady")
+}
+
+/// Why no node is given it, by the one that comes nearest.
+fn shortage(node: &NodeState, lack: &Lack) -> String {
+    let Lack { resource, needed, most, all } = lack;
+    let shows = "`tombolo get nodes -o yaml` shows what each has";
+    if *most == 0 {
+        return format!(
+            "No node that may run it has enough of {resource}: start its device plugin on one; {shows}."
+        );
+    }
+    let (node, whose) =
+        (&node.id, if most < all { "all of one accelerator: the largest piece is" } else { "the most is" });
+    let sum = if most < all { format!(" (of {all} in all)") } else { String::new() };
+    format!(
+        "No node that may run it has enough of {resource}: one instance needs {needed}, {whose} {most}{sum}, on node {node}: lower \
+         its limit, or add a node or a device that has more; {shows}."
+    )
 }
 
 fn on_node(node: &NodeState, report: &RevisionReport) -> Verdict {
