@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tombolo_agent_core::accelerators;
 use tombolo_agent_core::autoscale::scaler::Decision;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_api::report::{Report, RevisionReport, Tier};
@@ -115,6 +116,7 @@ fn status(shown: &Shown) -> Value {
         "limitations": report.info.limitations,
         "capacity": report.info.capacity,
         "allocatable": report.info.allocatable,
+        "accelerators": accelerators::reports(&shown.usage.accelerators.borrow(), &report.revisions),
         "revisions": report.revisions,
         "routes": report.routes,
         "counters": {

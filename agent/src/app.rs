@@ -335,6 +335,7 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
     let (wanted, refusals) = (watch::Sender::default(), watch::Sender::new(keep.refusals()));
     let (link_state, trouble) = (watch::Sender::new(LinkState::Waiting), watch::Sender::default());
     let (renew, traffic) = (Arc::<Notify>::default(), Arc::<Traffic>::default());
+    let accelerators = usage.accelerators.clone();
     let shown = Shown {
         node: me.clone(),
         session: session.clone(),
@@ -360,6 +361,7 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
         identity: identity.subscribe(),
         accepted: accepted.subscribe(),
         report,
+        accelerators,
         ready,
         refusals: refusals.subscribe(),
         wanted: wanted.subscribe(),

@@ -98,6 +98,8 @@ pub struct DevicesConfig {
     pub plugin_directory: PathBuf,
     /// Of CDI specifications; a later one goes before an earlier one.
     pub cdi_directories: Vec<PathBuf>,
+    /// What is measured of accelerators is told the hub at most so often, seconds; faults and errors of their memory at once.
+    pub figures_interval_s: u64,
     pub memory: MemoryConfig,
 }
 
@@ -192,6 +194,7 @@ impl Default for DevicesConfig {
         Self {
             plugin_directory: "/var/lib/kubelet/device-plugins".into(),
             cdi_directories: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
+            figures_interval_s: 60,
             memory: MemoryConfig::default(),
         }
     }

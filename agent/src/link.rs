@@ -23,6 +23,7 @@ use rumqttc::{
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tombolo_agent_core::accelerators::Measurements;
 use tombolo_agent_core::backoff::RECONNECT;
 use tombolo_api::frame::PACKET_MAX;
 use tombolo_api::report::{EventAck, Presence, Report};
@@ -126,6 +127,8 @@ pub(crate) struct Link {
     pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
     pub(crate) accepted: watch::Receiver<Option<Arc<Accepted>>>,
     pub(crate) report: watch::Receiver<Report>,
+    /// What is told of accelerators, as a part of the report.
+    pub(crate) accelerators: watch::Receiver<Arc<Measurements>>,
     /// Whether the report says what is: not before the agent has found its instances.
     pub(crate) ready: watch::Receiver<bool>,
     pub(crate) refusals: watch::Receiver<Refusals>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tombolo_agent_core::devices::overuse::Uses;
@@ -18,7 +19,7 @@ pub(crate) struct Plugins {
     pub(crate) choices: watch::Sender<BTreeSet<Choice>>,
     /// Or why no plugin can register, for the node's limitations.
     pub(crate) allocator: Result<Allocator, String>,
-    /// What instances hold of accelerators' memory.
+    /// What instances hold of accelerators' memory, and how these are.
     pub(crate) usage: Usage,
     /// Does not end by itself.
     pub(crate) task: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -30,14 +31,25 @@ impl Plugins {
             Directories { plugins: config.plugin_directory.clone(), cdi: config.cdi_directories.clone() };
         let choices = watch::Sender::default();
         let uses = watch::Sender::default();
-        let usage = Usage { uses: uses.subscribe(), overuses: Arc::default() };
+        let accelerators = watch::Sender::default();
+        let usage = Usage {
+            uses: uses.subscribe(),
+            overuses: Arc::default(),
+            accelerators: accelerators.subscribe(),
+        };
         match tombolo_agent_devices::start(directories, choices.subscribe()).await {
             Ok(plugins) => {
                 let (inventory, allocator, serving) = plugins.split();
                 let (told, tellings) = watch::channel(Arc::default());
                 let following = allocator.clone().follow_usage(told);
+                let (inspected, inspections) = watch::channel(Arc::default());
+                let inspecting = allocator.clone().follow_accelerators(inspected);
+                let figures_pause = Duration::from_secs(config.figures_interval_s);
+                let held = uses.subscribe();
+                let telling = usage::tell_accelerators(inspections, held, accelerators, figures_pause);
+                let finding = usage::find_instances(tellings, uses);
                 let task = async move {
-                    tokio::join!(serving, following, usage::find_instances(tellings, uses));
+                    tokio::join!(serving, following, finding, inspecting, telling);
                 };
                 Self { inventory, choices, allocator: Ok(allocator), usage, task: Box::pin(task) }
             }
@@ -47,7 +59,8 @@ impl Plugins {
                 let inventory = nothing.subscribe();
                 let task = async move {
                     // Receivers take its end for the agent's.
-                    let _nothing: (watch::Sender<Arc<Inventory>>, watch::Sender<Arc<Uses>>) = (nothing, uses);
+                    let _nothing: (watch::Sender<Arc<Inventory>>, watch::Sender<Arc<Uses>>, _) =
+                        (nothing, uses, accelerators);
                     std::future::pending().await
                 };
                 Self {

@@ -1,22 +1,29 @@
-//! What instances hold of accelerators' memory: plugins tell of processes, and here each is found to be whose it is. Takes what
-//! plugins tell, and gives what each instance holds, for whoever decides and for `/metrics`.
+//! What instances hold of accelerators' memory, and how accelerators are: plugins tell of processes, and here each is found to be
+//! whose it is. Takes what plugins tell, and gives what each instance holds, for whoever decides and for `/metrics`, and what of
+//! all that is worth telling the hub.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tombolo_agent_core::accelerators::{Measurements, Teller, measurements};
 use tombolo_agent_core::devices::overuse::{Use, Uses};
 use tombolo_agent_core::supervision::{InstanceId, instance_of_cgroups};
-use tombolo_agent_devices::{Pid, Told};
-use tombolo_api::report::Report;
+use tombolo_agent_devices::{Held, Pid, Told};
+use tombolo_api::report::{AcceleratorReport, Report};
+
+use crate::clock::Clock;
 
 /// What instances hold, and how often that was too much, for all who want to know.
 #[derive(Clone)]
 pub(crate) struct Usage {
     pub(crate) uses: watch::Receiver<Arc<Uses>>,
     pub(crate) overuses: Arc<Overuses>,
+    /// What the hub is told of accelerators.
+    pub(crate) accelerators: watch::Receiver<Arc<Measurements>>,
 }
 
 /// How often an instance held more than it declared, since this agent's start.
@@ -27,7 +34,10 @@ pub(crate) struct Overuses {
 }
 
 /// Finds out whose processes are told of, at each change, until nobody tells any more.
-pub(crate) async fn find_instances(mut told: watch::Receiver<Arc<Told>>, uses: watch::Sender<Arc<Uses>>) {
+pub(crate) async fn find_instances(
+    mut told: watch::Receiver<Arc<Told<Held>>>,
+    uses: watch::Sender<Arc<Uses>>,
+) {
     while told.changed().await.is_ok() {
         let now = told.borrow_and_update().clone();
         let found = sum(&now, instance_of);
@@ -41,13 +51,46 @@ pub(crate) async fn find_instances(mut told: watch::Receiver<Arc<Told>>, uses: w
     }
 }
 
+/// Tells what of accelerators has become worth telling, until nobody tells any more.
+pub(crate) async fn tell_accelerators(
+    mut told: watch::Receiver<Arc<Told<AcceleratorReport>>>,
+    mut uses: watch::Receiver<Arc<Uses>>,
+    accelerators: watch::Sender<Arc<Measurements>>,
+    figures_pause: Duration,
+) {
+    let clock = Clock::start();
+    let mut teller = Teller::new(u64::try_from(figures_pause.as_millis()).unwrap_or(u64::MAX));
+    loop {
+        let now = clock.now();
+        let now_so = {
+            let (told, uses) = (told.borrow_and_update(), uses.borrow_and_update());
+            measurements(told.values().flatten(), &uses)
+        };
+        let (changed, wake) = teller.hear(&now_so, now);
+        if changed {
+            accelerators.send_replace(Arc::new(teller.told().clone()));
+        }
+        let wait = async {
+            match wake {
+                Some(at) => tokio::time::sleep(Duration::from_millis(at.since(now))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = told.changed() => if changed.is_err() { return },
+            changed = uses.changed() => if changed.is_err() { return },
+            () = wait => {}
+        }
+    }
+}
+
 /// None: it is of no instance, or has ended.
 fn instance_of(process: Pid) -> Option<InstanceId> {
     instance_of_cgroups(&std::fs::read_to_string(format!("/proc/{}/cgroup", process.0)).ok()?)
 }
 
 /// What is told of twice, by the plugin of each of its resources, counts once. What is not told counts as nothing.
-fn sum(told: &Told, instance_of: impl Fn(Pid) -> Option<InstanceId>) -> Uses {
+fn sum(told: &Told<Held>, instance_of: impl Fn(Pid) -> Option<InstanceId>) -> Uses {
     let mut processes: BTreeMap<Pid, BTreeMap<&str, u64>> = BTreeMap::new();
     for held in told.values().flatten() {
         let bytes = processes.entry(held.process).or_default().entry(&held.device).or_default();
@@ -104,7 +147,6 @@ impl Usage {
 #[cfg(test)]
 mod tests {
     use tombolo_agent_core::devices::ResourceName;
-    use tombolo_agent_devices::Held;
     use tombolo_api::report::Tier;
 
     use super::*;
@@ -117,7 +159,7 @@ mod tests {
     /// Process, device and bytes.
     type Line = (u32, &'static str, Option<u64>);
 
-    fn told(of: &[(&str, &[Line])]) -> Told {
+    fn told(of: &[(&str, &[Line])]) -> Told<Held> {
         let held = |(pid, device, bytes): &Line| Held {
             process: Pid(*pid),
             device: (*device).to_owned(),
@@ -167,7 +209,8 @@ mod tests {
         let held = [("GPU-1".to_owned(), Use { bytes: 12, processes: 2 })];
         let uses = [(id("a"), held.clone().into()), (id("gone"), held.into())];
         let (_sender, uses) = watch::channel(Arc::new(uses.into()));
-        let usage = Usage { uses, overuses: Arc::default() };
+        let (_told, accelerators) = watch::channel(Arc::default());
+        let usage = Usage { uses, overuses: Arc::default(), accelerators };
         usage.overuses.stopped.fetch_add(2, Ordering::Relaxed);
         let mut text = String::new();
         usage.render(&report_of(&[("a", Tier::Running)]), &mut text);

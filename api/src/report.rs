@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::manifest::Version;
 
+mod accelerators;
+
+pub use accelerators::{AcceleratorReport, AcceleratorUse, MemoryErrors};
+
 /// The smallest sign of life. Sent on every connect and as a heartbeat; the last will is the same with `online: false`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -49,6 +53,9 @@ pub struct Report {
     /// Images that are being fetched, those that take long enough to be told of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pulls: Vec<PullReport>,
+    /// Accelerators whose plugins tell of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accelerators: Vec<AcceleratorReport>,
 }
 
 /// How far one image is.

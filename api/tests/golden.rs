@@ -17,8 +17,9 @@ use tombolo_api::desired::{
 };
 use tombolo_api::manifest::{FORMAT, Manifest, SignedManifest, Version};
 use tombolo_api::report::{
-    Event, EventAck, EventBatch, EventKind, InstanceReport, NodeInfo, Presence, Refused, Report,
-    RevisionPhase, RevisionReport, RolledBack, RouteReport, Serving, ShareReport, TargetReport, Tier,
+    AcceleratorReport, AcceleratorUse, Event, EventAck, EventBatch, EventKind, InstanceReport, MemoryErrors,
+    NodeInfo, Presence, Refused, Report, RevisionPhase, RevisionReport, RolledBack, RouteReport, Serving,
+    ShareReport, TargetReport, Tier,
 };
 use tombolo_api::tail::{TailChunk, TailRequest};
 use tombolo_api::verification::{ImageSignature, ImageSignatures, Policy, TrustedKey, Verification};
@@ -255,6 +256,7 @@ fn reports() {
         ],
         routes: vec![],
         pulls: Vec::new(),
+        accelerators: vec![],
     };
     check(include_str!("golden/report.json"), &report);
     check(include_str!("golden/report_of_nothing.json"), &Report::default());
@@ -273,6 +275,44 @@ fn reports() {
     };
     let moving = Report { revisions: vec![desired], routes: vec![route_report()], ..Report::default() };
     check(include_str!("golden/report_with_routes.json"), &moving);
+}
+
+#[test]
+fn reports_of_accelerators() {
+    let memory = "tombolo.dev/gpu-memory";
+    let counts = |count| BTreeMap::from([(memory.to_owned(), count)]);
+    let whole = AcceleratorReport {
+        id: "GPU-00000000-0000-0000-0000-000000000000".into(),
+        model: "NVIDIA L4".into(),
+        memory_bytes: Some(24 << 30),
+        memory_used_bytes: Some(3 << 30),
+        utilisation_percent: Some(40),
+        memory_utilisation_percent: Some(11),
+        temperature_celsius: Some(61),
+        power_watts: Some(70),
+        memory_errors: Some(MemoryErrors { corrected: 3, uncorrected: 0 }),
+        held: vec![AcceleratorUse {
+            namespace: "default".into(),
+            revision: "hello-00001".into(),
+            instance: "hello-00001-abcde-1".into(),
+            bytes: 1 << 30,
+        }],
+        ..AcceleratorReport::default()
+    };
+    let mute = AcceleratorReport {
+        id: "GPU-11111111-0000-0000-0000-000000000000".into(),
+        fault: "the driver does not list the GPU any more".into(),
+        parts: vec!["MIG-22222222-0000-0000-0000-000000000000".into()],
+        ..AcceleratorReport::default()
+    };
+    let info = NodeInfo {
+        capacity: counts(8),
+        allocatable: counts(8),
+        largest_piece: counts(4),
+        ..NodeInfo::default()
+    };
+    let report = Report { info, accelerators: vec![whole, mute], ..Report::default() };
+    check(include_str!("golden/report_with_accelerators.json"), &report);
 }
 
 /// A route in the middle of a rollout, whose tagged target went back.

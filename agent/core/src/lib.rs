@@ -1,5 +1,6 @@
 //! What an agent decides, as pure functions of what it knows: no clock, no files, no sockets, no tokio.
 
+pub mod accelerators;
 pub mod accept;
 pub mod activation;
 pub mod actual;

@@ -135,6 +135,7 @@ pub fn encode_within(report: &Report, most: usize) -> Vec<u8> {
             revision.message.clear();
             revision.instances.clear();
         }
+        report.accelerators.iter_mut().for_each(|accelerator| accelerator.held.clear());
         // Those in trouble stay longest.
         report.revisions.sort_by_key(|revision| revision.phase == RevisionPhase::Ready);
         encoded = encode(&report);
@@ -142,6 +143,10 @@ pub fn encode_within(report: &Report, most: usize) -> Vec<u8> {
     while encoded.len() > most && !report.revisions.is_empty() {
         let keep = report.revisions.len() * 3 / 4;
         report.revisions.truncate(keep);
+        encoded = encode(&report);
+    }
+    if encoded.len() > most {
+        report.accelerators.clear();
         encoded = encode(&report);
     }
     encoded

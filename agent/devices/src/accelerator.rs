@@ -1,17 +1,20 @@
 //! What a plugin for accelerators does with the processes of containers, beside giving devices: tells what they hold, moves that
-//! to the host's memory and back. Asks, and decides nothing; which processes a container has, others know.
+//! to the host's memory and back; and how accelerators are. Asks, and decides nothing; which processes a container has, others know.
 
 use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
 
+use tombolo_api::report::AcceleratorReport;
 use tombolo_device_api::accelerator::v1::accelerator_client::AcceleratorClient;
 use tombolo_device_api::accelerator::v1::{
-    DescribeRequest, ProcessUsage, ResumeRequest, SuspendRequest, UsageRequest, UsageResponse,
+    DescribeRequest, InspectRequest, ProcessUsage, ResumeRequest, SuspendRequest, UsageRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+
+use crate::follow::Matter;
 
 /// How long a plugin may take to answer what costs nothing. Those of this project give up before.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
@@ -75,10 +78,10 @@ pub struct Accelerator {
     client: AcceleratorClient<Channel>,
 }
 
-/// What a plugin tells of all processes of the node.
+/// What a plugin tells of one matter, for as long as it is there.
 #[derive(Debug)]
-pub struct Usage {
-    told: Streaming<UsageResponse>,
+pub struct Stream<T: Matter> {
+    told: Streaming<T::Message>,
 }
 
 impl Accelerator {
@@ -116,25 +119,33 @@ impl Accelerator {
     }
 
     /// Begins to hear what all processes of the node hold.
-    pub async fn usage(&self) -> Result<Usage, AcceleratorError> {
+    pub async fn usage(&self) -> Result<Stream<Held>, AcceleratorError> {
         let told = bounded(LOOK_TIMEOUT, self.client.clone().usage(UsageRequest {})).await?.into_inner();
-        Ok(Usage { told })
+        Ok(Stream { told })
+    }
+
+    /// Begins to hear how the node's accelerators are.
+    pub async fn inspect(&self) -> Result<Stream<AcceleratorReport>, AcceleratorError> {
+        let told = bounded(LOOK_TIMEOUT, self.client.clone().inspect(InspectRequest {})).await?.into_inner();
+        Ok(Stream { told })
     }
 }
 
-impl Usage {
-    /// Everything that is held: at once, and then whenever something of it has changed. After an error nothing comes.
-    pub async fn next(&mut self) -> Result<Vec<Held>, AcceleratorError> {
+impl<T: Matter> Stream<T> {
+    /// Everything: at once, and then whenever something of it has changed. After an error nothing comes.
+    pub async fn next(&mut self) -> Result<Vec<T>, AcceleratorError> {
         match self.told.message().await {
-            Ok(Some(message)) => Ok(message.processes.into_iter().map(held).collect()),
+            Ok(Some(message)) => Ok(T::read(message)),
             Ok(None) => Err(AcceleratorError::Absent("it ended what it told".to_owned())),
             Err(status) => Err(error(&status)),
         }
     }
 }
 
-fn held(usage: ProcessUsage) -> Held {
-    Held { process: Pid(usage.pid), device: usage.device_id, bytes: usage.bytes }
+impl From<ProcessUsage> for Held {
+    fn from(usage: ProcessUsage) -> Self {
+        Self { process: Pid(usage.pid), device: usage.device_id, bytes: usage.bytes }
+    }
 }
 
 async fn bounded<T>(

@@ -7,7 +7,7 @@
 //!   ├── GetPreferredAllocation ───────────┘
 //!   ├── Allocate, PreStartContainer ◀── allocate ◀── whoever makes a container
 //!   ├── Suspend, Resume ◀──── accelerator ◀── whoever has processes on accelerators
-//!   └── Usage, for its life ──── usage ── watch<Told> ──▶ whoever watches them
+//!   └── Usage, Inspect, for its life ──── follow ── watch<Told> ──▶ whoever watches them
 //! ```
 //!
 //! Any plugin that works with a kubelet works here: the same sockets, the same words. Gives no device away and knows no instance:
@@ -24,17 +24,18 @@ use tombolo_agent_core::devices::{Choice, Inventory};
 mod accelerator;
 mod allocate;
 mod edits;
+mod follow;
+mod inspect;
 mod plugin;
 mod registration;
 mod roll;
 mod socket;
-mod usage;
 
-pub use accelerator::{Abilities, Accelerator, AcceleratorError, Held, Pid, Suspended, Usage};
+pub use accelerator::{Abilities, Accelerator, AcceleratorError, Held, Pid, Stream, Suspended};
 pub use allocate::{AllocateError, Allocator, Given};
 pub use edits::EditsError;
+pub use follow::{Matter, Told};
 pub use tombolo_cdi::ContainerEdits as Edits;
-pub use usage::Told;
 
 /// Messages of plugins that wait for the roll: a list each, and plugins are few.
 const HEARD_MAX: usize = 64;

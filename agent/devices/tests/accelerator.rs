@@ -15,10 +15,11 @@ use tombolo_agent_core::devices::{Choice, Inventory, ResourceName};
 use tombolo_agent_devices::{
     Abilities, Accelerator, AcceleratorError, Allocator, Directories, Held, Pid, Suspended, Told,
 };
+use tombolo_api::report::AcceleratorReport;
 use tombolo_device_api::accelerator::v1::accelerator_server::{self, AcceleratorServer};
 use tombolo_device_api::accelerator::v1::{
-    DescribeRequest, Description, ProcessUsage, ResumeRequest, ResumeResponse, SuspendRequest,
-    SuspendResponse, UsageRequest, UsageResponse,
+    DescribeRequest, Description, InspectRequest, InspectResponse, Inspection, ProcessUsage, ResumeRequest,
+    ResumeResponse, SuspendRequest, SuspendResponse, UsageRequest, UsageResponse,
 };
 use tombolo_device_api::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use tombolo_device_api::v1beta1::registration_client::RegistrationClient;
@@ -41,6 +42,7 @@ const GPU: &str = "example.com/gpu";
 struct Played {
     answers: Arc<Mutex<Vec<Status>>>,
     usage: Arc<Mutex<Vec<Result<UsageResponse, Status>>>>,
+    inspections: Arc<Mutex<Vec<InspectResponse>>>,
     /// What is told of usage has no end.
     goes_on: Arc<AtomicBool>,
     /// Its list has come to an end.
@@ -72,6 +74,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl accelerator_server::Accelerator for Played {
     type UsageStream = Answers<UsageResponse>;
+    type InspectStream = Answers<InspectResponse>;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<Description>, Status> {
         self.answer()?;
@@ -97,6 +100,12 @@ impl accelerator_server::Accelerator for Played {
             true => usage.chain(stream::pending()).boxed(),
             false => usage.boxed(),
         }))
+    }
+
+    async fn inspect(&self, _: Request<InspectRequest>) -> Result<Response<Self::InspectStream>, Status> {
+        self.answer()?;
+        let inspections = std::mem::take(&mut *self.inspections.lock().expect("no panic"));
+        Ok(Response::new(stream::iter(inspections.into_iter().map(Ok)).chain(stream::pending()).boxed()))
     }
 }
 
@@ -290,11 +299,11 @@ fn told(pids: &[(u32, u64)]) -> Result<UsageResponse, Status> {
 #[tokio::test]
 async fn usage_is_followed_while_the_plugin_is_there_and_anew_when_it_returns() {
     let mut node = Node::start().await;
-    let following = watch::Sender::<Arc<Told>>::default();
+    let following = watch::Sender::<Arc<Told<Held>>>::default();
     let mut seen = following.subscribe();
     tokio::spawn(node.allocator.clone().follow_usage(following));
-    let known = async |seen: &mut watch::Receiver<Arc<Told>>, wanted: &[(&str, u32, u64)]| {
-        let is_so = |told: &Arc<Told>| {
+    let known = async |seen: &mut watch::Receiver<Arc<Told<Held>>>, wanted: &[(&str, u32, u64)]| {
+        let is_so = |told: &Arc<Told<Held>>| {
             let all = told.iter().flat_map(|(name, held)| held.iter().map(move |held| (name, held)));
             let all = all.map(|(name, held)| (name.0.as_str(), held.process.0, held.bytes.unwrap_or(0)));
             all.collect::<Vec<_>>() == wanted
@@ -319,4 +328,42 @@ async fn usage_is_followed_while_the_plugin_is_there_and_anew_when_it_returns() 
     node.register("gpu.sock", GPU).await;
     known(&mut seen, &[(GPU, 9, 5)]).await;
     assert!(played.answers.lock().expect("no panic").is_empty(), "it was asked twice");
+}
+
+#[tokio::test]
+async fn accelerators_are_followed_and_a_plugin_that_never_tells_is_not_asked_again() {
+    let mut node = Node::start().await;
+    let following = watch::Sender::<Arc<Told<AcceleratorReport>>>::default();
+    let mut seen = following.subscribe();
+    tokio::spawn(node.allocator.clone().follow_accelerators(following));
+    let known = async |seen: &mut watch::Receiver<Arc<Told<AcceleratorReport>>>, wanted: &[(&str, u32)]| {
+        let is_so = |told: &Arc<Told<AcceleratorReport>>| {
+            let all = told.values().flatten().map(|it| (it.id.as_str(), it.power_watts.unwrap_or(0)));
+            all.collect::<Vec<_>>() == wanted
+        };
+        let waited = tokio::time::timeout(PATIENCE, seen.wait_for(is_so)).await.map(|found| found.is_ok());
+        assert!(matches!(waited, Ok(true)), "{wanted:?} is told, not {:?}", seen.borrow());
+    };
+    let inspection = |id: &str, milliwatts| Inspection {
+        device_id: id.into(),
+        power_milliwatts: Some(milliwatts),
+        ..Inspection::default()
+    };
+    // One of an older version: with the service, and without this call.
+    let older = Played::default();
+    older.fails(Code::Unimplemented, "");
+    older.serve(&node.socket("older.sock"), true);
+    let played = Played::default();
+    let told = |accelerators| InspectResponse { accelerators };
+    *played.inspections.lock().expect("no panic") = vec![
+        told(vec![inspection("GPU-1", 60_000)]),
+        told(vec![inspection("GPU-1", 70_000), inspection("", 1), inspection("GPU-2", 60_500)]),
+    ];
+    played.serve(&node.socket("gpu.sock"), true);
+    node.register("older.sock", "example.com/other").await;
+    node.register("gpu.sock", GPU).await;
+    known(&mut seen, &[("GPU-1", 70), ("GPU-2", 60)]).await;
+    played.is_over.send_replace(true);
+    known(&mut seen, &[]).await;
+    assert!(older.answers.lock().expect("no panic").is_empty(), "it was asked");
 }

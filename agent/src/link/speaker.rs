@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tombolo_agent_core::accelerators;
 use tombolo_api::frame::CHUNK_MAX;
 use tombolo_api::report::{Presence, Serving};
 use tombolo_api::topics::NodeTopics;
@@ -89,6 +90,7 @@ impl Speaker {
                 changed = self.state.changed() => changed.is_ok(),
                 changed = link.accepted.changed(), if up => self.due(changed),
                 changed = link.report.changed(), if up => self.due(changed),
+                changed = link.accelerators.changed(), if up => self.due(changed),
                 changed = link.ready.changed(), if up => self.due(changed),
                 changed = link.refusals.changed(), if up => self.due(changed),
                 () = self.report_wanted.notified() => {
@@ -237,5 +239,6 @@ fn compose(link: &mut Link) -> Vec<u8> {
     let mut report = link.report.borrow_and_update().clone();
     report.serving = link.accepted.borrow().as_ref().map(|accepted| accepted.serving);
     report.refused = link.refusals.borrow_and_update().last.clone();
+    report.accelerators = accelerators::reports(&link.accelerators.borrow_and_update(), &report.revisions);
     tombolo_agent_core::status::encode_within(&report, CHUNK_MAX)
 }

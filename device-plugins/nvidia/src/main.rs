@@ -8,6 +8,7 @@ mod files;
 mod gpu;
 mod grant;
 mod health;
+mod inspect;
 mod ld_cache;
 mod metrics;
 mod mps;

@@ -1,20 +1,25 @@
 //! What the plugin can do with processes on GPUs: asks the driver's libraries, each when it is first needed. Decides no order.
+//! How GPUs are it tells from the view.
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tombolo_device_sdk::{Abilities, Accelerator, Held, MoveError, Pid, Suspended, UsageError};
+use tokio::sync::watch;
+use tombolo_device_sdk::{Abilities, Accelerator, Held, Inspection, MoveError, Pid, Suspended, UsageError};
 
 use crate::config::Config;
 use crate::cuda::{Cuda, LoadError};
 use crate::driver::{Driver, OpenError};
 use crate::gpu::Holding;
+use crate::inspect::inspections;
 use crate::suspend::{self, StepError};
+use crate::view::View;
 
 pub(crate) struct Processes {
     config: Arc<Config>,
+    view: watch::Receiver<Arc<View>>,
     /// None: it has not been needed yet, or could not be loaded.
     cuda: Mutex<Option<Arc<Cuda>>>,
 }
@@ -23,8 +28,8 @@ pub(crate) struct Processes {
 type Bytes = BTreeMap<Pid, Option<u64>>;
 
 impl Processes {
-    pub(crate) fn new(config: Arc<Config>) -> Self {
-        Self { config, cuda: Mutex::new(None) }
+    pub(crate) fn new(config: Arc<Config>, view: watch::Receiver<Arc<View>>) -> Self {
+        Self { config, view, cuda: Mutex::new(None) }
     }
 
     /// A library that was loaded once stays: threads of its own may run in it.
@@ -98,6 +103,11 @@ impl Accelerator for Processes {
             Ok(Held { process, device, bytes })
         };
         self.holdings()?.into_iter().map(held).collect()
+    }
+
+    fn inspect(&self) -> Result<Vec<Inspection>, UsageError> {
+        let view = Arc::clone(&self.view.borrow());
+        inspections(&view).map_err(|error| UsageError::NotNow(error.into()))
     }
 }
 

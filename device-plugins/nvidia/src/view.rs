@@ -1,6 +1,6 @@
 //! What the plugin knows at one moment, for all who read it. Made by `watch`; pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_cdi::Spec;
 
@@ -17,6 +17,8 @@ pub(crate) struct View {
     pub numa: BTreeMap<Uuid, u32>,
     /// Why GPUs and instances must not be used.
     pub faults: BTreeMap<Uuid, String>,
+    /// GPUs that answered when they were looked at last: of others what is measured is old.
+    pub answering: BTreeSet<Uuid>,
     /// Why GPUs cannot be shared through MPS.
     pub mps_faults: BTreeMap<Uuid, String>,
     /// How often each critical error was reported.

@@ -45,6 +45,8 @@ pub(crate) struct Watch {
     known: BTreeMap<Uuid, Gpu>,
     /// Those of the last look: what containers can be given.
     present: Vec<Gpu>,
+    /// Of these, those that answer now: none while there is no driver.
+    answering: BTreeSet<Uuid>,
     health: Health,
     mps: Mps,
     driver: files::Driver,
@@ -63,12 +65,13 @@ impl Watch {
         Self {
             health: Health::new(config.health.clone()),
             mps: Mps::new(config.mps.clone(), &config.paths.root, &config.paths.proc),
-            processes: SharedAccelerator::new(Processes::new(Arc::clone(&config))),
+            processes: SharedAccelerator::new(Processes::new(Arc::clone(&config), view.subscribe())),
             config,
             view,
             changes,
             known: BTreeMap::new(),
             present: Vec::new(),
+            answering: BTreeSet::new(),
             driver: files::Driver::default(),
             driver_version: None,
             served: BTreeSet::new(),
@@ -126,6 +129,7 @@ impl Watch {
         self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
         self.known.extend(look.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())));
         self.health.look(&self.known, &look);
+        self.answering = look.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         self.present = look.gpus;
     }
 
@@ -137,6 +141,7 @@ impl Watch {
         self.driver = driver;
         let look = Look { driver_version: String::new(), gpus: vec![gpu], mute: Vec::new() };
         self.health.look(&self.known, &look);
+        self.answering = look.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         self.present = look.gpus;
     }
 
@@ -168,6 +173,7 @@ impl Watch {
     /// No GPU can be used without a driver.
     fn lose(&mut self, why: &str) {
         self.driver_version = None;
+        self.answering.clear();
         for uuid in self.known.keys() {
             self.health.lost(uuid, why);
         }
@@ -211,6 +217,7 @@ impl Watch {
         let mut view = View {
             driver_version: self.driver_version.clone(),
             gpus: self.known.clone(),
+            answering: self.answering.clone(),
             xids: self.health.counts().clone(),
             offers: share::offers(&gpus, &self.config),
             ..View::default()

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::device::DeviceId;
+use crate::device::{DeviceId, Health};
 
+mod inspect;
 mod service;
 mod turns;
 
@@ -60,6 +61,33 @@ pub struct Held {
     pub bytes: Option<u64>,
 }
 
+/// One accelerator as it is now. None: it is not told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Its own, for its life.
+    pub device: DeviceId,
+    pub model: String,
+    pub health: Health,
+    /// The instances that it is cut into.
+    pub parts: Vec<DeviceId>,
+    pub memory_bytes: Option<u64>,
+    pub memory_used_bytes: Option<u64>,
+    /// Time in which some program ran on its processors.
+    pub utilisation_percent: Option<u32>,
+    /// Time in which its memory was read or written.
+    pub memory_utilisation_percent: Option<u32>,
+    pub temperature_celsius: Option<i32>,
+    pub power_milliwatts: Option<u32>,
+    pub memory_errors: Option<MemoryErrors>,
+}
+
+/// Errors of an accelerator's memory since its driver was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryErrors {
+    pub corrected: u64,
+    pub uncorrected: u64,
+}
+
 /// Why processes are as they were, or as the message says.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
@@ -73,7 +101,7 @@ pub enum MoveError {
     Refused(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// Why it cannot be told what processes hold.
+/// Why it cannot be told what processes hold, or how accelerators are.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
     #[error("{0}")]
@@ -104,6 +132,14 @@ pub trait Accelerator: Send + Sync + 'static {
     /// # Errors
     /// It cannot be told.
     fn usage(&self) -> Result<Vec<Held>, UsageError>;
+
+    /// Every accelerator there is, the faulty ones included. Asked once a second while somebody follows: it must cost little.
+    ///
+    /// # Errors
+    /// It cannot be told; by default never.
+    fn inspect(&self) -> Result<Vec<Inspection>, UsageError> {
+        Err(UsageError::Never("this plugin does not tell how its accelerators are".to_owned()))
+    }
 }
 
 /// One accelerator plugin for all its resources, so that calls for a process take turns whichever resource they come by.

@@ -9,7 +9,8 @@
 //!           rescan  ┘                       └──▶ metrics
 //! ```
 //!
-//! A plugin whose hardware processes can be moved away from, or that can tell what they hold, says so with an [`Accelerator`].
+//! A plugin whose hardware processes can be moved away from, or that can tell what they hold and how its hardware is, says so with
+//! an [`Accelerator`].
 
 mod accelerator;
 mod device;
@@ -31,7 +32,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use accelerator::{
-    Abilities, Accelerator, Held, MoveError, Pid, PidError, SharedAccelerator, Suspended, UsageError,
+    Abilities, Accelerator, Held, Inspection, MemoryErrors, MoveError, Pid, PidError, SharedAccelerator,
+    Suspended, UsageError,
 };
 pub use device::{Device, DeviceId, DeviceIdError, Health};
 pub use edits::{DeviceNode, Edits, Mount, PathError, Permissions, PermissionsError};

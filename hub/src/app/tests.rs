@@ -135,14 +135,7 @@ impl Node {
 
     async fn say(&self, serving: Option<Serving>, revisions: Vec<RevisionReport>) {
         let presence = Presence { online: true, session: "s".into(), serving, report: None };
-        let report = Report {
-            info: NodeInfo::default(),
-            serving,
-            refused: None,
-            revisions,
-            routes: vec![],
-            pulls: vec![],
-        };
+        let report = Report { serving, revisions, ..Report::default() };
         let presence = serde_json::to_vec(&presence).unwrap();
         self.session.publish(&self.topics.presence(), &presence, true).await.unwrap();
         let report = serde_json::to_vec(&report).unwrap();

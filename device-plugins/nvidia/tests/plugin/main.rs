@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod inspect;
 mod machine;
 mod mps;
 mod suspend;

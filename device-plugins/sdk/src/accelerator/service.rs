@@ -13,11 +13,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tombolo_device_api::accelerator::v1::accelerator_server;
 use tombolo_device_api::accelerator::v1::{
-    DescribeRequest, Description, ProcessUsage, ResumeRequest, ResumeResponse, SuspendRequest,
-    SuspendResponse, UsageRequest, UsageResponse,
+    DescribeRequest, Description, InspectRequest, ProcessUsage, ResumeRequest, ResumeResponse,
+    SuspendRequest, SuspendResponse, UsageRequest, UsageResponse,
 };
 use tonic::{Request, Response, Status};
 
+use super::inspect::{Inspections, Inspector};
 use super::{Accelerator, Held, MoveError, Pid, SharedAccelerator, UsageError};
 use crate::name::ResourceName;
 
@@ -28,7 +29,7 @@ const MOVE_MAX: Duration = Duration::from_secs(120);
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// The shortest time between two messages of one stream.
-const TELL: Duration = Duration::from_secs(1);
+pub(super) const TELL: Duration = Duration::from_secs(1);
 
 /// How long what was measured serves other streams: one agent follows one for each resource.
 const FRESH: Duration = Duration::from_millis(500);
@@ -109,7 +110,7 @@ impl SharedAccelerator {
         timeout(at_most, call).await.map_err(late)?
     }
 
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&dyn Accelerator) -> T + Send + 'static,
     ) -> Result<T, Status> {
@@ -143,10 +144,7 @@ impl SharedAccelerator {
         {
             return Ok(usage.clone());
         }
-        let held = self.look(|accelerator| accelerator.usage()).await?.map_err(|error| match error {
-            UsageError::Never(why) => Status::unimplemented(why),
-            UsageError::NotNow(_) => Status::unavailable(error.to_string()),
-        })?;
+        let held = self.look(|accelerator| accelerator.usage()).await??;
         let usage = UsageResponse { processes: held.into_iter().map(message).collect() };
         *measured = Some(Measured { at: Instant::now(), usage: usage.clone() });
         Ok(usage)
@@ -162,6 +160,7 @@ impl Service {
 #[tonic::async_trait]
 impl accelerator_server::Accelerator for Service {
     type UsageStream = Usages;
+    type InspectStream = Inspections;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<Description>, Status> {
         let abilities = self.accelerator.look(|accelerator| accelerator.describe()).await?;
@@ -192,6 +191,11 @@ impl accelerator_server::Accelerator for Service {
         let follower = Follower { accelerator, sent: None, cancel };
         Ok(Response::new(Box::pin(stream::unfold(follower, Follower::next))))
     }
+
+    async fn inspect(&self, _: Request<InspectRequest>) -> Result<Response<Inspections>, Status> {
+        let inspector = Inspector::new(self.accelerator.clone(), self.cancel.clone());
+        Ok(Response::new(Box::pin(stream::unfold(inspector, Inspector::next))))
+    }
 }
 
 fn processes(pids: &[u32]) -> Result<BTreeSet<Pid>, Status> {
@@ -204,6 +208,15 @@ fn processes(pids: &[u32]) -> Result<BTreeSet<Pid>, Status> {
     }
     let pids = pids.iter().map(|pid| Pid::try_from(*pid));
     pids.collect::<Result<_, _>>().map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+impl From<UsageError> for Status {
+    fn from(error: UsageError) -> Self {
+        match error {
+            UsageError::Never(why) => Self::unimplemented(why),
+            UsageError::NotNow(_) => Self::unavailable(error.to_string()),
+        }
+    }
 }
 
 fn message(held: Held) -> ProcessUsage {
