@@ -1,5 +1,6 @@
 //! `tombolo`: the one command a person types. Reads the command line, hands over, and turns errors into exit codes.
 
+mod accelerators;
 mod apply;
 mod args;
 mod build;

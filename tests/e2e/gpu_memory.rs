@@ -4,8 +4,10 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::{Value, json};
 use tombolo_fake_nvml::script::{Gpu, Process as Holder, Script, VARIABLE};
 use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, until};
 
@@ -95,10 +97,24 @@ impl Bench {
             let pid = u32::try_from(*pid).expect("the number of a process");
             Holder { pid, memory: mib * MIB, ..Holder::default() }
         };
+        self.change(|gpus| gpus[0].processes = holders.iter().map(holder).collect());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut [Gpu])) {
         let path = self.node.dir().join("script.json");
         let mut script = Script::read(&path).expect("it was written");
-        script.gpus[0].processes = holders.iter().map(holder).collect();
+        change(&mut script.gpus);
         script.write(&path).expect("a file");
+    }
+
+    /// The first GPU in the node's status at the hub, once `is_so`.
+    async fn told(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        until(what, 90, || async {
+            let node = self.site.hub.api.node("press-7").await.map_err(|error| error.to_string())?;
+            let told = &node["status"]["accelerators"][0];
+            if is_so(told) { Ok(told.clone()) } else { Err(told.to_string()) }
+        })
+        .await
     }
 
     /// The only instance of a function, and its process.
@@ -211,4 +227,54 @@ async fn an_agent_that_starts_again_sees_who_has_taken_too_much() {
     })
     .await;
     assert_eq!(bench.instance("modest").await, modest);
+}
+
+#[tokio::test]
+async fn what_gpus_do_is_in_the_nodes_status_at_the_hub_and_costs_few_messages() {
+    /// Reports of figures in less than a minute, and presences: both come once in a minute or more.
+    const FEW: u64 = 2;
+    let Some(bench) = Bench::start(&[6, 4]).await else { return };
+    bench.site.hub.deploy(&declaring("holder", 2)).await;
+    let (instance, pid) = bench.instance("holder").await;
+    bench.change(|gpus| {
+        gpus[0].memory_used = 200 * MIB;
+        gpus[0].utilisation = (40, 11);
+        gpus[0].temperature = 61;
+        gpus[0].power_milliwatts = 70_500;
+        gpus[0].ecc = Some((3, 0));
+    });
+    bench.hold_pids(&[(pid, 3 * UNIT)]);
+    let told = bench
+        .told("what is held and measured", |told| {
+            told["held"].is_array()
+                && told["temperatureCelsius"] == 61
+                && told["memoryErrors"]["corrected"] == 3
+        })
+        .await;
+    let held = json!([{"namespace": "default", "revision": "holder-00001", "instance": instance, "bytes": 3 * UNIT * MIB}]);
+    let expected = json!({"id": GPUS[0], "model": "A test's", "memoryBytes": 6 * UNIT * MIB, "memoryUsedBytes": 200 * MIB,
+        "utilisationPercent": 40, "memoryUtilisationPercent": 11, "temperatureCelsius": 61, "powerWatts": 70,
+        "memoryErrors": {"corrected": 3, "uncorrected": 0}, "held": held});
+    assert_eq!(told, expected);
+
+    // Everything that moves does so all the time.
+    let counted = bench.node.traffic().await.expect("the agent counts its messages");
+    for step in 0..80_u32 {
+        bench.change(|gpus| {
+            gpus[0].utilisation = (step * 37 % 100, step * 17 % 100);
+            gpus[0].temperature = 40 + step * 11 % 50;
+            gpus[0].power_milliwatts = 40_000 + step * 7_000 % 90_000;
+            gpus[0].memory_used = u64::from(200 + step % 2 * 100) * MIB;
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let sent = bench.node.traffic().await.expect("the agent counts its messages").sent - counted.sent;
+    assert!(sent <= FEW, "{sent} messages in 40 s because figures moved");
+
+    // What matters does not wait for that.
+    bench.change(|gpus| gpus[0].ecc = Some((3, 1)));
+    bench.told("the memory's error", |told| told["memoryErrors"]["uncorrected"] == 1).await;
+    bench.change(|gpus| gpus[0].is_lost = true);
+    let lost = bench.told("the fault", |told| told["fault"].is_string()).await;
+    assert_eq!((&lost["temperatureCelsius"], &lost["memoryBytes"]), (&Value::Null, &json!(6 * UNIT * MIB)));
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::rollouts;
+use crate::accelerators;
 use crate::fields::{self, Condition, age, conditions, items, number, pairs, text};
 use crate::kinds::Kind;
 use crate::output;
@@ -201,6 +202,7 @@ impl Page<'_> {
         {
             lines.one("Capacity", &format!("{cpus} processors, {} MiB of memory", bytes / (1024 * 1024)));
         }
+        lines.many("Devices", &accelerators::devices(object));
         lines.one("Last seen", text(object, "/status/lastSeen"));
         lines.one("Wanted", &version(object, "/status/desired"));
         lines.one("Serving", &version(object, "/status/serving"));
@@ -218,6 +220,8 @@ impl Page<'_> {
             format!("{} {percent}, {} of {} MiB", text(pull, "/image"), mib("/doneBytes"), mib("/totalBytes"))
         };
         lines.many("Pulling", &items(object, "/status/pulls").iter().map(pull).collect::<Vec<_>>());
+        let (accelerators, faults) = accelerators::rows(object);
+        lines.many("Faulty", &faults);
         let row = |report: &Value| {
             vec![
                 format!("{}/{}", text(report, "/namespace"), text(report, "/name")),
@@ -228,6 +232,16 @@ impl Page<'_> {
             ]
         };
         let rows: Vec<_> = items(object, "/status/revisions").iter().map(row).collect();
+        if !accelerators.is_empty() {
+            lines.0.push_str(&section("Accelerators", &accelerators::HEAD, &accelerators, "none"));
+            let held = accelerators::held(object);
+            lines.0.push_str(&section(
+                "Accelerator memory",
+                &accelerators::HELD_HEAD,
+                &held,
+                "held by no instance",
+            ));
+        }
         lines.0
             + &section("Revisions", &["REVISION", "PHASE", "INSTANCES", "REASON", "MESSAGE"], &rows, "none")
     }

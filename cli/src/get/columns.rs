@@ -6,6 +6,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::traffic;
+use crate::accelerators;
 use crate::fields::{self, condition, conditions, items, number, text};
 use crate::kinds::Kind;
 use crate::output;
@@ -83,6 +84,7 @@ const NODE: &[Column] = &[
     ("GENERATION", Always, |o, _| count(o, "/status/serving/generation")),
     ("PULLING", Always, |o, _| fields::pulling(items(o, "/status/pulls"))),
     ("REASON", Wide, reason),
+    ("ACCELERATORS", Wide, |o, _| accelerators::summary(o)),
     ("ARCH", Wide, |o, _| text(o, "/status/info/architecture").into()),
     ("OS IMAGE", Wide, |o, _| text(o, "/status/info/osImage").into()),
     ("KERNEL", Wide, |o, _| text(o, "/status/info/kernelVersion").into()),

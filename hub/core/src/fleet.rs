@@ -101,35 +101,57 @@ impl NodeState {
     }
 }
 
-/// Takes in what a node said. Returns whether anything changed that is worth keeping or deciding on: a sign of life by
-/// itself is not. Of a node that is not enrolled nothing is taken in.
-pub fn observe(fleet: &mut Fleet, message: &FleetMessage, now_s: u64) -> bool {
+/// What a node's message changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing but when it was last seen.
+    None,
+    /// What nothing is decided by, and what the node says again to a hub that has lost it: figures of its accelerators.
+    Figures,
+    /// What is worth keeping, or deciding on.
+    State,
+}
+
+/// Takes in what a node said. Of a node that is not enrolled nothing is taken in.
+pub fn observe(fleet: &mut Fleet, message: &FleetMessage, now_s: u64) -> Change {
     let (FleetMessage::Enrolled { node }
     | FleetMessage::Presence { node, .. }
     | FleetMessage::Report { node, .. }
     | FleetMessage::Events { node, .. }
     | FleetMessage::Tail { node, .. }) = message;
+    let state_if = |changed: bool| if changed { Change::State } else { Change::None };
     if let FleetMessage::Enrolled { .. } = message {
         let new = !fleet.contains_key(node);
         fleet.entry(node.clone()).or_insert_with(|| NodeState::enrolled(node.clone(), now_s));
-        return new;
+        return state_if(new);
     }
-    let Some(state) = fleet.get_mut(node) else { return false };
+    let Some(state) = fleet.get_mut(node) else { return Change::None };
     state.last_seen_s = state.last_seen_s.max(now_s);
     match message {
         FleetMessage::Presence { presence, .. } => {
             let changed = state.presence.as_ref() != Some(presence);
             state.presence = Some(presence.clone());
-            changed
+            state_if(changed)
         }
         FleetMessage::Report { report, digest, .. } => {
-            let changed = state.report_digest != Some(*digest);
+            let is_another = state.report_digest != Some(*digest);
+            let figures_alone = state.report.as_ref().is_some_and(|before| {
+                before.accelerators != report.accelerators
+                    && without_figures(before) == without_figures(report)
+            });
             state.report = Some((**report).clone());
             state.report_digest = Some(*digest);
-            changed
+            if is_another && figures_alone { Change::Figures } else { state_if(is_another) }
         }
-        FleetMessage::Enrolled { .. } | FleetMessage::Events { .. } | FleetMessage::Tail { .. } => false,
+        FleetMessage::Enrolled { .. } | FleetMessage::Events { .. } | FleetMessage::Tail { .. } => {
+            Change::None
+        }
     }
+}
+
+/// Everything of a report but what is measured of accelerators.
+fn without_figures(report: &Report) -> Report {
+    Report { accelerators: Vec::new(), ..report.clone() }
 }
 
 /// What a node said, checked and decoded.
@@ -149,6 +171,7 @@ pub type Placement = BTreeMap<NodeId, Vec<Encoded>>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tombolo_api::report::AcceleratorReport;
 
     fn id(name: &str) -> NodeId {
         name.parse().unwrap()
@@ -160,19 +183,36 @@ mod tests {
     }
 
     #[test]
+    fn figures_alone_are_no_change_of_state() {
+        let mut fleet = Fleet::from([(id("a"), NodeState::enrolled(id("a"), 0))]);
+        let mut say = |label: &str, degrees| {
+            let mut report = report(&[("x", label)]);
+            let warm = AcceleratorReport { temperature_celsius: degrees, ..AcceleratorReport::default() };
+            report.accelerators.extend(degrees.map(|_| warm));
+            let digest = Digest::of(&serde_json::to_vec(&report).unwrap());
+            observe(&mut fleet, &FleetMessage::Report { node: id("a"), report, digest }, 1)
+        };
+        assert_eq!(say("1", Some(40)), Change::State, "the first");
+        assert_eq!([say("1", Some(40)), say("1", Some(50))], [Change::None, Change::Figures]);
+        assert_eq!([say("2", Some(60)), say("2", None)], [Change::State, Change::Figures]);
+        let degrees = fleet[&id("a")].report.as_ref().unwrap().accelerators.len();
+        assert_eq!(degrees, 0, "taken in all the same");
+    }
+
+    #[test]
     fn only_what_changes_something_counts() {
         let mut fleet = Fleet::new();
         let digest = Digest::of(b"1");
         let said = FleetMessage::Report { node: id("a"), report: report(&[("x", "1")]), digest };
-        assert!(!observe(&mut fleet, &said, 5), "not enrolled");
+        assert_eq!(observe(&mut fleet, &said, 5), Change::None, "not enrolled");
         assert!(fleet.is_empty());
         let enrolled = FleetMessage::Enrolled { node: id("a") };
-        assert!(observe(&mut fleet, &enrolled, 10));
-        assert!(!observe(&mut fleet, &enrolled, 11));
-        assert!(observe(&mut fleet, &said, 12));
-        assert!(!observe(&mut fleet, &said, 13), "the same again");
+        assert_eq!(observe(&mut fleet, &enrolled, 10), Change::State);
+        assert_eq!(observe(&mut fleet, &enrolled, 11), Change::None);
+        assert_eq!(observe(&mut fleet, &said, 12), Change::State);
+        assert_eq!(observe(&mut fleet, &said, 13), Change::None, "the same again");
         assert_eq!((fleet[&id("a")].enrolled_s, fleet[&id("a")].last_seen_s), (10, 13));
-        assert!(!observe(&mut fleet, &said, 3));
+        assert_eq!(observe(&mut fleet, &said, 3), Change::None);
         assert_eq!(fleet[&id("a")].last_seen_s, 13, "a clock set back makes no node unseen");
     }
 

@@ -157,6 +157,9 @@ fn shown(metadata: ObjectMeta, node: &NodeState, published: Option<&Published>) 
         if !report.pulls.is_empty() {
             status["pulls"] = json!(report.pulls);
         }
+        if !report.accelerators.is_empty() {
+            status["accelerators"] = json!(report.accelerators);
+        }
         if let Some(refused) = &report.refused {
             status["refused"] = json!(refused);
         }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_api::NodeId;
 use tombolo_api::report::{Event, EventAck, EventKind, Presence};
 use tombolo_api::topics::NodeTopics;
-use tombolo_hub_core::fleet::{FleetMessage, observe};
+use tombolo_hub_core::fleet::{Change, FleetMessage, observe};
 use tombolo_hub_core::{Fleet, NodeState};
 use tombolo_store::{Batch, CommitError, ReadError, Store};
 
@@ -44,7 +44,7 @@ pub(crate) struct Owner {
     journal: Journal,
     /// Changed, not on the disk yet.
     dirty: BTreeSet<NodeId>,
-    /// Gave a sign of life since the state was written last.
+    /// Gave a sign of life, or told figures, since the state was written last.
     seen: BTreeSet<NodeId>,
     sessions: BTreeMap<NodeId, Sessions>,
     complaints: Complaints,
@@ -215,12 +215,12 @@ impl Owner {
     /// Changes the fleet where it stands: readers hold it for moments only, so that it is seldom copied.
     fn apply(&mut self, message: &FleetMessage, now: u64) {
         let node = node_of(message);
-        let mut changed = false;
+        let mut change = Change::None;
         self.fleet.send_if_modified(|fleet| {
-            changed = observe(Arc::make_mut(fleet), message, now);
-            changed
+            change = observe(Arc::make_mut(fleet), message, now);
+            change == Change::State
         });
-        if changed {
+        if change == Change::State {
             self.dirty.insert(node.clone());
         } else {
             self.seen.insert(node.clone());

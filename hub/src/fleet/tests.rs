@@ -185,6 +185,29 @@ async fn a_heartbeat_wakes_nobody() {
 }
 
 #[tokio::test]
+async fn figures_of_accelerators_wake_nobody_and_are_shown() {
+    let bench = Bench::with_node().await;
+    let report = |degrees: i32| {
+        let info = json!({ "labels": {}, "agentVersion": "", "kernelVersion": "", "osImage": "", "architecture": "amd64",
+            "bootId": "", "cpus": 1, "memoryBytes": 1, "address": "", "limitations": [] });
+        json!({ "info": info, "revisions": [], "accelerators": [{ "id": "GPU-1", "temperatureCelsius": degrees }] })
+    };
+    let shown = |bench: &Bench| {
+        let fleet = bench.fleet.watch().borrow().clone();
+        fleet[&node()].report.as_ref().map(|report| report.accelerators[0].temperature_celsius)
+    };
+    bench.say("status", report(40)).await;
+    bench.wait(|fleet| fleet[&node()].report.is_some()).await;
+    let mut watch = bench.fleet.watch();
+    watch.borrow_and_update();
+    bench.say("status", report(50)).await;
+    assert!(timeout(NEVER, watch.changed()).await.is_err());
+    assert_eq!(shown(&bench), Some(Some(50)));
+    let bench = bench.restart().await;
+    assert_eq!(shown(&bench), Some(Some(50)), "written at the end");
+}
+
+#[tokio::test]
 async fn two_agents_under_one_name_are_noticed_once() {
     let bench = Bench::with_node().await;
     for session in ["a", "b", "c"] {

@@ -113,6 +113,27 @@ fn a_node_tells_what_it_serves_and_lacks() {
 }
 
 #[test]
+fn a_node_tells_of_its_accelerators_if_it_has_any() {
+    let mut node = nodes().remove(0);
+    let around = Surroundings::default();
+    let text = |node: &Value| Page { kind: Kind::Node, object: node, around: &around, now: now() }.text();
+    assert!(!text(&node).contains("ccelerator"), "{}", text(&node));
+    let held = json!([{"namespace": "default", "revision": "a-00001", "instance": "a-1", "bytes": 1 << 30}]);
+    node["status"]["accelerators"] = json!([{"id": "GPU-1", "model": "NVIDIA L4", "fault": "it is hot", "temperatureCelsius": 99, "held": held}]);
+    node["status"]["info"]["capacity"] = json!({"nvidia.com/gpu": 1});
+    let text = text(&node);
+    for line in [
+        "Devices:        nvidia.com/gpu: 1 (0 healthy)",
+        "Faulty:         GPU-1: it is hot",
+        "  GPU-1         NVIDIA L4            1 instance                 99 °C",
+        "Accelerator memory:",
+        "  GPU-1         default/a-00001   a-1        1024 MiB",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[test]
 fn a_namespace_tells_what_runs_in_it() {
     let namespace = json!({"metadata": {"name": "line-3", "creationTimestamp": "2027-01-15T07:59:00Z"}, "status": {"phase": "Active"}});
     let service = json!({"metadata": {"name": "hello"}, "status": {"url": "http://hello.line-3.localhost",
