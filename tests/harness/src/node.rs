@@ -377,6 +377,9 @@ impl Drop for Node {
                 self.name,
                 lines[lines.len().saturating_sub(60)..].join("\n")
             );
+            if let Some(status) = self.agent.as_mut().and_then(Process::end) {
+                eprintln!("--- the agent of {} is gone: {status}", self.name);
+            }
         }
         self.agent = None;
         let supervisor = self.supervisor_pid();

@@ -102,6 +102,11 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// How it ended, if it has: nothing else tells a failing test that somebody killed it.
+    pub fn end(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     /// The last lines of its output, for a failing test's message.
     pub fn last_words(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
@@ -194,10 +199,17 @@ pub(crate) fn kill_all(pids: &[i32]) {
     wait_for_end(pids);
 }
 
-/// Ends every process that descends from this one. Supervisors are told to end, when nobody is left who would start others:
-/// so they remove what they were making or removing, which nothing else knows of.
-pub(crate) fn end_all() {
-    let all = descendants();
+/// Ends every process that descends from this one, or if `others` run in it too, of these only what names something in `dir`, and
+/// its descendants. Supervisors are told to end, when nobody is left who would start others: so they remove what they were making
+/// or removing, which nothing else knows of.
+pub(crate) fn end_all(dir: &Path, others: bool) {
+    let mut all = descendants();
+    if others {
+        let dir = dir.display().to_string();
+        let named = all.iter().filter(|(_, line)| line.contains(&dir)).map(|(pid, _)| *pid);
+        let own: BTreeSet<i32> = named.flat_map(|pid| descendants_of(pid).into_iter().chain([pid])).collect();
+        all.retain(|pid, _| own.contains(pid));
+    }
     let supervisors: Vec<i32> =
         all.iter().filter(|(_, line)| line.contains("tombolo-supervisor")).map(|(pid, _)| *pid).collect();
     let held: BTreeSet<i32> = supervisors.iter().copied().flat_map(descendants_of).collect();

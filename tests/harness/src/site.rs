@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -19,6 +20,9 @@ pub(crate) const HUB: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 
 /// Nodes of one site: their number is part of an address.
 const NODES_MAX: usize = 200;
+
+/// Of this process, at the moment.
+static SITES: AtomicUsize = AtomicUsize::new(0);
 
 /// A hub and what belongs to it.
 pub struct Site {
@@ -73,6 +77,7 @@ impl Site {
         std::fs::create_dir_all(&hub_dir).expect("the site's directory can be written");
         let api = Api::new(&format!("http://{HUB}:7080"));
         let hub = Hub { api, process: None, dir: hub_dir };
+        SITES.fetch_add(1, Ordering::SeqCst);
         Some(Self { hub, netns, nodes: 0, dir: dir.to_owned(), _temporary: None })
     }
 
@@ -167,6 +172,8 @@ impl Drop for Site {
             eprintln!("--- the end of the hub's log\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
         self.hub.process = None;
-        end_all();
+        // Tests that share this process, as `cargo test` runs them, must not end each other's agents.
+        let others = SITES.fetch_sub(1, Ordering::SeqCst) > 1;
+        end_all(&self.dir, others);
     }
 }
