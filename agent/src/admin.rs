@@ -59,15 +59,15 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    pub(crate) async fn bind(listen: SocketAddr, shown: Shown) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+    /// On a socket that listens already: who asks before all is known waits.
+    pub(crate) fn on(listener: TcpListener, shown: Shown) -> Self {
         let routes = Router::new()
             .route("/healthz", get(async || "ok"))
             .route("/readyz", get(readyz))
             .route("/status", get(async |State(shown): State<Arc<Shown>>| Json(status(&shown))))
             .route("/metrics", get(async |State(shown): State<Arc<Shown>>| metrics(&shown)))
             .with_state(Arc::new(shown));
-        Ok(Self { listener, routes })
+        Self { listener, routes }
     }
 
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {

@@ -148,10 +148,11 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
         serve(&shared, images, (supervisor.clone(), supervisor_events), listener, plugins, &mut tasks)?;
     let (router_address, executor) = (served.address, served.executor.clone());
     let (accepted, report) = (shared.accepted.subscribe(), served.report.clone());
+    // Before the hub hears of the node: whoever it tells may ask at once.
     let admin_listen = shared.config.admin.listen;
-    let shown = connect(shared, dir, served, &mut tasks);
-    let admin = Admin::bind(admin_listen, shown).await;
-    let admin = admin.with_context(|| format!("admin.listen: cannot listen on {admin_listen}"))?;
+    let listener = tokio::net::TcpListener::bind(admin_listen).await;
+    let listener = listener.with_context(|| format!("admin.listen: cannot listen on {admin_listen}"))?;
+    let admin = Admin::on(listener, connect(shared, dir, served, &mut tasks));
     let admin_address = admin.address().context("admin.listen")?;
     tasks.ending("admin API", admin.run(stop));
     // Only now: a start that fails leaves no socket behind on which nobody answers.
