@@ -11,20 +11,20 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, setrlimit};
 use oci_spec::runtime::{
-    LinuxCapabilities, LinuxDeviceCgroup, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder,
+    Hook, LinuxCapabilities, LinuxDeviceCgroup, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder,
     LinuxNamespaceType, Mount, MountBuilder, RootBuilder, Spec,
 };
 
 use crate::cgroup::{CgroupPath, Hierarchies};
 use crate::devices::Fitted;
 use crate::diagnostics::Witness;
-use crate::executor::FilteredExecutor;
+use crate::executor::{FilteredExecutor, StartHooks};
 use crate::rootfs::{self, HostSource, Users};
 use crate::seccomp::Filters;
 use crate::user_namespace::{self, UserRange};
 use crate::worker::Outcome;
 use crate::worker::exec::PROCESS;
-use crate::worker::hooks::{self, HookError};
+use crate::worker::hooks::{self, Before, HookError};
 use crate::worker::refit::{self, RefitError};
 use crate::{devices, sys};
 
@@ -106,8 +106,8 @@ pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Out
     raise_rootfs(&mut spec, task, users.as_ref())?;
     let (soft, hard) = task.open_files;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| CreateError::OpenFiles(error.into()))?;
-    let pid = match hooks.is_empty() {
-        true => build(&task.id, stdio)?,
+    let pid = match hooks.names.is_empty() {
+        true => build(&task.id, stdio, hooks.start)?,
         false => build_with_hooks(&task.id, stdio, hooks)?,
     };
     fitted.write(directory.as_fd()).map_err(CreateError::Keep)?;
@@ -325,9 +325,10 @@ impl Stdio {
 }
 
 /// The container runtime's errors do not say what became of a hook.
-fn build_with_hooks(id: &str, stdio: Stdio, hooks: Vec<String>) -> Result<i32, CreateError> {
+fn build_with_hooks(id: &str, stdio: Stdio, hooks: Before) -> Result<i32, CreateError> {
     let witness = Witness::begin().map_err(CreateError::Witness)?;
-    build(id, stdio).map_err(|error| {
+    let Before { names: hooks, start } = hooks;
+    build(id, stdio, start).map_err(|error| {
         let mut said = std::iter::from_fn(|| witness.next());
         match said.find(|said| said.contains("hooks")) {
             Some(said) => CreateError::Hooks { hooks, said },
@@ -336,9 +337,10 @@ fn build_with_hooks(id: &str, stdio: Stdio, hooks: Vec<String>) -> Result<i32, C
     })
 }
 
-fn build(id: &str, stdio: Stdio) -> Result<i32, CreateError> {
+fn build(id: &str, stdio: Stdio, start_hooks: Vec<Hook>) -> Result<i32, CreateError> {
+    let hooks = StartHooks { id: id.to_owned(), bundle: rootfs::BUNDLE.into(), hooks: start_hooks };
     let container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_executor(FilteredExecutor { filters: Filters::compile()? })
+        .with_executor(FilteredExecutor { filters: Filters::compile()?, hooks })
         .with_root_path(Path::new(rootfs::INSTANCE).join(RUNTIME_DIRECTORY))?
         .with_stdin(stdio.input)
         .with_stdout(stdio.output)

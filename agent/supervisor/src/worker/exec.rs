@@ -36,7 +36,7 @@ use tombolo_agent_core::supervision::EXEC_OUTPUT_MAX;
 
 use crate::causes::with_causes;
 use crate::cgroup::{CgroupPath, Hierarchies};
-use crate::executor::FilteredExecutor;
+use crate::executor::{FilteredExecutor, StartHooks};
 use crate::seccomp::Filters;
 use crate::sys::{self, Fork};
 use crate::worker::Outcome;
@@ -216,7 +216,7 @@ impl Command {
         }
         // Changing the user forgets it.
         sys::die_with_parent()?;
-        let executor = FilteredExecutor { filters: filters.clone() };
+        let executor = FilteredExecutor { filters: filters.clone(), hooks: StartHooks::default() };
         let variables = process.env().iter().flatten().filter_map(|variable| variable.split_once('='));
         executor.setup_envs(
             variables.map(|(name, value)| (name.into(), value.into())).collect::<HashMap<_, _>>(),

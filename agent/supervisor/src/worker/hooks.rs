@@ -2,9 +2,10 @@
 //! its end, as those of vendors' device specifications are.
 //!
 //! They run as root, outside the container's root directory, so what a hook names must be root's alone. Whoever can write a
-//! specification of devices on the machine can name one; an image or a function cannot.
+//! specification of devices on the machine can name one; an image or a function cannot. Those of the start (`startContainer`) are
+//! programs of the image and run inside, as the function's own does: they are `FilteredExecutor`'s to run.
 //!
-//! Those before the start are the container runtime's to run. It runs none after it where a container is started by a message, so
+//! Others before the start are the container runtime's to run. It runs none after it where a container is started by a message, so
 //! these are kept in the instance's directory until their moment.
 
 use std::fs;
@@ -35,10 +36,8 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HookError {
-    #[error(
-        "startContainer hooks are not supported, such as {path}: it would run a program of the image without the filter of system calls"
-    )]
-    StartContainer { path: PathBuf },
+    #[error("the hook {path} has no absolute path: correct the specification of its devices")]
+    Relative { path: PathBuf },
     #[error("the specification has more than {HOOKS_MAX} hooks")]
     TooMany,
     #[error("the hook {path} cannot be found: install it, or make the specification of its devices anew")]
@@ -104,13 +103,19 @@ pub(crate) fn run(task: &HooksTask) -> io::Result<Vec<String>> {
     Ok(failed)
 }
 
-/// Sees to it that the specification's hooks can run, and end; keeps those for after the start. What those before it are called;
-/// nothing, if there are none.
-pub(crate) fn prepare(spec: &mut Spec, directory: &Path) -> Result<Vec<String>, HookError> {
-    let Some(hooks) = spec.hooks_mut() else { return Ok(Vec::new()) };
-    if let Some(hook) = hooks.start_container().iter().flatten().next() {
-        return Err(HookError::StartContainer { path: hook.path().clone() });
-    }
+/// Hooks of before the program.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// What those are called that the container runtime runs.
+    pub(crate) names: Vec<String>,
+    /// Those of the start.
+    pub(crate) start: Vec<Hook>,
+}
+
+/// Sees to it that the specification's hooks can run, and end; keeps those for after the start. Leaves in it those that the
+/// container runtime is to run.
+pub(crate) fn prepare(spec: &mut Spec, directory: &Path) -> Result<Before, HookError> {
+    let Some(hooks) = spec.hooks_mut() else { return Ok(Before::default()) };
     let taken = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
     let mut before = [hooks.prestart(), hooks.create_runtime(), hooks.create_container()].map(taken);
     let mut later = Later { started: taken(hooks.poststart()), gone: taken(hooks.poststop()) };
@@ -122,11 +127,18 @@ pub(crate) fn prepare(spec: &mut Spec, directory: &Path) -> Result<Vec<String>, 
         }
         names.push(name(hook));
     }
+    let mut start = taken(hooks.start_container());
+    for hook in &mut start {
+        if !hook.path().is_absolute() {
+            return Err(HookError::Relative { path: hook.path().clone() });
+        }
+        bound(hook);
+    }
     let kept = later.started.len() + later.gone.len();
     for hook in later.started.iter_mut().chain(&mut later.gone) {
         check(hook)?;
     }
-    if names.len() + kept > HOOKS_MAX {
+    if names.len() + start.len() + kept > HOOKS_MAX {
         return Err(HookError::TooMany);
     }
     if kept > 0 {
@@ -137,7 +149,7 @@ pub(crate) fn prepare(spec: &mut Spec, directory: &Path) -> Result<Vec<String>, 
     let mut left = Hooks::default();
     left.set_prestart(prestart).set_create_runtime(runtime).set_create_container(container);
     spec.set_hooks((!names.is_empty()).then_some(left));
-    Ok(names)
+    Ok(Before { names, start })
 }
 
 /// Its program, and what that is told to do.
@@ -157,7 +169,11 @@ fn check(hook: &mut Hook) -> Result<(), HookError> {
     if !path.is_absolute() || !metadata.is_file() || mode & 0o111 == 0 || !is_safe {
         return Err(HookError::Unsafe { path });
     }
+    bound(hook);
+    Ok(())
+}
+
+fn bound(hook: &mut Hook) {
     let seconds = hook.timeout().filter(|seconds| *seconds > 0).unwrap_or(SECONDS_MAX);
     hook.set_timeout(Some(seconds.min(SECONDS_MAX)));
-    Ok(())
 }

@@ -143,13 +143,11 @@ fn a_hook_that_anybody_could_change_does_not_run() {
     let plain = script(&machine, "plain", "");
     fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).unwrap();
     let absent = machine.path("absent");
-    let good = script(&machine, "good", "");
     for (phase, path, expected) in [
         ("createContainer", &open, "only root can change"),
         ("createContainer", &foreign, "only root can change"),
         ("createRuntime", &plain, "only root can change"),
         ("prestart", &absent, "cannot be found"),
-        ("startContainer", &good, "startContainer hooks are not supported"),
         ("poststart", &open, "only root can change"),
         ("poststop", &absent, "cannot be found"),
     ] {
@@ -158,4 +156,84 @@ fn a_hook_that_anybody_could_change_does_not_run() {
     }
     // A list that is there and empty is none.
     client.create(&machine.id("none"), with_hooks(&machine, "none", &["sleep"], &json!({ "poststop": [] })));
+}
+
+/// As the function's program would be: in its place, as its user, under its filter, and only once it is started.
+#[test]
+fn hooks_of_the_start_are_programs_of_the_image_and_run_as_its_own_does() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let tell = |file: &str| json!({ "path": "/guest", "args": ["guest", format!("report:/tmp/{file}")], "env": ["FROM=hook"] });
+    let hooks = json!({ "startContainer": [tell("first"), { "path": "/guest", "args": ["guest", "report:/tmp/second"] }] });
+    let acts = ["wait:100", "cat:/tmp/first", "cat:/tmp/second", "report:/tmp/own", "cat:/tmp/own"];
+    let id = machine.id("hooked");
+    let mut spec = machine.spec("hooked", &[&["/guest"], &acts[..]].concat(), |config| {
+        config["hooks"] = hooks.clone();
+        config["process"]["env"] = json!(["PATH=/", "FROM=function"]);
+    });
+    spec.user_namespace = false;
+    let pid = client.create(&id, spec);
+    assert!(!PathBuf::from(format!("/proc/{pid}/root/tmp/first")).exists(), "it is not started yet");
+    client.start(&id);
+    assert_eq!(client.exit(&id).code, Some(0), "{:?}", machine.printed("hooked", "stderr"));
+    let printed = machine.printed("hooked", "stdout");
+    let of = |file: &str| {
+        let line = printed.iter().find_map(|line| line.strip_prefix(&format!("/tmp/{file}=")));
+        line.unwrap_or_else(|| panic!("{file} in {printed:?}")).to_owned()
+    };
+    let (first, second, own) = (of("first"), of("second"), of("own"));
+    // User, capabilities, no new privileges and filter; then what it was told.
+    let held_to = |text: &str| {
+        text.split('|').take_while(|line| !line.starts_with("FROM")).collect::<Vec<_>>().join("|")
+    };
+    assert!(own.contains("Seccomp:\t2") && own.contains("NoNewPrivs:\t1"), "{own}");
+    assert_eq!([held_to(&first), held_to(&second)], [held_to(&own), held_to(&own)]);
+    assert!(first.contains("FROM=hook") && second.contains("FROM=function"), "{first} {second}");
+    // What is there before the program is the supervisor's own: nothing of that is for them.
+    assert!(own.contains("first: [true, true, true, true] true"), "{own}");
+    for told in [&first, &second] {
+        assert!(told.contains("first: [false, false, false, false] false"), "{told}");
+        assert!(
+            told.contains(&format!("\"id\":\"{}\"", id.0)) && told.contains("\"status\":\"created\""),
+            "{told}"
+        );
+        assert!(told.contains("\"pid\":1,") || told.contains("\"pid\":1}"), "{told}");
+    }
+}
+
+#[test]
+fn a_hook_of_the_start_that_fails_or_hangs_keeps_the_program_from_running() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    for (name, act, expected) in [
+        (
+            "fails",
+            "exit:7",
+            "the hook /guest of its start failed: hook command exited with non-zero exit code: 7",
+        ),
+        (
+            "hangs",
+            "sleep",
+            "the hook /guest of its start failed: failed to execute hook command due to a timeout",
+        ),
+        ("absent", "", "the hook /absent of its start failed: failed to execute hook command"),
+    ] {
+        let path = if act.is_empty() { "/absent" } else { "/guest" };
+        let hook = json!({ "path": path, "args": ["guest", act], "timeout": 1 });
+        let hooks = json!({ "startContainer": [hook] });
+        let id = machine.id(name);
+        client.create(&id, with_hooks(&machine, name, &["print:it runs"], &hooks));
+        client.start(&id);
+        assert_ne!(client.exit(&id).code, Some(0), "{name}");
+        let said = machine.printed(name, "stderr").join("|");
+        assert!(said.contains(expected), "{name}: {said}");
+        assert!(machine.printed(name, "stdout").is_empty(), "{name}");
+        client.delete(&id);
+    }
 }

@@ -133,9 +133,9 @@ fn a_failed_creation_says_why_and_leaves_nothing() {
     spec.config = machine.path("no-such-config");
     assert!(refused(spec).contains("no-such-config"));
     let reason = refused(machine.spec("bad", &["/guest"], |config| {
-        config["hooks"] = serde_json::json!({ "startContainer": [{ "path": "/bin/true" }] });
+        config["hooks"] = serde_json::json!({ "startContainer": [{ "path": "bin/true" }] });
     }));
-    assert!(reason.contains("hooks"), "{reason}");
+    assert!(reason.contains("the hook bin/true has no absolute path"), "{reason}");
     assert_eq!(client.list(), []);
     assert_eq!(fs::read_dir(machine.run_dir().join("instances")).unwrap().count(), 0);
     assert!(machine.cgroups().is_empty(), "{:?}", machine.cgroups());
