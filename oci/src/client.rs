@@ -3,13 +3,17 @@
 //! Everything that comes is bounded by what was announced and verified by digest before it counts. Every wait has a
 //! deadline. Must not know who a registry belongs to: where it is, and whom to believe, is in the [`Endpoint`].
 
+mod auth;
 mod base;
 mod delta;
 mod error;
+mod forward;
 mod pace;
 mod pull;
 mod push;
+mod send;
 mod signatures;
+mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,26 +23,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
-use serde::Deserialize;
+use reqwest::{Method, RequestBuilder, Response, redirect};
 use tombolo_api::Digest;
 
+use auth::Tokens;
 pub use base::BaseImage;
 pub use error::TransferError;
+pub use forward::{Content, Forwarded};
 pub use pace::{Gate, Pace};
 pub use push::{PushBlob, PushContent};
+pub use stream::BlobStream;
 
-use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
+use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, Document, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::{Repository, Target};
 
 /// To an open connection. A registry on a slow link answers within a second or two.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Bytes of a refusal that are read: what registries say in JSON, a page of HTML cut off.
-const REFUSAL_MAX: usize = 8 * 1024;
-
-/// Characters of a refusal that are told.
-const SAID_MAX: usize = 300;
 
 /// A registry, and how to speak to it.
 #[derive(Clone, Debug)]
@@ -130,6 +130,9 @@ pub struct Client {
     /// `https://name:port`.
     base: String,
     auth: Option<BasicAuth>,
+    tokens: Arc<Tokens>,
+    /// The registry whose images are asked for, where this one is a mirror of others.
+    mirrored: Option<String>,
     deadlines: Deadlines,
     pace: Pace,
     /// Whether of layers that resemble others only what is new is fetched.
@@ -151,6 +154,7 @@ impl Client {
     pub fn new(endpoint: Endpoint) -> Result<Self, TransferError> {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_DEADLINE)
+            .redirect(redirect::Policy::custom(send::follow))
             .no_proxy()
             .user_agent(concat!("tombolo/", env!("CARGO_PKG_VERSION")));
         let scheme = match &endpoint.scheme {
@@ -179,10 +183,18 @@ impl Client {
             http,
             base,
             auth: endpoint.auth,
+            tokens: Arc::default(),
+            mirrored: None,
             deadlines: Deadlines::default(),
             pace: Pace::default(),
             deltas: true,
         })
+    }
+
+    /// The same registry, asked for the images of another one: `?ns=HOST`, as mirrors are asked.
+    #[must_use]
+    pub fn for_images_of(self, host: &str) -> Self {
+        Self { mirrored: Some(host.to_owned()), ..self }
     }
 
     /// The digest a tag stands for now; for a digest, that it is there.
@@ -192,7 +204,7 @@ impl Client {
     }
 
     /// A manifest or index with its digest, verified if it was asked for by digest or the registry names one.
-    async fn manifest(
+    pub async fn manifest(
         &self,
         repository: &Repository,
         target: &Target,
@@ -207,17 +219,25 @@ impl Client {
             answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
         let content = self.body(answer, MAX_DOCUMENT, &what).await?;
         let digest = Digest::of(&content);
-        match target.digest().or(said) {
-            Some(expected) if expected != digest => Err(TransferError::Broken {
-                what,
-                cause: format!("{expected} was expected, but the content is {digest}"),
-            }),
+        if let Some(expected) = target.digest().or(said).filter(|expected| *expected != digest) {
+            let cause = format!("{expected} was expected, but the content is {digest}");
+            return Err(TransferError::Broken { what, cause });
+        }
+        match Document::parse(&digest, &content) {
+            // Not what a portal or a proxy has to say instead.
+            Err(error) if target.digest().is_none() => {
+                Err(TransferError::Broken { what, cause: error.to_string() })
+            }
             _ => Ok((digest, content)),
         }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.authorised(self.http.request(method, format!("{}/v2/{path}", self.base)))
+        let request = self.authorised(self.http.request(method, format!("{}/v2/{path}", self.base)));
+        match &self.mirrored {
+            Some(host) => request.query(&[("ns", host)]),
+            None => request,
+        }
     }
 
     fn authorised(&self, request: RequestBuilder) -> RequestBuilder {
@@ -225,54 +245,6 @@ impl Client {
             Some(auth) => request.basic_auth(&auth.user, Some(&auth.password)),
             None => request,
         }
-    }
-
-    /// Sends a request, and gives its answer if that is a success.
-    async fn send(&self, request: RequestBuilder, what: &str) -> Result<Response, TransferError> {
-        match tokio::time::timeout(self.deadlines.answer, request.send()).await {
-            Ok(answer) => self.success(answer, what).await,
-            Err(_) => Err(TransferError::Timeout { address: self.base.clone() }),
-        }
-    }
-
-    /// Sends a request with content, of which `sent` counts what is under way.
-    async fn send_content(
-        &self,
-        request: RequestBuilder,
-        sent: &AtomicU64,
-        what: &str,
-    ) -> Result<Response, TransferError> {
-        let mut sending = std::pin::pin!(request.send());
-        let mut before = 0;
-        loop {
-            match tokio::time::timeout(self.deadlines.stored, &mut sending).await {
-                Ok(answer) => return self.success(answer, what).await,
-                Err(_) => match sent.load(Ordering::Relaxed) {
-                    now if now == before => {
-                        return Err(TransferError::Timeout { address: self.base.clone() });
-                    }
-                    now => before = now,
-                },
-            }
-        }
-    }
-
-    async fn success(
-        &self,
-        answer: reqwest::Result<Response>,
-        what: &str,
-    ) -> Result<Response, TransferError> {
-        let answer = answer.map_err(|error| self.failed(&error))?;
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let what = what.to_owned();
-        Err(match status {
-            StatusCode::NOT_FOUND => TransferError::NotFound { what },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TransferError::Unauthorized { what },
-            _ => TransferError::Refused { what, status: status.as_u16(), said: self.excerpt(answer).await },
-        })
     }
 
     /// A whole body of at most `limit` bytes.
@@ -297,31 +269,6 @@ impl Client {
         match tokio::time::timeout(self.deadlines.idle, answer.chunk()).await {
             Ok(piece) => piece.map_err(|error| innermost(&error)),
             Err(_) => Err(format!("nothing came for {:?}", self.deadlines.idle)),
-        }
-    }
-
-    /// What a refusal says, for a person.
-    async fn excerpt(&self, mut answer: Response) -> String {
-        let mut content = Vec::new();
-        let read = async {
-            while let Ok(Some(piece)) = self.next_piece(&mut answer).await {
-                content.extend_from_slice(&piece);
-                if content.len() >= REFUSAL_MAX {
-                    break;
-                }
-            }
-        };
-        // What came until then is told.
-        let _ = tokio::time::timeout(self.deadlines.answer, read).await;
-        said(&content)
-    }
-
-    fn failed(&self, error: &reqwest::Error) -> TransferError {
-        let address = self.base.clone();
-        if error.is_timeout() && !error.is_connect() {
-            TransferError::Timeout { address }
-        } else {
-            TransferError::Unreachable { address, cause: innermost(error) }
         }
     }
 }
@@ -359,28 +306,6 @@ impl Resolve for Elsewhere {
 fn accept_manifests() -> HeaderMap {
     let types = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
     types.into_iter().map(|name| (ACCEPT, HeaderValue::from_static(name))).collect()
-}
-
-/// The messages of the specification's error document, or else the first line of a text.
-fn said(content: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Refusal {
-        errors: Vec<Reason>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Reason {
-        code: String,
-        message: String,
-    }
-    let text = match serde_json::from_slice::<Refusal>(content) {
-        Ok(refusal) => {
-            let word = |reason: Reason| if reason.message.is_empty() { reason.code } else { reason.message };
-            refusal.errors.into_iter().map(word).collect::<Vec<_>>().join("; ")
-        }
-        Err(_) => String::from_utf8_lossy(content).lines().next().unwrap_or_default().to_owned(),
-    };
-    text.trim().chars().filter(|c| !c.is_control()).take(SAID_MAX).collect()
 }
 
 /// Does disk work where it holds nobody up.

@@ -17,8 +17,8 @@ pub use build::{
     build_directory, write_layer,
 };
 pub use client::{
-    BaseImage, BasicAuth, Client, Endpoint, Gate, Pace, Progress, PushBlob, PushContent, Scheme,
-    TransferError,
+    BaseImage, BasicAuth, BlobStream, Client, Content, Endpoint, Gate, Pace, Progress, PushBlob, PushContent,
+    Scheme, TransferError,
 };
 pub use image::{ImageError, ImageSummary, Platform, RunConfig};
 pub use layer::UnpackError;

@@ -92,9 +92,10 @@ impl Client {
             Err(TransferError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        let mut place = format!("{repository}/blobs/uploads/");
+        // Another repository may have it: then nothing has to be sent.
+        let mut place = format!("{repository}/blobs/uploads/?mount={digest}");
         if let PushContent::Elsewhere(from) = &blob.content {
-            place = format!("{place}?mount={digest}&from={from}");
+            place = format!("{place}&from={from}");
         }
         let begun = self.send(self.request(Method::POST, &place), &what).await?;
         if begun.status() == StatusCode::CREATED {
@@ -116,11 +117,6 @@ impl Client {
             .body(content);
         self.send_content(request, &sent, &what).await?;
         Ok(true)
-    }
-
-    /// Whether a place belongs to this registry: the password is nobody else's.
-    fn is_here(&self, url: &Url) -> bool {
-        Url::parse(&self.base).is_ok_and(|base| base.origin() == url.origin())
     }
 }
 

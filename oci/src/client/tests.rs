@@ -386,22 +386,6 @@ async fn the_password_goes_to_nobody_else() {
     assert_eq!(*seen.lock().unwrap(), [false, false], "layer and configuration");
 }
 
-#[test]
-fn refusals_are_told_in_a_line() {
-    for (content, expected) in [
-        (
-            r#"{"errors":[{"code":"DENIED","message":"quota exceeded"},{"code":"UNSUPPORTED"}]}"#,
-            "quota exceeded; UNSUPPORTED",
-        ),
-        ("no space\nleft\n", "no space"),
-        ("a\u{1b}[31mb", "a[31mb"),
-        ("", ""),
-    ] {
-        assert_eq!(said(content.as_bytes()), expected);
-    }
-    assert_eq!(said("x".repeat(10_000).as_bytes()).len(), SAID_MAX);
-}
-
 #[tokio::test]
 async fn content_that_is_not_what_was_asked_for_is_refused() {
     let Some(node) = Node::new() else { return };
