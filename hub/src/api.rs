@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::Catalog;
 use crate::fleet::FleetHandle;
 use crate::publish::AllPublished;
-use crate::registry::{self, Access, Registry};
 use crate::tails::Tails;
 
 mod answer;
@@ -69,8 +68,8 @@ impl Api {
         Self { catalog, fleet, published, tails, followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)), stop }
     }
 
-    /// Everything the API listener serves.
-    pub(crate) fn router(self, registry: Registry) -> Router {
+    /// Everything the API listener serves, `registry` among it.
+    pub(crate) fn router(self, registry: Router) -> Router {
         Router::new()
             .route("/healthz", get(|| async { "ok" }))
             .route("/livez", get(|| async { "ok" }))
@@ -85,7 +84,7 @@ impl Api {
             .fallback(not_found)
             .method_not_allowed_fallback(answer::method_not_allowed)
             .with_state(self)
-            .merge(registry::router(registry, Access::ReadWrite))
+            .merge(registry)
     }
 }
 

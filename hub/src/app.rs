@@ -17,7 +17,7 @@ use tombolo_store::Store;
 
 use crate::api::{Api, Sources};
 use crate::broker::Broker;
-use crate::catalog::{Catalog, CatalogWriter};
+use crate::catalog::{Catalog, CatalogWriter, State};
 use crate::config::{Config, HostPort};
 use crate::fleet::{AllCredentials, FleetHandle};
 use crate::images::Resolver;
@@ -30,6 +30,7 @@ use crate::registry::{self, Access, Registry};
 use crate::serve::serve;
 use crate::signatures::Collector;
 use crate::tails::Tails;
+use crate::upstream::Upstreams;
 
 /// How long the parts may take to end; each has shorter limits of its own.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -90,11 +91,14 @@ pub async fn start(config: Config) -> anyhow::Result<Hub> {
 
     let (catalog, writer) = opened.catalog;
     tasks.spawn("catalog", writer.run(stop.clone()));
-    let (images, resolver) = Resolver::new(opened.registry.clone(), catalog.watch());
+    let upstreams = open_upstreams(&config, catalog.watch()).await?;
+    let (images, resolver) = Resolver::new(opened.registry.clone(), upstreams.clone(), catalog.watch());
     tasks.spawn("images", resolver.run(stop.clone()));
     let grace = Duration::from_secs(config.registry.unused_s);
     tasks.spawn("registry", opened.registry.clone().keep_clean(grace, stop.clone()));
-    let (signatures, collector) = Collector::new(opened.registry.clone(), catalog.watch(), images.clone());
+    tasks.spawn("cache", upstreams.clone().keep_clean(config.registry.cache.clone(), stop.clone()));
+    let (signatures, collector) =
+        Collector::new(opened.registry.clone(), upstreams.clone(), catalog.watch(), images.clone());
     tasks.spawn("signatures", collector.run(stop.clone()));
     let settings = Settings { domain: config.routes.domain.clone(), http_port: config.routes.http_port };
     let (placement, first, reconciler) =
@@ -114,11 +118,11 @@ pub async fn start(config: Config) -> anyhow::Result<Hub> {
         }
     });
 
-    let pull = registry::router(opened.registry.clone(), Access::ReadOnly);
+    let pull = registry::router(opened.registry.clone(), upstreams.clone(), Access::ReadOnly);
     let router = nodes::router(opened.pki.clone(), fleet.clone(), addresses, pull);
     tasks.spawn("node listener", nodes.serve(opened.pki.node_listener()?, router, stop.clone()));
-    let api_router =
-        Api::new(Sources { catalog, fleet, published, tails }, stop.clone()).router(opened.registry);
+    let api_router = Api::new(Sources { catalog, fleet, published, tails }, stop.clone())
+        .router(registry::router(opened.registry, upstreams, Access::ReadWrite));
     tasks.spawn("API listener", serve(api, api_router, stop));
     let join_token = opened.pki.join_token().to_owned();
     Ok(Hub { api: api_address, nodes: nodes_address, mqtt, join_token, tasks })
@@ -205,6 +209,13 @@ impl Opened {
 fn make_directory(path: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("state_dir: cannot create {}", path.display()))
+}
+
+/// What comes from other registries, and where it is kept.
+async fn open_upstreams(config: &Config, state: watch::Receiver<Arc<State>>) -> anyhow::Result<Upstreams> {
+    let (root, config) = (config.state_dir.join("cache"), config.registry.clone());
+    let opened = tokio::task::spawn_blocking(move || Upstreams::open(&root, &config, state)).await;
+    opened.context("cannot open the cache")?.context("cannot open the cache")
 }
 
 async fn start_broker(config: &Config, pki: &Pki, fleet: &FleetHandle) -> anyhow::Result<Option<Broker>> {

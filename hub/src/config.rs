@@ -12,7 +12,7 @@ mod address;
 mod registry;
 
 pub use address::{AddressError, BrokerUrl, HostPort};
-pub use registry::RegistryConfig;
+pub use registry::{CacheConfig, ExternalConfig, RegistryConfig, UpstreamConfig};
 
 /// Prefix of environment overrides; `__` separates the levels.
 const ENV_PREFIX: &str = "TOMBOLO_HUB__";
@@ -127,6 +127,7 @@ impl Config {
         if !labels(&self.routes.domain) {
             return Err(format!("routes.domain: {:?} is not a lower-case domain name", self.routes.domain));
         }
+        self.registry.check()?;
         Ok(self)
     }
 }
@@ -180,6 +181,20 @@ mod tests {
             ("[routes]\ndomain = \"Example.com\"", None, "routes.domain"),
             ("", Some(("TOMBOLO_HUB__API__LISTNE", "x")), "listne"),
             ("[registry]\nunused = 1", None, "unused"),
+            ("[registry.external]\nurl = \"http://r.lan/below\"", None, "registry.external"),
+            ("[[registry.upstreams]]\nprefix = \"r.lan\"", None, "url"),
+            ("[[registry.upstreams]]\nprefix = \"r.lan/A\"\nurl = \"http://r.lan\"", None, "\"A\""),
+            (
+                "[[registry.upstreams]]\nprefix = \"hub.tombolo/a\"\nurl = \"http://r.lan\"",
+                None,
+                "hub.tombolo",
+            ),
+            ("[[registry.upstreams]]\nprefix = \"r.lan\"\nurl = \"ftp://r.lan\"", None, "ftp://r.lan"),
+            (
+                "[[registry.upstreams]]\nprefix = \"r.lan\"\nurl = \"http://r.lan\"\nuser = \"u\"",
+                None,
+                "password",
+            ),
         ] {
             let error = load(text, env.as_slice()).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");

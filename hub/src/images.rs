@@ -10,7 +10,6 @@
 //! more is forgotten: the next one who wants it gets what it means then. Must not know what a result is used for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +17,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tombolo_api::Digest;
 use tombolo_hub_core::images::{Images, Resolution, wanted};
-use tombolo_oci::{Client, Endpoint, HUB_HOST, ImageReference, Scheme, Target, TransferError};
+use tombolo_oci::{HUB_HOST, ImageReference, Target, TransferError};
 
 use crate::catalog::State;
 use crate::registry::Registry;
+use crate::upstream::Upstreams;
 
 /// Lookups at other registries at one time.
 const LOOKUPS_MAX: usize = 4;
@@ -42,6 +41,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// The task that resolves.
 pub(crate) struct Resolver {
     registry: Registry,
+    upstreams: Upstreams,
     state: watch::Receiver<Arc<State>>,
     images: watch::Sender<Arc<Images>>,
     /// Names at other registries.
@@ -70,10 +70,12 @@ impl Resolver {
     /// The results, and the task that brings them.
     pub(crate) fn new(
         registry: Registry,
+        upstreams: Upstreams,
         state: watch::Receiver<Arc<State>>,
     ) -> (watch::Receiver<Arc<Images>>, Self) {
         let (images, receiver) = watch::channel(Arc::default());
-        let resolver = Self { registry, state, images, foreign: BTreeMap::new(), running: JoinSet::new() };
+        let (foreign, running) = (BTreeMap::new(), JoinSet::new());
+        let resolver = Self { registry, upstreams, state, images, foreign, running };
         (receiver, resolver)
     }
 
@@ -87,9 +89,21 @@ impl Resolver {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.state.changed() => if changed.is_err() { return },
-                changed = pushes.changed() => if changed.is_err() { return },
+                changed = pushes.changed() => match changed {
+                    Ok(()) => self.pushed(),
+                    Err(_) => return,
+                },
                 Some(done) = self.running.join_next() => self.take(done),
                 () = tokio::time::sleep_until(due) => {}
+            }
+        }
+    }
+
+    /// What was not at the hub's registry may be now: where that is another one, it is asked at once.
+    fn pushed(&mut self) {
+        for lookup in self.foreign.values_mut().filter(|lookup| lookup.reference.host == HUB_HOST) {
+            if let Step::Waiting { due } = &mut lookup.step {
+                *due = Instant::now();
             }
         }
     }
@@ -102,7 +116,9 @@ impl Resolver {
         for name in wanted {
             match name.parse::<ImageReference>() {
                 Err(error) => drop(images.insert(name, Resolution::Missing(error.to_string()))),
-                Ok(reference) if reference.host == HUB_HOST => own.push((name, reference)),
+                Ok(reference) if reference.host == HUB_HOST && !self.upstreams.is_external() => {
+                    own.push((name, reference));
+                }
                 Ok(reference) if reference.target.digest().is_some() => {
                     images.insert(name, Resolution::Resolved(pinned(&reference, reference.target.clone())));
                 }
@@ -149,7 +165,11 @@ impl Resolver {
             } else if self.running.len() < LOOKUPS_MAX {
                 lookup.step = Step::Running;
                 let (name, reference) = (name.clone(), lookup.reference.clone());
-                self.running.spawn(async move { (name, look_elsewhere(&reference).await) });
+                let upstreams = self.upstreams.clone();
+                self.running.spawn(async move {
+                    let result = look_elsewhere(&upstreams, &reference).await;
+                    (name, result)
+                });
             }
         }
         // With all places taken, the next one begins when one ends.
@@ -208,8 +228,8 @@ fn look(registry: &Registry, reference: &ImageReference) -> Resolution {
     }
 }
 
-async fn look_elsewhere(reference: &ImageReference) -> Resolution {
-    let asked = tokio::time::timeout(LOOKUP_DEADLINE, ask(reference)).await;
+async fn look_elsewhere(upstreams: &Upstreams, reference: &ImageReference) -> Resolution {
+    let asked = tokio::time::timeout(LOOKUP_DEADLINE, upstreams.resolve(reference)).await;
     match asked {
         Ok(Ok(digest)) => Resolution::Resolved(pinned(reference, Target::Digest(digest))),
         Ok(Err(error @ TransferError::NotFound { .. })) => {
@@ -223,39 +243,6 @@ async fn look_elsewhere(reference: &ImageReference) -> Resolution {
     }
 }
 
-async fn ask(reference: &ImageReference) -> Result<Digest, TransferError> {
-    client_of(&reference.host).await?.resolve(&reference.repository, &reference.target).await
-}
-
-/// A client of another registry.
-pub(crate) async fn client_of(host: &str) -> Result<Client, TransferError> {
-    let scheme = if is_this_machine(host) {
-        Scheme::Http
-    } else {
-        let tls = tokio::task::spawn_blocking(system_tls).await;
-        Scheme::Https(Arc::new(tls.map_err(|error| TransferError::Client(error.to_string()))??))
-    };
-    Client::new(Endpoint { scheme, address: host.to_owned(), auth: None, server_name: None })
-}
-
-/// Registries of this machine speak plain HTTP, as every container tool assumes.
-fn is_this_machine(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// TLS that believes the authorities this machine believes. Reads files.
-fn system_tls() -> Result<rustls::ClientConfig, TransferError> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TransferError::Client(error.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
 /// `host/repository@sha256:…`
 fn pinned(reference: &ImageReference, target: Target) -> String {
     ImageReference { target, ..reference.clone() }.to_string()
@@ -264,6 +251,7 @@ fn pinned(reference: &ImageReference, target: Target) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RegistryConfig;
 
     #[test]
     fn pauses_grow_to_their_limit() {
@@ -272,26 +260,16 @@ mod tests {
         assert_eq!(pause(u32::MAX), PAUSE_MAX);
     }
 
-    #[test]
-    fn only_this_machine_is_spoken_to_in_the_clear() {
-        for (host, plain) in [
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("[::1]:5000", true),
-            ("10.0.0.1:5000", false),
-            ("localhost.example.com", false),
-        ] {
-            assert_eq!(is_this_machine(host), plain, "{host}");
-        }
-    }
-
     #[tokio::test]
     async fn a_failure_is_tried_again_later() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Nothing listens on the discard port.
         let mut lookup = Lookup::new("127.0.0.1:9/a:v1".parse().unwrap());
         lookup.step = Step::Running;
-        lookup.finish(look_elsewhere(&lookup.reference).await);
+        let dir = tempfile::tempdir().unwrap();
+        let (_state, catalog) = watch::channel(Arc::default());
+        let upstreams = Upstreams::open(dir.path(), &RegistryConfig::default(), catalog).unwrap();
+        lookup.finish(look_elsewhere(&upstreams, &lookup.reference).await);
         assert!(matches!(lookup.result, Some(Resolution::Unreachable(_))), "{:?}", lookup.result);
         assert!(matches!(lookup.step, Step::Waiting { due } if due > Instant::now()));
     }

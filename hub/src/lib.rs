@@ -29,5 +29,6 @@ mod registry;
 mod serve;
 mod signatures;
 mod tails;
+mod upstream;
 
 pub use app::{Hub, join_token, start};

@@ -27,15 +27,17 @@ mod chunks;
 mod collect;
 mod contents;
 mod error;
+mod forward;
 mod http;
 mod manifests;
 mod names;
 mod referrers;
 mod signatures;
+mod through;
 mod uploads;
 
 use chunks::Chunks;
-use contents::Contents;
+pub(crate) use contents::Contents;
 pub(crate) use http::{Access, router};
 use names::Names;
 use uploads::Uploads;

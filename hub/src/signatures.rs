@@ -24,8 +24,8 @@ use tombolo_oci::signature::Keys;
 use tombolo_oci::{HUB_HOST, ImageReference, Repository};
 
 use crate::catalog::State;
-use crate::images::client_of;
 use crate::registry::Registry;
+use crate::upstream::Upstreams;
 
 /// Questions to other registries at one time.
 const LOOKUPS_MAX: usize = 4;
@@ -52,6 +52,7 @@ pub(crate) fn demands(state: &State) -> Demands {
 /// The task that collects.
 pub(crate) struct Collector {
     registry: Registry,
+    upstreams: Upstreams,
     state: watch::Receiver<Arc<State>>,
     images: watch::Receiver<Arc<Images>>,
     collection: watch::Sender<Arc<Collection>>,
@@ -89,13 +90,14 @@ impl Collector {
     /// What is found, and the task that finds it.
     pub(crate) fn new(
         registry: Registry,
+        upstreams: Upstreams,
         state: watch::Receiver<Arc<State>>,
         images: watch::Receiver<Arc<Images>>,
     ) -> (watch::Receiver<Arc<Collection>>, Self) {
         let (collection, receiver) = watch::channel(Arc::default());
         let (own, own_at) = (BTreeMap::new(), 0);
         let (foreign, running) = (BTreeMap::new(), JoinSet::new());
-        (receiver, Self { registry, state, images, collection, own, own_at, foreign, running })
+        (receiver, Self { registry, upstreams, state, images, collection, own, own_at, foreign, running })
     }
 
     /// Runs until `stop`.
@@ -142,7 +144,8 @@ impl Collector {
                 }
             };
             let found = self.own.get(&name).cloned().unwrap_or_default();
-            let collected = if reference.host == HUB_HOST || has_good(&keys, &found, &digest) {
+            let is_own = reference.host == HUB_HOST && !self.upstreams.is_external();
+            let collected = if is_own || has_good(&keys, &found, &digest) {
                 self.foreign.remove(&name);
                 Some(Collected::Found(found))
             } else {
@@ -231,7 +234,8 @@ impl Collector {
             } else if self.running.len() < LOOKUPS_MAX {
                 lookup.step = Step::Running;
                 let (name, image) = (name.clone(), lookup.image.clone());
-                self.running.spawn(async move { (name, ask(&image).await) });
+                let upstreams = self.upstreams.clone();
+                self.running.spawn(async move { (name, ask(&upstreams, &image).await) });
             }
         }
         // With all places taken, the next one begins when one ends.
@@ -305,9 +309,12 @@ fn pause(attempts: u32) -> Duration {
     PAUSE_MIN.saturating_mul(1 << attempts.min(16)).min(PAUSE_MAX)
 }
 
-async fn ask(image: &ImageReference) -> Answer {
+async fn ask(upstreams: &Upstreams, image: &ImageReference) -> Answer {
     let Some(digest) = image.target.digest() else { return Ok(ImageSignatures::default()) };
-    let asked = async { client_of(&image.host).await?.signatures(&image.repository, &digest).await };
+    let asked = async {
+        let (client, repository) = upstreams.client(&image.host, &image.repository).await?;
+        client.signatures(&repository, &digest).await
+    };
     match tokio::time::timeout(LOOKUP_DEADLINE, asked).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(format!("the signatures of {image} cannot be looked up: {error}")),

@@ -17,6 +17,7 @@ mod power;
 mod probes;
 mod programs;
 mod reboot;
+mod registry;
 mod scaling;
 mod signatures;
 mod suspension;

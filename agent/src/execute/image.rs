@@ -101,11 +101,8 @@ pub(super) async fn fetch(
 ) -> Result<ImageSummary, Failure> {
     let name = format!("{}/{}@{image}", reference.host, reference.repository);
     let pulled = inner.pulls.run((image, name.clone()), need, async |pace, progress| {
-        let endpoint = endpoint(inner, &reference.host)?;
-        let client =
-            Client::new(endpoint).map_err(|error| Trouble::new(error.reason(), error.to_string()))?;
+        let client = client(inner, &reference.host)?.with_pace(pace);
         let (store, repository) = (&inner.tools.images, &reference.repository);
-        let client = client.with_pace(pace);
         Ok::<_, Trouble>(client.pull(store, repository, &image, &inner.platform, &progress).await)
     });
     let error = match pulled.await?? {
@@ -120,16 +117,9 @@ pub(super) async fn fetch(
     Err(Failure { trouble: Trouble::new(error.reason(), message), room_needed: error.room_needed() })
 }
 
-/// Where a registry is. The hub's is named, not addressed: it moves with the hub.
-fn endpoint(inner: &Inner, host: &str) -> Result<Endpoint, Trouble> {
-    if host != HUB_HOST {
-        return Err(Trouble::new(
-            "RegistryUnknown",
-            format!(
-                "this node fetches images from its hub's registry ({HUB_HOST}) only, not from {host}: push the image there"
-            ),
-        ));
-    }
+/// The hub's registry, which has other registries' images too: a node asks its hub only. It is named, not addressed: it moves
+/// with the hub.
+fn client(inner: &Inner, host: &str) -> Result<Client, Trouble> {
     let identity = inner.tools.identity.borrow().clone();
     let identity = identity.ok_or_else(|| {
         Trouble::new("NotEnrolled", "this node is not enrolled at its hub yet, and so has no registry to ask")
@@ -137,12 +127,14 @@ fn endpoint(inner: &Inner, host: &str) -> Result<Endpoint, Trouble> {
     let config = tls::anonymous(&identity, inner.tools.floor.clone())
         .map_err(|error| Trouble::new("IdentityUnusable", error.to_string()))?;
     let enrolment = &identity.enrolment;
-    Ok(Endpoint {
+    let client = Client::new(Endpoint {
         scheme: Scheme::Https(Arc::new(config)),
         address: enrolment.registry.clone(),
         auth: Some(BasicAuth { user: enrolment.node.to_string(), password: enrolment.pull_token.clone() }),
         server_name: Some(tls::HUB_NAME.to_owned()),
-    })
+    });
+    let client = client.map_err(|error| Trouble::new(error.reason(), error.to_string()))?;
+    Ok(if host == HUB_HOST { client } else { client.for_images_of(host) })
 }
 
 fn unfit(error: ImageError) -> Trouble {

@@ -59,14 +59,24 @@ pub(super) async fn serve(images: &Store, digest: Digest, headers: &HeaderMap) -
         _ => ApiError::io("open", &path, error),
     })?;
     let size = file.metadata().await.map_err(|error| ApiError::io("read", &path, error))?.len();
-    let range =
-        headers.get(header::RANGE).and_then(|value| value.to_str().ok()).map(|text| parse_range(text, size));
-    let (start, end, status) = match range {
-        None | Some(Range::Ignored) => (0, size, StatusCode::OK),
-        Some(Range::Part { start, end }) => (start, end, StatusCode::PARTIAL_CONTENT),
-        Some(Range::Beyond) => {
+    let (mut response, part) = head(&digest, size, headers);
+    if let Some((start, end)) = part {
+        file.seek(SeekFrom::Start(start)).await.map_err(|error| ApiError::io("read", &path, error))?;
+        let content = ReaderStream::with_capacity(file.take(end - start), PIECE);
+        *response.body_mut() = Body::from_stream(content);
+    }
+    Ok(response)
+}
+
+/// The head of an answer with a blob, and from which byte up to which the content is to follow, if any is.
+pub(super) fn head(digest: &Digest, size: u64, headers: &HeaderMap) -> (Response, Option<(u64, u64)>) {
+    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let (start, end, status) = match range.map_or(Range::Ignored, |text| parse_range(text, size)) {
+        Range::Ignored => (0, size, StatusCode::OK),
+        Range::Part { start, end } => (start, end, StatusCode::PARTIAL_CONTENT),
+        Range::Beyond => {
             let whole = format!("bytes */{size}");
-            return Ok(empty(StatusCode::RANGE_NOT_SATISFIABLE, &[(header::CONTENT_RANGE, whole)]));
+            return (empty(StatusCode::RANGE_NOT_SATISFIABLE, &[(header::CONTENT_RANGE, whole)]), None);
         }
     };
     let mut headers = vec![
@@ -79,10 +89,7 @@ pub(super) async fn serve(images: &Store, digest: Digest, headers: &HeaderMap) -
     if status == StatusCode::PARTIAL_CONTENT {
         headers.push((header::CONTENT_RANGE, format!("bytes {start}-{}/{size}", end - 1)));
     }
-    file.seek(SeekFrom::Start(start)).await.map_err(|error| ApiError::io("read", &path, error))?;
-    let mut response = empty(status, &headers);
-    *response.body_mut() = Body::from_stream(ReaderStream::with_capacity(file.take(end - start), PIECE));
-    Ok(response)
+    (empty(status, &headers), Some((start, end)))
 }
 
 /// Takes a blob from a repository that has no manifest which names it. Its content goes when no repository has it.

@@ -6,17 +6,17 @@ use tombolo_oci::image::{Document, ImageError, OCI_INDEX, OCI_MANIFEST};
 
 /// What a document names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Contents {
+pub(crate) struct Contents {
     /// Its own word for what it is, else what its shape says.
-    pub(super) media_type: String,
+    pub(crate) media_type: String,
     /// Whether it said so itself.
-    pub(super) states_type: bool,
+    pub(crate) states_type: bool,
     /// Configuration and layers, those left out that are had elsewhere by licence.
-    pub(super) blobs: Vec<Digest>,
+    pub(crate) blobs: Vec<Digest>,
     /// Manifests, of an index.
-    pub(super) manifests: Vec<Digest>,
+    pub(crate) manifests: Vec<Digest>,
     /// What it says it belongs to.
-    pub(super) subject: Option<Digest>,
+    pub(crate) subject: Option<Digest>,
 }
 
 #[derive(Default, Deserialize)]
@@ -39,7 +39,7 @@ struct Descriptor {
 
 impl Contents {
     /// Reads a manifest or an index that nodes can read too.
-    pub(super) fn parse(digest: &Digest, content: &[u8]) -> Result<Self, ImageError> {
+    pub(crate) fn parse(digest: &Digest, content: &[u8]) -> Result<Self, ImageError> {
         Document::parse(digest, content)?;
         let malformed =
             |error: serde_json::Error| ImageError::Malformed { digest: *digest, reason: error.to_string() };

@@ -105,6 +105,15 @@ impl ApiError {
         Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", why)
     }
 
+    /// Another registry is needed, and is not at hand.
+    pub(super) fn upstream(status: StatusCode, why: String) -> Self {
+        Self::new(status, "UNAVAILABLE", why)
+    }
+
+    pub(super) fn not_there(code: &'static str, why: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, why)
+    }
+
     pub(super) fn unsupported(why: &str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", why)
     }

@@ -5,15 +5,17 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::json;
 use tombolo_api::Digest;
-use tombolo_oci::{Repository, Target};
+use tombolo_oci::{HUB_HOST, Repository, Target};
 
 use super::error::ApiError;
 use super::names::place;
-use super::{Registry, blobs, chunks, manifests, referrers};
+use super::{Registry, blobs, chunks, forward, manifests, referrers, through};
+use crate::upstream::{Asker, Upstreams};
 
 /// Names the content of a response.
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -31,14 +33,14 @@ pub(crate) enum Access {
 }
 
 /// Serves `/v2/`.
-pub(crate) fn router(registry: Registry, access: Access) -> Router {
-    let serve = move |State(registry): State<Registry>, request: Request| async move {
+pub(crate) fn router(registry: Registry, upstreams: Upstreams, access: Access) -> Router {
+    let serve = move |State((registry, upstreams)): State<(Registry, Upstreams)>, request: Request| async move {
         let writes = !is_read(request.method()) && !chunks::is_read(request.uri().path());
         let mut response = if writes && access == Access::ReadOnly {
             ApiError::unsupported("this listener is for pulling only: push to the hub's API listener")
                 .into_response()
         } else {
-            handle(registry, request).await.unwrap_or_else(ApiError::into_response)
+            handle(registry, (upstreams, access), request).await.unwrap_or_else(ApiError::into_response)
         };
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         response
@@ -47,7 +49,7 @@ pub(crate) fn router(registry: Registry, access: Access) -> Router {
         .route("/v2", any(serve))
         .route("/v2/", any(serve))
         .route("/v2/{*path}", any(serve))
-        .with_state(registry)
+        .with_state((registry, upstreams))
 }
 
 /// Query parameters of all requests.
@@ -60,6 +62,8 @@ pub(super) struct Query {
     artifact_type: Option<String>,
     n: Option<usize>,
     last: Option<String>,
+    /// The registry whose image is asked for, as mirrors are asked.
+    ns: Option<String>,
 }
 
 /// What a path is about.
@@ -75,13 +79,34 @@ enum Subject<'a> {
     Referrers(&'a str, &'a str),
 }
 
-async fn handle(registry: Registry, request: Request) -> Result<Response, ApiError> {
+async fn handle(
+    registry: Registry,
+    (upstreams, access): (Upstreams, Access),
+    request: Request,
+) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let subject = subject(parts.uri.path()).ok_or_else(ApiError::unknown_path)?;
     let query = axum::extract::Query::<Query>::try_from_uri(&parts.uri)
         .map_err(|error| ApiError::page_invalid(error.body_text()))?
         .0;
     let (method, headers) = (&parts.method, &parts.headers);
+    if let Some(host) = query.ns.as_deref().filter(|host| *host != HUB_HOST) {
+        return other(&registry, (&upstreams, access), host, subject, &parts).await;
+    }
+    if upstreams.is_external() {
+        return match subject {
+            Subject::Manifest(_, target) | Subject::Blob(_, target)
+                if *method == Method::GET && target.contains(':') =>
+            {
+                other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await
+            }
+            Subject::Chunks(..) => other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await,
+            _ => {
+                let is_manifest = matches!(subject, Subject::Manifest(..));
+                forward::pass_on(&registry, &upstreams, &parts, is_manifest, body).await
+            }
+        };
+    }
     match subject {
         Subject::Base if is_read(method) => Ok(axum::Json(json!({})).into_response()),
         Subject::Tags(name) if is_read(method) => tags(registry, name.parse()?, query).await,
@@ -127,6 +152,33 @@ async fn handle(registry: Registry, request: Request) -> Result<Response, ApiErr
                 Method::DELETE => blobs::cancel(&registry, &name, id),
                 _ => Err(not_allowed()),
             }
+        }
+        _ => Err(not_allowed()),
+    }
+}
+
+/// What is another registry's.
+async fn other(
+    registry: &Registry,
+    (upstreams, access): (&Upstreams, Access),
+    host: &str,
+    subject: Subject<'_>,
+    parts: &Parts,
+) -> Result<Response, ApiError> {
+    let asker = if access == Access::ReadWrite { Asker::Person } else { Asker::Node };
+    let upstreams = (upstreams, asker);
+    match subject {
+        // Their layers are had whole.
+        Subject::Chunks(_, digest) => Err(ApiError::blob_unknown(&parse_digest(digest)?)),
+        _ if !is_read(&parts.method) => {
+            Err(ApiError::unsupported("another registry's images are only read here: push them there"))
+        }
+        Subject::Manifest(name, target) => {
+            through::manifest(upstreams, host, &name.parse()?, target.parse()?).await
+        }
+        Subject::Blob(name, digest) => {
+            let (name, digest) = (name.parse()?, parse_digest(digest)?);
+            through::blob(registry, upstreams, host, &name, digest, &parts.headers).await
         }
         _ => Err(not_allowed()),
     }

@@ -38,6 +38,11 @@ pub(super) async fn read(registry: Registry, name: Repository, target: Target) -
     })
     .await?;
     let (digest, media_type, content) = found.ok_or(unknown)?;
+    Ok(answer(&digest, media_type, content))
+}
+
+/// An answer with a manifest.
+pub(super) fn answer(digest: &Digest, media_type: String, content: Vec<u8>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, media_type),
         (header::CONTENT_LENGTH, content.len().to_string()),
@@ -46,7 +51,7 @@ pub(super) async fn read(registry: Registry, name: Repository, target: Target) -
     ];
     let mut response = empty(StatusCode::OK, &headers);
     *response.body_mut() = Body::from(content);
-    Ok(response)
+    response
 }
 
 /// Stores a manifest, once its blobs are here. The manifests that an index names may be elsewhere: a site that needs one

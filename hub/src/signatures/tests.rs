@@ -9,6 +9,7 @@ use tombolo_api::verification::{KEYS, POLICY};
 use tombolo_hub_core::{Object, Snapshot};
 
 use super::*;
+use crate::config::RegistryConfig;
 use crate::registry::{self, Access};
 
 /// An image without layers.
@@ -51,7 +52,7 @@ impl Served {
         let registry = Registry::open(dir.path()).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = registry::router(registry.clone(), Access::ReadWrite);
+        let router = registry::router(registry.clone(), upstreams(&dir), Access::ReadWrite);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let served = Self { _dir: dir, registry, address, server };
         served.blob(b"{}").await;
@@ -131,6 +132,12 @@ struct Site {
     image: String,
     stop: CancellationToken,
     _images: watch::Sender<Arc<Images>>,
+    _cache: tempfile::TempDir,
+}
+
+fn upstreams(dir: &tempfile::TempDir) -> Upstreams {
+    let (_, state) = watch::channel(Arc::default());
+    Upstreams::open(&dir.path().join("cache"), &RegistryConfig::default(), state).unwrap()
 }
 
 impl Site {
@@ -148,10 +155,12 @@ impl Site {
         let state = State { snapshot, version: 1, ..State::default() };
         let (state, receiver) = watch::channel(Arc::new(state));
         let (images, images_receiver) = watch::channel(Arc::default());
-        let (collection, collector) = Collector::new(registry.clone(), receiver, images_receiver);
+        let cache = tempfile::tempdir().unwrap();
+        let (collection, collector) =
+            Collector::new(registry.clone(), upstreams(&cache), receiver, images_receiver);
         let stop = CancellationToken::new();
         tokio::spawn(collector.run(stop.clone()));
-        let site = Self { state, collection, image, stop, _images: images };
+        let site = Self { state, collection, image, stop, _images: images, _cache: cache };
         site.demand(keys);
         site
     }

@@ -4,7 +4,9 @@
 
 mod clients;
 mod conformance;
+mod external;
 mod process;
 mod registry;
 mod rest;
 mod support;
+mod through;

@@ -15,12 +15,16 @@ pub(crate) const SERVING: &str = "/apis/serving.knative.dev/v1";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn hub(state_dir: &Path) -> (Hub, Client) {
-    let hub = tombolo_hub::start(config(state_dir)).await.unwrap();
+    hub_with(config(state_dir)).await
+}
+
+pub(crate) async fn hub_with(config: Config) -> (Hub, Client) {
+    let hub = tombolo_hub::start(config).await.unwrap();
     let client = Client::new(format!("http://{}", hub.api_address()));
     (hub, client)
 }
 
-fn config(state_dir: &Path) -> Config {
+pub(crate) fn config(state_dir: &Path) -> Config {
     let free = "127.0.0.1:0".parse().unwrap();
     let mut config = Config { state_dir: state_dir.into(), ..Config::default() };
     config.api.listen = free;

@@ -39,6 +39,8 @@ pub struct Hub {
     pub api: Api,
     process: Option<Process>,
     dir: PathBuf,
+    /// Sections of its configuration that a test adds.
+    settings: String,
 }
 
 impl Site {
@@ -76,7 +78,7 @@ impl Site {
         let hub_dir = dir.join("hub");
         std::fs::create_dir_all(&hub_dir).expect("the site's directory can be written");
         let api = Api::new(&format!("http://{HUB}:7080"));
-        let hub = Hub { api, process: None, dir: hub_dir };
+        let hub = Hub { api, process: None, dir: hub_dir, settings: String::new() };
         SITES.fetch_add(1, Ordering::SeqCst);
         Some(Self { hub, netns, nodes: 0, dir: dir.to_owned(), _temporary: None })
     }
@@ -131,9 +133,15 @@ impl Hub {
         let state = self.dir.join("state");
         format!(
             "state_dir = \"{}\"\n[api]\nlisten = \"{HUB}:7080\"\n[nodes]\nlisten = \"{HUB}:7443\"\n\
-             [mqtt]\nlisten = \"{HUB}:7883\"\n[log]\nlevel = \"info\"\n",
-            state.display()
+             [mqtt]\nlisten = \"{HUB}:7883\"\n[log]\nlevel = \"info\"\n{}",
+            state.display(),
+            self.settings
         )
+    }
+
+    /// Sections of its configuration, from its next start on.
+    pub fn configure(&mut self, settings: &str) {
+        self.settings = settings.into();
     }
 
     /// The hub's process; the hub must have been started.
