@@ -170,7 +170,10 @@ async fn runs_what_skopeo_buildah_and_podman_push() {
         tools.podman(&["pull", "-q", "--tls-verify=false", &image]);
     }
     tools.buildah(&["pull", "-q", "--tls-verify=false", &format!("{HUB}/field/oci:v1")]);
-    assert_eq!(tools.podman(&["images", "-q"]).lines().count(), 4);
+    let pulled = tools.podman(&["images", "--format", "{{.Repository}}"]);
+    for name in ["field/docker", "field/zstd", "field/oci", "default/own"] {
+        assert!(pulled.lines().any(|line| line.ends_with(name)), "{name}: {pulled}");
+    }
 }
 
 /// An index leads each node to its platform's image; copies, lists and deletions of skopeo.
@@ -255,4 +258,67 @@ async fn images_of_other_registries_come_through_the_hub() {
     answers_on(&site, &third, &hello).await;
     let fetched = site.hub.log().matches("fetched from another registry").count();
     assert_eq!(fetched, 2, "configuration and layer, each once");
+}
+
+/// With an external registry, the one Debian has, the hub keeps no images: tools and `tombolo` push through it, with its
+/// password, and nodes are served when that registry is gone.
+#[tokio::test]
+async fn the_hubs_registry_may_be_another_one() {
+    let Some(mut site) = Site::start().await else { return };
+    let Some(tools) = Tools::new(&site.dir().join("tools")) else { return };
+    if Command::new("docker-registry").arg("--version").output().is_err() {
+        return skip("docker-registry is not installed");
+    }
+    let dir = site.dir().join("external");
+    std::fs::create_dir_all(&dir).expect("the test's directory can be written");
+    let write = |name: &str, text: &str| {
+        std::fs::write(dir.join(name), text).expect("the test's directory can be written");
+        dir.join(name).display().to_string()
+    };
+    // The user hub and the password secret.
+    let users = write("users", "hub:$2y$05$xtGiWX60ctcueMdZcJuFZ.IC2jiaRzSclelhzGXIhtYuLZDOr7wLa\n");
+    let config = format!(
+        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
+         http:\n  addr: 10.99.0.1:5000\nauth:\n  htpasswd:\n    realm: test\n    path: {users}\n",
+        dir.join("content").display()
+    );
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(write("config.yml", &config));
+    let mut registry =
+        Process::start("the external registry", command, None, &dir.join("log")).expect("it starts");
+    let password = write("password", "secret\n");
+    site.hub.stop();
+    site.hub.configure(&format!(
+        "[registry.external]\nurl = \"http://10.99.0.1:5000\"\nuser = \"hub\"\npassword_file = \"{password}\"\n"
+    ));
+    site.hub.start().await.expect("the hub starts");
+    let node = site.node(NodeOptions::named("press-7")).await;
+
+    let pushed = Function::hello("pushed");
+    tools.commit(pushed.program(), "oci", None, "localhost/pushed");
+    let place = at_hub("field/pushed:v1");
+    tools.buildah(&["push", "-q", "--tls-verify=false", "localhost/pushed", &place]);
+    answers(&site, &node, &pushed, "hub.tombolo/field/pushed:v1").await;
+    let own = Function::hello("own").content("one");
+    site.hub.deploy(&own).await;
+    answers_on(&site, &node, &own).await;
+    tools.skopeo(&[
+        "copy",
+        "-q",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        &place,
+        &at_hub("field/copy:v2"),
+    ]);
+    let there = "docker://10.99.0.1:5000/field/copy";
+    let tags = tools.skopeo(&["list-tags", "--creds=hub:secret", "--tls-verify=false", there]);
+    assert_eq!(serde_json::from_str::<Value>(&tags).expect("JSON")["Tags"], json!(["v2"]), "it is there");
+    tools.skopeo(&["delete", "--tls-verify=false", &at_hub("field/copy:v2")]);
+    let gone = tools.run("skopeo", &["inspect", "--tls-verify=false", &at_hub("field/copy:v2")]);
+    assert!(gone.is_err_and(|error| error.contains("manifest unknown")), "it is deleted there");
+
+    registry.kill().expect("it can be killed");
+    let second = site.node(NodeOptions::named("press-8")).await;
+    answers_on(&site, &second, &pushed).await;
+    answers_on(&site, &second, &own).await;
 }
