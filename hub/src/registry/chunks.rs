@@ -325,3 +325,6 @@ fn content(media_type: &str, length: Option<usize>, body: Body) -> Response {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
