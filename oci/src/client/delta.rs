@@ -98,13 +98,13 @@ impl Client {
         let came = before - delta.rebuilding.missing();
         let error = match fetched {
             Ok(()) => {
-                let size = delta.rebuilding.size();
-                match blocking(move || delta.rebuilding.finish()).await {
+                let (size, of) = (delta.rebuilding.size(), store.clone());
+                match blocking(move || finish(&of, blob, delta.rebuilding)).await {
                     Ok(()) => {
                         tracing::info!(digest = %blob.digest, size, fetched = came, "put a layer together from chunks");
                         return Ok(true);
                     }
-                    Err(error) => error.into(),
+                    Err(error) => error,
                 }
             }
             // The link has to come back for anything to go on, and what came is kept for then.
@@ -272,6 +272,15 @@ impl Client {
         }
         (delta, Ok(()))
     }
+}
+
+/// Makes the layer a blob. What an earlier attempt fetched of the whole one needs no room any more.
+fn finish(store: &Store, blob: Blob, rebuilding: Rebuilding) -> Result<(), DeltaError> {
+    rebuilding.finish()?;
+    if store.partial_size(&blob.digest) > 0 {
+        store.partial(&blob.digest, blob.size)?.restart()?;
+    }
+    Ok(())
 }
 
 /// Says why a layer travels whole. That nothing here resembles it is nobody's fault.
