@@ -117,6 +117,8 @@ pub struct ImagesConfig {
     pub keep_free_mib: u64,
     /// How long an image stays that nothing needs, hours.
     pub keep_unused_hours: u64,
+    /// Whether of the next version of a layer only what is new is fetched. Off, where the link is faster than the node: layers come whole.
+    pub deltas: bool,
 }
 
 /// Instances that hold more of an accelerator's memory than the `tombolo.dev/gpu-memory` they declared.
@@ -215,6 +217,7 @@ impl Default for ImagesConfig {
             utc_offset: "+00:00".into(),
             keep_free_mib: 256,
             keep_unused_hours: 24,
+            deltas: true,
         }
     }
 }

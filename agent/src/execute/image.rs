@@ -103,6 +103,7 @@ pub(super) async fn fetch(
     let pulled = inner.pulls.run((image, name.clone()), need, async |pace, progress| {
         let client = client(inner, &reference.host)?.with_pace(pace);
         let (store, repository) = (&inner.tools.images, &reference.repository);
+        let client = if inner.tools.keeping.deltas { client } else { client.without_deltas() };
         Ok::<_, Trouble>(client.pull(store, repository, &image, &inner.platform, &progress).await)
     });
     let error = match pulled.await?? {
