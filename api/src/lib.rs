@@ -1,6 +1,7 @@
 //! The contract between Tombolo's processes: resources as users write them, desired state as nodes receive it,
 //! topics and wire formats. Pure data and pure functions: no clock, no files, no sockets.
 
+pub mod bundle;
 pub mod desired;
 pub mod digest;
 pub mod duration;

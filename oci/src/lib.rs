@@ -3,6 +3,7 @@
 //!
 //! Knows neither hub nor agent: nothing here decides what should be present, it only makes it present.
 
+pub mod archive;
 pub mod build;
 pub mod client;
 pub mod delta;
@@ -12,6 +13,7 @@ pub mod reference;
 pub mod signature;
 pub mod store;
 
+pub use archive::{Archive, ArchiveError};
 pub use build::{
     BuildError, BuildOptions, BuiltImage, Composition, Documents, FileEntry, Layer, Members, Source,
     build_directory, write_layer,
