@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
 use crate::fleet::FleetHandle;
-use crate::publish::AllPublished;
+use crate::publish::{AllPublished, Shelf};
 use crate::tails::Tails;
 
 mod answer;
@@ -47,6 +47,7 @@ pub(crate) struct Sources {
     pub(crate) catalog: Catalog,
     pub(crate) fleet: FleetHandle,
     pub(crate) published: watch::Receiver<Arc<AllPublished>>,
+    pub(crate) shelf: Shelf,
     pub(crate) tails: Tails,
 }
 
@@ -56,6 +57,7 @@ pub(crate) struct Api {
     catalog: Catalog,
     fleet: FleetHandle,
     published: watch::Receiver<Arc<AllPublished>>,
+    shelf: Shelf,
     tails: Tails,
     followers: Arc<Semaphore>,
     /// Ends every stream.
@@ -64,8 +66,16 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(sources: Sources, stop: CancellationToken) -> Self {
-        let Sources { catalog, fleet, published, tails } = sources;
-        Self { catalog, fleet, published, tails, followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)), stop }
+        let Sources { catalog, fleet, published, shelf, tails } = sources;
+        Self {
+            catalog,
+            fleet,
+            published,
+            shelf,
+            tails,
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            stop,
+        }
     }
 
     /// Everything the API listener serves, `registry` among it.

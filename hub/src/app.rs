@@ -24,7 +24,7 @@ use crate::images::Resolver;
 use crate::link::{self, Link};
 use crate::nodes::{self, Addresses, Listener};
 use crate::pki::Pki;
-use crate::publish::{self, BrokerMemory, Publisher};
+use crate::publish::{self, BrokerMemory, Publisher, Shelf};
 use crate::reconcile::Reconciler;
 use crate::registry::{self, Access, Registry};
 use crate::serve::serve;
@@ -57,6 +57,12 @@ struct Tasks {
 pub fn join_token(config: &Config) -> anyhow::Result<String> {
     make_directory(&config.state_dir)?;
     Ok(Pki::open(&config.state_dir).context("cannot open the hub's certificates")?.join_token().to_owned())
+}
+
+/// The public key, base64, by which nodes that were never enrolled know this hub's bundles; made if there is none yet.
+pub fn manifest_key(config: &Config) -> anyhow::Result<String> {
+    make_directory(&config.state_dir)?;
+    Ok(Pki::open(&config.state_dir).context("cannot open the hub's certificates")?.manifest_key_base64())
 }
 
 /// Starts a hub; it listens when this returns.
@@ -109,6 +115,7 @@ pub async fn start(config: Config) -> anyhow::Result<Hub> {
         Publisher::open(opened.store.clone(), opened.pki.manifest_key().clone(), opened.complete)?;
     let published = publisher.watch();
     let memory = if mqtt.is_some() { BrokerMemory::Ours } else { BrokerMemory::Unknown };
+    let shelf = Shelf::new(opened.store.clone(), placement.clone());
     let inputs = publish::Inputs { placement, fleet: fleet.watch(), connection, outbox, memory };
     let publishing = stop.clone();
     tasks.spawn("publish", async move {
@@ -121,7 +128,7 @@ pub async fn start(config: Config) -> anyhow::Result<Hub> {
     let pull = registry::router(opened.registry.clone(), upstreams.clone(), Access::ReadOnly);
     let router = nodes::router(opened.pki.clone(), fleet.clone(), addresses, pull);
     tasks.spawn("node listener", nodes.serve(opened.pki.node_listener()?, router, stop.clone()));
-    let api_router = Api::new(Sources { catalog, fleet, published, tails }, stop.clone())
+    let api_router = Api::new(Sources { catalog, fleet, published, shelf, tails }, stop.clone())
         .router(registry::router(opened.registry, upstreams, Access::ReadWrite));
     tasks.spawn("API listener", serve(api, api_router, stop));
     let join_token = opened.pki.join_token().to_owned();

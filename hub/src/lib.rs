@@ -31,4 +31,4 @@ mod signatures;
 mod tails;
 mod upstream;
 
-pub use app::{Hub, join_token, start};
+pub use app::{Hub, join_token, manifest_key, start};

@@ -42,6 +42,8 @@ struct Args {
 enum Command {
     /// Prints the token with which nodes join.
     Token,
+    /// Prints the public key of its signatures: `[import] trust` of nodes that get bundles and never join.
+    ManifestKey,
 }
 
 fn main() -> ExitCode {
@@ -65,8 +67,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{file}: ok");
         return Ok(());
     }
-    if let Some(Command::Token) = args.command {
-        println!("{}", tombolo_hub::join_token(&config)?);
+    let printed = match args.command {
+        Some(Command::Token) => Some(tombolo_hub::join_token(&config)?),
+        Some(Command::ManifestKey) => Some(tombolo_hub::manifest_key(&config)?),
+        None => None,
+    };
+    if let Some(printed) = printed {
+        println!("{printed}");
         return Ok(());
     }
     start_log(config.log.format, filter);

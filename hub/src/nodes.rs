@@ -176,7 +176,7 @@ impl Shared {
             hub_url,
             certificate_pem,
             ca_pem: self.pki.ca_pem().to_owned(),
-            manifest_key: BASE64.encode(self.pki.manifest_key().verifying_key().as_bytes()),
+            manifest_key: self.pki.manifest_key_base64(),
             mqtt_url,
             registry,
             pull_token,

@@ -18,6 +18,8 @@ mod files;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::SigningKey;
 use rcgen::{Issuer, KeyPair};
 use rustls::crypto::ring;
@@ -115,6 +117,11 @@ impl Pki {
 
     pub(crate) fn manifest_key(&self) -> &SigningKey {
         &self.manifest_key
+    }
+
+    /// The public half, as nodes are given it.
+    pub(crate) fn manifest_key_base64(&self) -> String {
+        BASE64.encode(self.manifest_key.verifying_key().as_bytes())
     }
 
     /// Signs a node's request for a year. Everything in it but the key is replaced.

@@ -11,6 +11,7 @@
 
 mod messages;
 mod record;
+mod shelf;
 mod version;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ use crate::clock::now_s;
 use crate::link::{Connection, Outbox, PublishError};
 use crate::publish::messages::Message;
 use crate::publish::record::{Known, Record};
+pub(crate) use crate::publish::shelf::{Shelf, ShelfError};
 
 /// Most publishes of one pass under way at once.
 const CONCURRENT_MAX: usize = 32;

@@ -18,7 +18,7 @@ use super::discovery::TOMBOLO_GROUP;
 use super::query::Query;
 use super::{Api, table};
 use crate::clock;
-use crate::publish::Published;
+use crate::publish::{Published, ShelfError};
 
 /// `apiVersion` of Tombolo's own resources.
 const API_VERSION: &str = "tombolo.dev/v1";
@@ -32,6 +32,7 @@ pub(super) fn router() -> Router<Api> {
     Router::new()
         .route("/apis/tombolo.dev/v1/nodes", get(list))
         .route("/apis/tombolo.dev/v1/nodes/{name}", item)
+        .route("/apis/tombolo.dev/v1/nodes/{name}/desired", get(desired))
 }
 
 async fn list(State(api): State<Api>, query: Query, headers: HeaderMap) -> Answer {
@@ -58,6 +59,22 @@ async fn read(State(api): State<Api>, Path(name): Path<String>) -> Answer {
     let node = fleet.get(&id).ok_or_else(|| not_found(&name))?;
     let published = api.published.borrow().clone();
     Ok(answer(StatusCode::OK, &shown(metadata(node), node, published.get(&id))))
+}
+
+/// What is published for the node, byte for byte: what a bundle is made from.
+async fn desired(State(api): State<Api>, Path(name): Path<String>) -> Answer {
+    let id = id(&name)?;
+    let known = api.fleet.watch().borrow().contains_key(&id);
+    if !known {
+        return Err(not_found(&name));
+    }
+    match api.shelf.of(&id).await {
+        Ok(whole) => Ok(answer(StatusCode::OK, &whole)),
+        Err(error @ ShelfError::Unsettled(_)) => {
+            Err(Status::failure(503, "ServiceUnavailable", error.to_string()).into())
+        }
+        Err(error) => Err(Status::internal_error(&error.to_string()).into()),
+    }
 }
 
 async fn delete(State(api): State<Api>, Path(name): Path<String>, query: Query) -> Answer {
