@@ -25,6 +25,7 @@ use tombolo_router::Meter;
 use crate::accepted::Accepted;
 use crate::enrol::now_s;
 use crate::identity::Identity;
+use crate::import;
 use crate::keep::Refusals;
 use crate::link::{LinkState, Traffic};
 use crate::outbox::Outbox;
@@ -48,6 +49,8 @@ pub(crate) struct Shown {
     pub(crate) usage: Usage,
     pub(crate) images: tombolo_oci::Store,
     pub(crate) refusals: watch::Receiver<Refusals>,
+    /// The last bundle.
+    pub(crate) import: watch::Receiver<Option<import::Report>>,
     pub(crate) outbox: Outbox,
     pub(crate) meter: Arc<Meter>,
 }
@@ -109,6 +112,7 @@ fn status(shown: &Shown) -> Value {
         "hub": hub(shown),
         "serving": accepted.as_ref().map(|accepted| accepted.serving),
         "refused": refusals.last,
+        "import": *shown.import.borrow(),
         "clock": { "nowS": now, "hubTimeS": hub_time, "behind": hub_time.is_some_and(|hub_time| now < hub_time) },
         "certificate": certificate,
         "router": report.info.address,

@@ -29,6 +29,7 @@ use crate::descriptors;
 use crate::enrol::Enrol;
 use crate::execute::{Executor, Tools};
 use crate::identity::{Identity, IdentityDir};
+use crate::import::{Bundles, Ground, Import, Pins};
 use crate::keep::{Keep, Record};
 use crate::link::{Link, LinkState, Traffic};
 use crate::node_info;
@@ -40,7 +41,7 @@ use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::restore;
 use crate::router_socket::{self, ROUTER_SOCKET};
 use crate::supervisor::{Supervisor, SupervisorConfig, SupervisorEvent};
-use crate::sync::Sync;
+use crate::sync::{Received, Sync};
 use crate::tail;
 use crate::tls::TimeFloor;
 use crate::usage::Usage;
@@ -83,6 +84,9 @@ struct Opened {
 /// What the edges share.
 struct Shared {
     me: NodeId,
+    images: tombolo_oci::Store,
+    /// What bundles bring.
+    pins: Pins,
     config: Config,
     keep: Keep,
     session: String,
@@ -120,16 +124,16 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let opening = tokio::task::spawn_blocking(move || open(&opening_config, &node));
     let (opened, supervised) = tokio::join!(opening, Supervisor::start(supervisor));
     let Opened { keep, damage, images, dir, identity } = opened.context("opening the state directory")??;
-    let accepted = match &identity {
-        Some(identity) => restore::load(&keep, &config.state_dir, identity, &me).await.map(Arc::new),
-        None => None,
-    };
+    let accepted = restored(&keep, &config, identity.as_deref(), &me).await;
+    let bundles = Bundles::load(&keep, accepted.as_ref().map(|accepted| accepted.serving.version));
     let outbox = Outbox::load(&keep);
     if let Some(damage) = damage {
         outbox.push(EventKind::Warning, "StoreDamaged", "node", damage);
     }
     let shared = Shared {
         me,
+        pins: bundles.pins(),
+        images: images.clone(),
         config,
         keep,
         session: uuid::Uuid::new_v4().simple().to_string(),
@@ -152,7 +156,7 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
     let admin_listen = shared.config.admin.listen;
     let listener = tokio::net::TcpListener::bind(admin_listen).await;
     let listener = listener.with_context(|| format!("admin.listen: cannot listen on {admin_listen}"))?;
-    let admin = Admin::on(listener, connect(shared, dir, served, &mut tasks));
+    let admin = Admin::on(listener, connect(shared, dir, bundles, served, &mut tasks));
     let admin_address = admin.address().context("admin.listen")?;
     tasks.ending("admin API", admin.run(stop));
     // Only now: a start that fails leaves no socket behind on which nobody answers.
@@ -173,6 +177,17 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
         ending,
         lasting,
     })
+}
+
+/// What was accepted before, if there is a key to verify it by.
+async fn restored(
+    keep: &Keep,
+    config: &Config,
+    identity: Option<&Identity>,
+    me: &NodeId,
+) -> Option<Arc<Accepted>> {
+    let key = identity.map(Identity::manifest_key).or(config.import.trusted())?;
+    restore::load(keep, &config.state_dir, &key, me).await.map(Arc::new)
 }
 
 fn make_directories(config: &Config) -> anyhow::Result<()> {
@@ -282,6 +297,7 @@ fn tools(
         dialer: dialer.clone(),
         activations: meter.activations().clone(),
         images,
+        pins: shared.pins.clone(),
         devices,
         identity: shared.identity.subscribe(),
         floor: shared.floor.clone(),
@@ -327,10 +343,11 @@ fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
 }
 
 /// Starts what speaks with the hub; what the admin API shows.
-fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) -> Shown {
-    let Shared { me, config, keep, session, outbox, floor, identity, accepted } = shared;
-    let Served { tables, meter, report, decisions, usage, images, ready, .. } = served;
+fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, tasks: &mut Tasks) -> Shown {
     let (received_sender, received) = mpsc::channel(RECEIVED);
+    let import = importer(&shared, bundles, received_sender.clone());
+    let Shared { me, config, keep, session, outbox, floor, identity, accepted, .. } = shared;
+    let Served { tables, meter, report, decisions, usage, images, ready, .. } = served;
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
     let (chunk_sender, chunks) = mpsc::channel(TAIL_CHUNKS);
     let (wanted, refusals) = (watch::Sender::default(), watch::Sender::new(keep.refusals()));
@@ -352,6 +369,7 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
         usage,
         images,
         refusals: refusals.subscribe(),
+        import: import.report.subscribe(),
         outbox: outbox.clone(),
         meter,
     };
@@ -374,15 +392,40 @@ fn connect(shared: Shared, dir: IdentityDir, served: Served, tasks: &mut Tasks) 
         traffic,
         renew: renew.clone(),
     };
+    tasks.lasting("import", import.run());
     tasks.ending("link", link.run(tasks.stop.clone()));
     tasks.lasting("log tail", tail::run(config.state_dir.clone(), tail_requests, chunk_sender));
     let (state_dir, identities) = (config.state_dir.clone(), identity.subscribe());
-    let sync =
-        Sync { keep, me: me.clone(), state_dir, identity: identities, accepted, wanted, refusals, outbox };
+    let trust = config.import.trusted();
+    let sync = Sync {
+        keep,
+        me: me.clone(),
+        state_dir,
+        identity: identities,
+        trust,
+        accepted,
+        wanted,
+        refusals,
+        outbox,
+    };
     tasks.lasting("sync", sync.run(received));
     let enrol = Enrol { me, hub: config.hub, dir, floor, identity, renew, trouble };
     tasks.lasting("enrolment", enrol.run());
     shown
+}
+
+/// What takes bundles.
+fn importer(shared: &Shared, bundles: Bundles, sync: mpsc::Sender<Received>) -> Import {
+    let Shared { me, images, config, keep, outbox, accepted, .. } = shared;
+    Import {
+        ground: Ground { me: me.clone(), keep: keep.clone(), images: images.clone(), sync },
+        bundles,
+        state_dir: config.state_dir.clone(),
+        media: config.import.directories.clone(),
+        accepted: accepted.subscribe(),
+        outbox: outbox.clone(),
+        report: watch::Sender::default(),
+    }
 }
 
 /// The hub's last signed time has passed, whatever the node's clock says.

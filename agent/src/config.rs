@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ed25519_dalek::VerifyingKey;
 use serde::Deserialize;
 use tombolo_agent_core::devices::overuse::{Policy, Rule};
 use tombolo_agent_core::hours::Hours;
 use tombolo_config::{ConfigError, LogConfig};
+
+use crate::identity::parse_manifest_key;
 
 /// Prefix of environment overrides; `__` separates the levels.
 const ENV_PREFIX: &str = "TOMBOLO_AGENT__";
@@ -38,6 +41,7 @@ pub struct Config {
     pub serving: ServingConfig,
     pub devices: DevicesConfig,
     pub images: ImagesConfig,
+    pub import: ImportConfig,
     pub log: LogConfig,
 }
 
@@ -159,6 +163,23 @@ impl MemoryConfig {
     }
 }
 
+/// Bundles: desired state and images that come as files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImportConfig {
+    /// Where media with bundles are mounted, on a directory or on one just below it.
+    pub directories: Vec<PathBuf>,
+    /// The hub's public key, base64: whose bundles a node believes that never joined. Empty: none.
+    pub trust: String,
+}
+
+impl ImportConfig {
+    /// The key in `trust`.
+    pub(crate) fn trusted(&self) -> Option<VerifyingKey> {
+        parse_manifest_key(&self.trust).ok().filter(|_| !self.trust.is_empty())
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -174,6 +195,7 @@ impl Default for Config {
             serving: ServingConfig::default(),
             devices: DevicesConfig::default(),
             images: ImagesConfig::default(),
+            import: ImportConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -270,10 +292,15 @@ impl Config {
                 }
             }
         }
+        if !self.import.trust.is_empty() {
+            parse_manifest_key(&self.import.trust)
+                .map_err(|error| format!("import.trust: {error}; `tombolo-hub manifest-key` prints it"))?;
+        }
+        let media = self.import.directories.iter().map(|dir| ("import.directories", dir));
         let own = [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)];
         let plugins = ("devices.plugin_directory", &self.devices.plugin_directory);
         let cdi = self.devices.cdi_directories.iter().map(|dir| ("devices.cdi_directories", dir));
-        for (name, dir) in own.into_iter().chain([plugins]).chain(cdi) {
+        for (name, dir) in own.into_iter().chain([plugins]).chain(cdi).chain(media) {
             if !dir.is_absolute() {
                 return Err(format!("{name}: {} must be an absolute path", dir.display()));
             }
@@ -316,6 +343,8 @@ mod tests {
             ("[devices]\ncdi_directories = [\"cdi\"]", None, "devices.cdi_directories"),
             ("[devices.memory]\noveruse = \"kill\"", None, "kill"),
             ("[hub]\nurl = \"http://h\"", None, "hub.url"),
+            ("[import]\ntrust = \"AAAA\"", None, "import.trust"),
+            ("[import]\ndirectories = [\"media\"]", None, "import.directories"),
             ("", Some(("TOMBOLO_AGENT__ROUTER__LISTNE", "x")), "listne"),
             ("[router.tls]\nlisten = \"127.0.0.1:1\"", None, "router.tls.certificate"),
             ("[images]\nhours = [\"22-5\"]", None, "images.hours"),

@@ -21,6 +21,7 @@ use tombolo_router::{Activations, Dialer};
 
 use crate::config::ImagesConfig;
 use crate::identity::Identity;
+use crate::import::Pins;
 use crate::log_files;
 use crate::probe::{self, ProbeEvent, Probes, Unsupported};
 use crate::supervisor::{CallError, Supervisor};
@@ -160,6 +161,8 @@ pub(crate) struct Tools {
     /// Is told how long what is done here takes.
     pub(crate) activations: Arc<Activations>,
     pub(crate) images: Store,
+    /// What a bundle is bringing, which nothing wants yet.
+    pub(crate) pins: Pins,
     /// `None`: no device plugin can register.
     pub(crate) devices: Option<Allocator>,
     pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,

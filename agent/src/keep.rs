@@ -7,6 +7,7 @@
 //! | `ready/{namespace}/{name}` | digest of the revision object an instance of which has been ready |
 //! | `rollouts` | how far the traffic of routes has moved |
 //! | `takeovers` | which revisions are taking the place of others, and which were undone |
+//! | `bundles` | which bundles are done with, and what is taken of one that is not |
 //! | `refused` | the last refusal, and how many there were |
 //! | `outbox`, `event/{seq}` | the outbox's name and next number, and its events |
 //!
@@ -66,6 +67,7 @@ pub(crate) struct OutboxMeta {
 pub(crate) enum Record {
     Rollouts,
     Takeovers,
+    Bundles,
 }
 
 impl Record {
@@ -73,6 +75,7 @@ impl Record {
         match self {
             Self::Rollouts => "rollouts",
             Self::Takeovers => "takeovers",
+            Self::Bundles => "bundles",
         }
     }
 }

@@ -15,6 +15,7 @@ mod execute;
 mod export;
 mod gather;
 mod identity;
+mod import;
 mod keep;
 mod link;
 mod log_files;
@@ -38,4 +39,5 @@ mod tls;
 mod usage;
 
 pub use app::{Agent, Instances, Start, start};
+pub use import::command as import;
 pub use rest::Rest;

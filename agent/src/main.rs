@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tombolo_agent::config::Config;
@@ -30,11 +30,22 @@ const BLOCKING_KEEP: Duration = Duration::from_secs(2);
 #[command(name = "tombolo-agent", version)]
 struct Args {
     /// The configuration, TOML. Without it every key has its default.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Only say whether the configuration is good.
     #[arg(long)]
     check_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Brings this node up to date from a bundle: through the agent that runs, or without one
+    Import {
+        /// Made by `tombolo bundle create`
+        bundle: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,6 +69,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if args.check_config {
         println!("{}: ok", args.config.as_deref().unwrap_or(Path::new("defaults")).display());
         return Ok(());
+    }
+    if let Some(Command::Import { bundle }) = &args.command {
+        return tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?
+            .block_on(tombolo_agent::import(config, bundle));
     }
     start_logs(&config.log, filter);
     let supervisor = supervisor(&config)?;

@@ -2,24 +2,18 @@
 
 use std::path::Path;
 
+use ed25519_dalek::VerifyingKey;
 use tombolo_api::NodeId;
 
 use crate::accepted::Accepted;
 use crate::export;
-use crate::identity::Identity;
 use crate::keep::{Keep, Kept};
 
 /// The newest state that can be verified, of store and export, and makes both the same.
-pub(crate) async fn load(
-    keep: &Keep,
-    state_dir: &Path,
-    identity: &Identity,
-    me: &NodeId,
-) -> Option<Accepted> {
-    let key = identity.manifest_key();
+pub(crate) async fn load(keep: &Keep, state_dir: &Path, key: &VerifyingKey, me: &NodeId) -> Option<Accepted> {
     let verify = |kept: Option<Kept>, origin: &str| {
         let kept = kept?;
-        match Accepted::verify(&kept.manifest, &key, me, &kept.contents) {
+        match Accepted::verify(&kept.manifest, key, me, &kept.contents) {
             Ok(accepted) => Some((accepted, kept)),
             Err(reason) => {
                 tracing::warn!(origin, reason, "kept desired state cannot be used");

@@ -31,6 +31,10 @@ use crate::identity::Identity;
 use crate::keep::{Keep, KeepError, Kept, Refusals};
 use crate::outbox::Outbox;
 
+mod offer;
+
+pub(crate) use offer::{Offer, Verdict as OfferVerdict};
+
 /// Without a further piece for this long, what is under way is given up.
 const PIECE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -40,8 +44,8 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Refusals are written at most this often: a flood of forged manifests must not wear the disk.
 const REFUSAL_WRITES: Duration = Duration::from_secs(1);
 
-/// What the link received.
-#[derive(Clone, Debug)]
+/// What the link received, or a bundle holds.
+#[derive(Debug)]
 pub(crate) enum Received {
     /// Payload of the manifest's topic.
     Manifest(Bytes),
@@ -49,6 +53,8 @@ pub(crate) enum Received {
     Blob(Digest, Bytes),
     /// The connection is there again, or gone: a wait without one is nobody's fault.
     Connected(bool),
+    /// Somebody imports a bundle.
+    Bundle(Offer),
 }
 
 /// What the task works with.
@@ -57,6 +63,8 @@ pub(crate) struct Sync {
     pub(crate) me: NodeId,
     pub(crate) state_dir: PathBuf,
     pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
+    /// Whose manifests are believed before the node is enrolled.
+    pub(crate) trust: Option<VerifyingKey>,
     pub(crate) accepted: watch::Sender<Option<Arc<Accepted>>>,
     /// Blobs the link should ask for.
     pub(crate) wanted: watch::Sender<BTreeSet<Digest>>,
@@ -97,7 +105,7 @@ struct Task {
 impl Sync {
     /// Runs until the link's end of `received` is gone.
     pub(crate) async fn run(self, mut received: mpsc::Receiver<Received>) {
-        let held_key = self.identity.borrow().as_ref().map(|identity| identity.manifest_key());
+        let held_key = self.trusted();
         let mut task = Task {
             io: self,
             held_key,
@@ -118,6 +126,13 @@ impl Sync {
                 () = tokio::time::sleep_until(wake) => task.deadline_passed(Instant::now()).await,
             }
         }
+    }
+}
+
+impl Sync {
+    /// Whose manifests are believed.
+    fn trusted(&self) -> Option<VerifyingKey> {
+        self.identity.borrow().as_ref().map(|identity| identity.manifest_key()).or(self.trust)
     }
 }
 
@@ -149,6 +164,7 @@ impl Task {
         match message {
             Received::Manifest(payload) => self.manifest(payload).await,
             Received::Blob(digest, payload) => self.blob(&digest, &payload).await,
+            Received::Bundle(offer) => self.offer(offer).await,
             Received::Connected(connected) => {
                 self.connected = connected;
                 if let Some(under_way) = &mut self.under_way {
@@ -185,11 +201,8 @@ impl Task {
     }
 
     async fn judge(&mut self, bytes: Vec<u8>, payload: Bytes) {
-        let Some(identity) = self.io.identity.borrow().clone() else { return };
-        let key = identity.manifest_key();
-        let held = self.io.accepted.borrow().as_ref().map(|accepted| accepted.held());
-        let held = held.filter(|_| self.held_key == Some(key));
-        match accept::judge(held.as_ref(), &bytes, &key, &self.io.me) {
+        let Some(verdict) = self.verdict(&bytes) else { return };
+        match verdict {
             Verdict::Same => {}
             Verdict::Refuse(refusal) => self.refuse(Digest::of(&bytes), refusal),
             Verdict::Accept(manifest) => {
@@ -211,6 +224,14 @@ impl Task {
                 self.begin(payload, Gather::new(missing), stage).await;
             }
         }
+    }
+
+    /// What the generation rule says of a manifest; nothing without a key to verify it by.
+    fn verdict(&self, bytes: &[u8]) -> Option<Verdict> {
+        let key = self.io.trusted()?;
+        let held = self.io.accepted.borrow().as_ref().map(|accepted| accepted.held());
+        let held = held.filter(|_| self.held_key == Some(key));
+        Some(accept::judge(held.as_ref(), bytes, &key, &self.io.me))
     }
 
     /// Starts to gather. What was under way gives way: the later message is the likelier one.
@@ -292,7 +313,7 @@ impl Task {
         self.displaced = None;
         self.retry = None;
         self.last_refused = None;
-        self.held_key = self.io.identity.borrow().as_ref().map(|identity| identity.manifest_key());
+        self.held_key = self.io.trusted();
         self.io.accepted.send_replace(Some(Arc::new(accepted)));
         self.io.refusals.send_modify(|refusals| refusals.last = None);
         export::write_behind(self.io.state_dir.clone(), kept).await;
@@ -331,14 +352,7 @@ impl Task {
     /// Counts a refusal and tells of it, once for each manifest and reason.
     fn refuse(&mut self, digest: Digest, refusal: Refusal) {
         let reason = refusal.reason.as_str();
-        let again = self.last_refused == Some((digest, refusal.reason));
-        self.last_refused = Some((digest, refusal.reason));
-        self.io.refusals.send_modify(|refusals| {
-            refusals.count += 1;
-            let count = refusals.count;
-            refusals.last = Some(Refused { reason: reason.into(), message: refusal.message.clone(), count });
-        });
-        if !again {
+        if !self.count(digest, &refusal) {
             tracing::warn!(reason, message = refusal.message, "refused a manifest");
             self.io.outbox.push(
                 EventKind::Warning,
@@ -347,9 +361,21 @@ impl Task {
                 format!("{reason}: {}", refusal.message),
             );
         }
+    }
+
+    /// Counts a refusal. Returns whether the last one was the same.
+    fn count(&mut self, digest: Digest, refusal: &Refusal) -> bool {
+        let again = self.last_refused == Some((digest, refusal.reason));
+        self.last_refused = Some((digest, refusal.reason));
+        self.io.refusals.send_modify(|refusals| {
+            refusals.count += 1;
+            let (reason, message) = (refusal.reason.as_str().into(), refusal.message.clone());
+            refusals.last = Some(Refused { reason, message, count: refusals.count });
+        });
         if self.unwritten_refusals.is_none() {
             self.unwritten_refusals = Some(Instant::now() + REFUSAL_WRITES);
         }
+        again
     }
 
     async fn write_refusals(&mut self) {

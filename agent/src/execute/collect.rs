@@ -222,6 +222,9 @@ fn retain(inner: &Inner, pinned: &BTreeSet<Digest>, loose: &[(Digest, u64)]) -> 
     for digest in pinned.iter().chain(loose.iter().map(|(image, _)| image)) {
         keep_image(&inner.tools.images, digest, &inner.platform, &mut keep);
     }
+    let brought = inner.tools.pins.all();
+    keep.blobs.extend(&brought);
+    keep.layers.extend(brought);
     match inner.tools.images.retain(&keep) {
         Ok(removed) if removed.bytes > 0 => {
             tracing::info!(?removed, "removed images nobody wants");

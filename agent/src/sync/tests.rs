@@ -39,7 +39,7 @@ impl Node {
     async fn start() -> Self {
         let state = tempfile::tempdir().unwrap();
         let (keep, _) = Keep::open(state.path()).unwrap();
-        let held = load(&keep, state.path(), &identity(), &me()).await.map(Arc::new);
+        let held = load(&keep, state.path(), &key().verifying_key(), &me()).await.map(Arc::new);
         let (received, inbox) = mpsc::channel(64);
         let (accepted, wanted, refusals) =
             (watch::Sender::new(held), watch::Sender::default(), watch::Sender::new(keep.refusals()));
@@ -55,7 +55,8 @@ impl Node {
         };
         let identity = watch::Sender::new(Some(Arc::new(identity()))).subscribe();
         let state_dir = node.state.path().to_owned();
-        let sync = Sync { keep, me: me(), state_dir, identity, accepted, wanted, refusals, outbox };
+        let sync =
+            Sync { keep, me: me(), state_dir, identity, trust: None, accepted, wanted, refusals, outbox };
         tokio::spawn(sync.run(inbox));
         node.received.send(Received::Connected(true)).await.unwrap();
         node
@@ -197,6 +198,7 @@ async fn half_a_manifest_is_given_up_only_while_there_is_a_link() {
         keep,
         me: me(),
         state_dir: state.path().to_owned(),
+        trust: None,
         identity: watch::Sender::new(Some(Arc::new(identity()))).subscribe(),
         accepted: watch::Sender::new(None),
         wanted: watch::Sender::default(),
@@ -235,14 +237,17 @@ async fn the_export_serves_when_the_store_had_to_start_empty() {
     let state = tempfile::tempdir().unwrap();
     let kept = kept(7, &["a", "b"]);
     let (keep, _) = Keep::open(state.path()).unwrap();
-    assert_eq!(load(&keep, state.path(), &identity(), &me()).await, None);
+    assert_eq!(load(&keep, state.path(), &key().verifying_key(), &me()).await, None);
     export::write(state.path(), &kept).unwrap();
-    let found = load(&keep, state.path(), &identity(), &me()).await.unwrap();
+    let found = load(&keep, state.path(), &key().verifying_key(), &me()).await.unwrap();
     let version = tombolo_api::manifest::Version { epoch: 1, generation: 7 };
     assert_eq!(found.serving, Serving { version, digest: Digest::of(&kept.manifest) });
     assert_eq!(keep.manifest().unwrap(), kept);
     // The other way round: a store that is ahead renews the export.
     keep.accept(&crate::keep::tests::kept(8, &["a"])).await.unwrap();
-    assert_eq!(load(&keep, state.path(), &identity(), &me()).await.unwrap().serving.version.generation, 8);
+    assert_eq!(
+        load(&keep, state.path(), &key().verifying_key(), &me()).await.unwrap().serving.version.generation,
+        8
+    );
     assert_eq!(export::read(state.path()).unwrap(), crate::keep::tests::kept(8, &["a"]));
 }
