@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod bundle;
+
+pub(crate) use bundle::{Bundle, BundleCommand, BundleCreate};
+
 use crate::build::Language;
 
 /// Where the hub's API answers when nothing else is said; what `tombolo up` and `tombolo-hub` listen on.
@@ -48,6 +52,8 @@ pub(crate) enum Command {
     Traffic(Traffic),
     /// Print what a service's instances wrote to standard output and error
     Logs(Logs),
+    /// Carry what nodes should run to where no network leads
+    Bundle(Bundle),
     /// Print the version of this command, and with --hub that of the hub
     Version,
     /// Print a completion script for a shell

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::Value;
@@ -143,12 +144,21 @@ impl Hub {
 
     /// A body that arrives bit by bit, for as long as the hub likes.
     pub(crate) async fn stream(&self, path: &str) -> Result<reqwest::Response, RequestError> {
-        let sent = self.http.get(self.address(path)).send();
-        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, sent).await {
-            Ok(answer) => answer.map_err(|error| self.failed(&error))?,
-            Err(_) => return Err(RequestError::Timeout { url: self.url().to_owned() }),
-        };
+        let answer = self.open(path, HeaderMap::new()).await?;
         if answer.status().is_success() { Ok(answer) } else { Err(self.refusal(answer).await) }
+    }
+
+    /// The same with headers, and whatever the hub answers.
+    pub(crate) async fn open(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<reqwest::Response, RequestError> {
+        let sent = self.http.get(self.address(path)).headers(headers).send();
+        match tokio::time::timeout(REQUEST_TIMEOUT, sent).await {
+            Ok(answer) => answer.map_err(|error| self.failed(&error)),
+            Err(_) => Err(RequestError::Timeout { url: self.url().to_owned() }),
+        }
     }
 
     /// Any request, its answer unread; for what speaks another protocol than the resources do.

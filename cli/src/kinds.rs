@@ -137,7 +137,7 @@ impl fmt::Display for Kind {
 }
 
 /// One segment of a URL path: whatever could end it is percent-encoded, so that a strange name stays one name.
-fn segment(text: &str) -> String {
+pub(crate) fn segment(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) || (byte == b'.' && text.len() > 2) {

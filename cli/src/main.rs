@@ -4,6 +4,7 @@ mod accelerators;
 mod apply;
 mod args;
 mod build;
+mod bundle;
 mod create;
 mod delete;
 mod deploy;
@@ -83,6 +84,7 @@ async fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Delete(args) => delete::run(&hub()?, args).await,
         Command::Traffic(args) => traffic::run(&hub()?, args).await,
         Command::Logs(args) => logs::run(&hub()?, args).await,
+        Command::Bundle(args) => bundle::run(arguments.hub_url(), args).await,
         Command::Version => version::run(arguments.hub.as_deref()).await,
         Command::Completion { shell } => completion(*shell),
     }
