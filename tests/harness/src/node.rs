@@ -26,6 +26,8 @@ pub struct NodeOptions {
     pub idle_timeout_s: u64,
     /// Size of the file system that holds the state directory, bytes; `None`: the machine's own.
     pub state_bytes: Option<u64>,
+    /// Further sections of the agent's configuration.
+    pub config: String,
 }
 
 /// What an agent has said to its hub and heard from it since its start.
@@ -53,7 +55,13 @@ pub struct Node {
 
 impl NodeOptions {
     pub fn named(name: &str) -> Self {
-        Self { name: name.into(), labels: BTreeMap::new(), idle_timeout_s: 60, state_bytes: None }
+        Self {
+            name: name.into(),
+            labels: BTreeMap::new(),
+            idle_timeout_s: 60,
+            state_bytes: None,
+            config: String::new(),
+        }
     }
 
     #[must_use]
@@ -65,6 +73,13 @@ impl NodeOptions {
     #[must_use]
     pub fn idle_timeout_s(mut self, seconds: u64) -> Self {
         self.idle_timeout_s = seconds;
+        self
+    }
+
+    /// Further sections of the agent's configuration, TOML.
+    #[must_use]
+    pub fn config(mut self, text: &str) -> Self {
+        self.config.push_str(text);
         self
     }
 
@@ -119,13 +134,19 @@ impl Node {
 
     /// Starts the agent's program. Returns at once.
     pub fn start_agent(&mut self) -> Result<()> {
+        let command = self.agent_command()?;
+        self.agent =
+            Some(Process::start("the agent", command, Some(&self.netns), &self.dir.join("agent.log"))?);
+        Ok(())
+    }
+
+    /// The agent's program with this node's configuration, which is written anew.
+    pub fn agent_command(&self) -> Result<Command> {
         let config = self.dir.join("agent.toml");
         fs::write(&config, self.config())?;
         let mut command = Command::new(program("tombolo-agent"));
         command.arg("--config").arg(&config);
-        self.agent =
-            Some(Process::start("the agent", command, Some(&self.netns), &self.dir.join("agent.log"))?);
-        Ok(())
+        Ok(command)
     }
 
     fn config(&self) -> String {
@@ -138,11 +159,12 @@ impl Node {
              [labels]\n{labels}[hub]\nurl = \"https://{HUB}:7443\"\ntoken = \"{}\"\n\
              [router]\nlisten = \"0.0.0.0:8080\"\n[admin]\nlisten = \"0.0.0.0:7081\"\n\
              [supervisor]\nbinary = \"{}\"\n[serving]\nidle_timeout_s = {}\n\
-             [devices]\nplugin_directory = \"{plugins}\"\ncdi_directories = [\"{dir}/cdi\"]\n[log]\nlevel = \"tombolo_agent=debug,info\"\n",
+             [devices]\nplugin_directory = \"{plugins}\"\ncdi_directories = [\"{dir}/cdi\"]\n[log]\nlevel = \"tombolo_agent=debug,info\"\n{}",
             self.name,
             self.token,
             supervisor.display(),
             self.options.idle_timeout_s,
+            self.options.config,
         )
     }
 

@@ -167,6 +167,16 @@ impl Hub {
         Intruder::new(self.dir.join("state/pki"))
     }
 
+    /// The API's address, as a command is told it.
+    pub fn url(&self) -> String {
+        format!("http://{HUB}:7080")
+    }
+
+    /// The hub's configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("hub.toml")
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("hub.log")).unwrap_or_default()
     }
