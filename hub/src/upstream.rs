@@ -264,4 +264,14 @@ async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
+impl Upstreams {
+    /// No other registry is known; the cache is below `dir`.
+    pub(crate) fn none(dir: &Path) -> Self {
+        let (_, state) = watch::channel(Arc::default());
+        Self::open(&dir.join("cache"), &RegistryConfig::default(), state)
+            .expect("a new directory can be opened")
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -110,6 +110,7 @@ fn revision(image: &Digest) -> Encoded {
         configuration: "a".into(),
         annotations: BTreeMap::new(),
         spec: RevisionSpec { containers: vec![container], ..RevisionSpec::default() },
+        verification: None,
     })
 }
 

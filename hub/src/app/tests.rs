@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tombolo_api::NodeId;
 use tombolo_api::frame::{self, Frame};
 use tombolo_api::manifest::{Manifest, SignedManifest};
-use tombolo_api::report::{NodeInfo, Presence, Report, RevisionPhase, RevisionReport, Serving};
+use tombolo_api::report::{Presence, Report, RevisionPhase, RevisionReport, Serving};
 use tombolo_api::topics::NodeTopics;
 use tombolo_oci::build::{FileEntry, Source};
 use tombolo_oci::{

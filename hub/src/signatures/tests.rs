@@ -9,7 +9,6 @@ use tombolo_api::verification::{KEYS, POLICY};
 use tombolo_hub_core::{Object, Snapshot};
 
 use super::*;
-use crate::config::RegistryConfig;
 use crate::registry::{self, Access};
 
 /// An image without layers.
@@ -52,7 +51,7 @@ impl Served {
         let registry = Registry::open(dir.path()).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = registry::router(registry.clone(), upstreams(&dir), Access::ReadWrite);
+        let router = registry::router(registry.clone(), Upstreams::none(dir.path()), Access::ReadWrite);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let served = Self { _dir: dir, registry, address, server };
         served.blob(b"{}").await;
@@ -135,11 +134,6 @@ struct Site {
     _cache: tempfile::TempDir,
 }
 
-fn upstreams(dir: &tempfile::TempDir) -> Upstreams {
-    let (_, state) = watch::channel(Arc::default());
-    Upstreams::open(&dir.path().join("cache"), &RegistryConfig::default(), state).unwrap()
-}
-
 impl Site {
     fn start(registry: &Registry, host: &str, keys: &[&str], known: Option<ImageSignatures>) -> Self {
         let image = format!("{host}/hello@{}", image());
@@ -157,7 +151,7 @@ impl Site {
         let (images, images_receiver) = watch::channel(Arc::default());
         let cache = tempfile::tempdir().unwrap();
         let (collection, collector) =
-            Collector::new(registry.clone(), upstreams(&cache), receiver, images_receiver);
+            Collector::new(registry.clone(), Upstreams::none(cache.path()), receiver, images_receiver);
         let stop = CancellationToken::new();
         tokio::spawn(collector.run(stop.clone()));
         let site = Self { state, collection, image, stop, _images: images, _cache: cache };

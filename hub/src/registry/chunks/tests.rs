@@ -9,6 +9,7 @@ use hyper_util::service::TowerToHyperService;
 
 use super::*;
 use crate::registry::Access;
+use crate::upstream::Upstreams;
 
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 1u32;
@@ -29,7 +30,7 @@ impl Hub {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
-        let router = crate::registry::router(registry.clone(), Access::ReadOnly);
+        let router = crate::registry::router(registry.clone(), Upstreams::none(dir.path()), Access::ReadOnly);
         Self { dir, registry, router }
     }
 
