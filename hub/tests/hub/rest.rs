@@ -307,6 +307,51 @@ async fn namespaces_come_and_go_with_what_they_hold() {
     hub.stop().await.unwrap();
 }
 
+/// By every way of writing a namespace: what cannot be followed is told, and nothing is written.
+#[tokio::test]
+async fn a_namespace_demands_only_what_can_be_followed() {
+    const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAsZTyV6tPwRcc4DZ2LtwaHy0ikC8UeQIQ1SCLmvS+6IU=\n-----END PUBLIC KEY-----\n";
+    const POLICY: &str = "tombolo.dev/image-signatures";
+    const KEYS: &str = "tombolo.dev/image-signature-keys";
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, client) = hub(dir.path()).await;
+    let namespace = |name: &str, annotations: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}});
+    let (path, bad) = ("/api/v1/namespaces/default", json!({ POLICY: "require" }));
+    let patch = json!({"metadata": {"annotations": bad}}).to_string();
+    let json_patch = json!([{"op": "add", "path": "/metadata/annotations", "value": bad}]).to_string();
+    let refusals = [
+        client.send(Method::POST, "/api/v1/namespaces", &namespace("shop", bad.clone())).await,
+        client.send(Method::PUT, path, &namespace("default", bad.clone())).await,
+        client.patch(path, "application/merge-patch+json", &patch).await,
+        client.patch(path, "application/strategic-merge-patch+json", &patch).await,
+        client.patch(path, "application/json-patch+json", &json_patch).await,
+        client
+            .patch(
+                &format!("{path}?fieldManager=x"),
+                "application/apply-patch+yaml",
+                &namespace("default", bad.clone()).to_string(),
+            )
+            .await,
+    ];
+    for (code, refused) in refusals {
+        assert_eq!((code, &refused["reason"]), (422, &json!("Invalid")), "{refused}");
+        assert!(refused["message"].as_str().unwrap().contains("needs keys"), "{refused}");
+        assert_eq!(refused["details"]["causes"][0]["field"], format!("metadata.annotations[{POLICY}]"));
+    }
+    // As two commands of `kubectl annotate` do.
+    for (key, value) in [(KEYS, KEY), (POLICY, "require")] {
+        let patch = json!({"metadata": {"annotations": {key: value}}}).to_string();
+        let (code, written) = client.patch(path, "application/merge-patch+json", &patch).await;
+        assert_eq!((code, &written["metadata"]["annotations"][key]), (200, &json!(value)), "{written}");
+    }
+    let without = json!({"metadata": {"annotations": {KEYS: null}}}).to_string();
+    let (code, refused) = client.patch(path, "application/merge-patch+json", &without).await;
+    assert_eq!(code, 422, "{refused}");
+    let nothing = json!({"metadata": {"annotations": {POLICY: null, KEYS: null}}}).to_string();
+    assert_eq!(client.patch(path, "application/merge-patch+json", &nothing).await.0, 200);
+    hub.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn clients_find_what_there_is() {
     let dir = tempfile::tempdir().unwrap();
