@@ -89,7 +89,8 @@ async fn a_signed_image_is_ready_like_any_other() {
     demand(&site, "require", &[("old", &Signer::new()), ("release", &release)]);
     site.hub.deploy(&Function::hello("hello")).await;
     until("the first answer", 20, || node.answer("hello", "/")).await;
-    let events = site.hub.api.get("/apis/tombolo.dev/v1/events").await.expect("the hub lists events").to_string();
+    let events =
+        site.hub.api.get("/apis/tombolo.dev/v1/events").await.expect("the hub lists events").to_string();
     assert!(!events.contains("ImageNotSigned") && !events.contains("ImageSignatureInvalid"), "{events}");
 }
 
@@ -110,7 +111,13 @@ async fn what_runs_goes_on_whatever_its_namespace_demands() {
     until_told(&site, "hello-00001", "ContainerHealthy", &["ImageNotSigned", "old (sha256:", "Warning"])
         .await;
     until("the event", 20, || async {
-        let events = site.hub.api.get("/apis/tombolo.dev/v1/events").await.map_err(|error| error.to_string())?.to_string();
+        let events = site
+            .hub
+            .api
+            .get("/apis/tombolo.dev/v1/events")
+            .await
+            .map_err(|error| error.to_string())?
+            .to_string();
         if events.contains("ImageNotSigned") { Ok(()) } else { Err(events) }
     })
     .await;

@@ -65,7 +65,7 @@ impl Reconciler {
     /// Has images judged anew whose keys or signatures are others than before. What runs goes on; no further instance is started
     /// until then.
     pub(super) fn judge_anew(&mut self, desired: &Desired) {
-        let Some(before) = self.accepted.as_ref().map(|accepted| Arc::clone(accepted)) else { return };
+        let Some(before) = self.accepted.clone() else { return };
         for (key, (digest, object)) in &desired.revisions {
             let same = |(_, known): &(Digest, Arc<RevisionObject>)| known.verification == object.verification;
             if before.desired.revisions.get(key).is_none_or(same) {
