@@ -171,17 +171,18 @@ impl Upstreams {
         if size > BLOB_MAX {
             return Err(StoreError::TooLarge { digest, size, limit: BLOB_MAX }.into());
         }
-        let (cache, start) = (self.0.cache.clone(), source.start());
-        let partial = blocking(move || {
-            let mut partial = cache.partial(&digest, size)?;
-            if partial.len() != start {
-                partial.restart()?;
-            }
-            Ok(partial)
-        })
-        .await?;
-        if partial.len() != start {
-            let cause = format!("it was asked for the rest from byte {here}, and begins at {start}");
+        let cache = self.0.cache.clone();
+        let mut partial = blocking(move || cache.partial(&digest, size)).await?;
+        if partial.len() < here {
+            // Not all of it survived a power cut.
+            source = client.open_blob(repository, &digest, partial.len()).await?;
+        }
+        if source.start() == 0 && !partial.is_empty() {
+            partial = blocking(move || partial.restart().map(|()| partial)).await?;
+        }
+        if partial.len() != source.start() || size != source.size() {
+            let (wanted, begins) = (partial.len(), source.start());
+            let cause = format!("it was asked for the rest from byte {wanted}, and begins at {begins}");
             return Err(TransferError::Broken { what: digest.to_string(), cause });
         }
         stage.send_replace(Stage::Coming { size, here: partial.len() });
@@ -206,7 +207,7 @@ async fn receive(
             // What came before a break is kept for the next attempt.
             Err(error) => end = Some(Err(error)),
         }
-        if waiting.len() >= WRITE_PIECE || end.is_some() || partial.len() == 0 {
+        if waiting.len() >= WRITE_PIECE || end.is_some() || partial.is_empty() {
             let piece = std::mem::replace(&mut waiting, Vec::with_capacity(WRITE_PIECE));
             partial = blocking(move || partial.write(&piece).map(|()| partial)).await?;
             stage.send_replace(Stage::Coming { size, here: partial.len() });
