@@ -92,7 +92,7 @@ impl Client {
             Err(TransferError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        // Another repository may have it: then nothing has to be sent.
+        // Another repository may have it: the one that is known, or any that the registry knows of.
         let mut place = format!("{repository}/blobs/uploads/?mount={digest}");
         if let PushContent::Elsewhere(from) = &blob.content {
             place = format!("{place}&from={from}");

@@ -418,3 +418,28 @@ async fn each_trouble_has_its_word() {
     assert!(error.is_retryable());
     assert_eq!(error.reason(), "RegistryUnreachable");
 }
+
+#[tokio::test]
+async fn a_base_is_known_by_its_documents_alone() {
+    let host = Platform::host();
+    let (registry, client, image) = pushed(Registry::default(), &host.architecture).await;
+    registry.asked.lock().unwrap().clear();
+    let repository = "a".parse().unwrap();
+    let base = client.base_image(&repository, &Target::Digest(image.manifest), None, &host).await.unwrap();
+    assert_eq!((base.digest, base.layers.len()), (image.manifest, image.layers.len()));
+    assert_eq!(base.layers[0].digest, image.layers[0]);
+    let layer = image.layers[0].to_string();
+    assert!(!registry.asked.lock().unwrap().iter().any(|line| line.contains(&layer)), "no layer is fetched");
+
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("layer");
+    client.fetch_layer(&repository, None, &base.layers[0], &to).await.unwrap();
+    assert_eq!(Digest::of(&std::fs::read(&to).unwrap()), image.layers[0]);
+    registry.content.lock().unwrap().insert(layer, b"another".to_vec());
+    let error = client.fetch_layer(&repository, None, &base.layers[0], &to).await.unwrap_err();
+    assert!(matches!(error, TransferError::Store(StoreError::DigestMismatch { .. })), "{error}");
+    let other = Platform { architecture: "s390x".into(), ..host };
+    let error =
+        client.base_image(&repository, &Target::Digest(image.manifest), None, &other).await.unwrap_err();
+    assert_eq!(error.reason(), "ImagePlatformMismatch", "{error}");
+}
