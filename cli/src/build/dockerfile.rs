@@ -1,6 +1,7 @@
 //! A Dockerfile, through a program that understands it: buildah, podman or docker, the first that is there. What it builds
 //! comes out as an OCI layout, from which it is pushed like any other image.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,7 +73,11 @@ pub(super) fn builder() -> Option<PathBuf> {
 }
 
 /// Builds `dir` and puts the image below `into`. Blocks.
-pub(super) fn build(dir: &Path, into: &Path) -> anyhow::Result<(Layout, String)> {
+pub(super) fn build(
+    dir: &Path,
+    into: &Path,
+    labels: &BTreeMap<String, String>,
+) -> anyhow::Result<(Layout, String)> {
     let program = builder().context(
         "a Dockerfile needs buildah, podman or docker, and there is none: install one (Debian: `apt install buildah`)",
     )?;
@@ -85,6 +90,9 @@ pub(super) fn build(dir: &Path, into: &Path) -> anyhow::Result<(Layout, String)>
     if name != "docker" {
         // The same steps on the same files give the same image.
         build.args(["--layers", "--timestamp", "0"]);
+    }
+    for (name, value) in labels {
+        build.arg("--label").arg(format!("{name}={value}"));
     }
     tools::run(build.arg(dir), &format!("building {}", file.display()))?;
     let id = fs::read_to_string(&id).with_context(|| format!("{name} does not say what it built"))?;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, anyhow, bail};
 
+use super::cache::Cache;
 use super::source::Tree;
 use super::tools;
 use crate::exit::WrongUse;
@@ -49,8 +50,8 @@ impl Address {
 pub(super) fn fetch(text: &str) -> anyhow::Result<Tree> {
     let address = Address::parse(text)?;
     let git = tools::find("git").context("there is no git: install it, or name a directory")?;
-    let checkout = tempfile::Builder::new().prefix("tombolo-git-").tempdir();
-    let checkout = checkout.context("no temporary directory can be made")?;
+    let cache = Cache::open(false)?;
+    let checkout = cache.scratch()?;
     let git = Git { program: git, dir: checkout.path().to_owned() };
     git.run(&["init", "--quiet", "."])?;
     // A server that gives commits by name of a branch only gives one of its history with all of it.
@@ -79,7 +80,7 @@ pub(super) fn fetch(text: &str) -> anyhow::Result<Tree> {
     if !dir.starts_with(&root) || !dir.is_dir() {
         bail!("{} is no directory in {}", address.directory.display(), address.url);
     }
-    Ok(Tree { dir, name: address.name(), commit: Some(commit), _checkout: Some(checkout) })
+    Ok(Tree { dir, name: address.name(), commit: Some(commit), _checkout: Some((checkout, cache)) })
 }
 
 fn is_commit(revision: &str) -> bool {

@@ -75,8 +75,8 @@ impl Image {
     }
 
     /// An image that somebody else put together.
-    pub(super) fn of_manifest(manifest: Vec<u8>, parts: Vec<Part>, scratch: TempDir) -> Self {
-        Self { manifest, parts, has_command: false, scratch, _cache: None }
+    pub(super) fn of_manifest(manifest: Vec<u8>, parts: Vec<Part>, scratch: TempDir, cache: Cache) -> Self {
+        Self { manifest, parts, has_command: false, scratch, _cache: Some(cache) }
     }
 
     /// An image of one static program that is in memory.

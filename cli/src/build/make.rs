@@ -81,9 +81,9 @@ impl Project {
 
     /// Makes the image. Blocks, for minutes where dependencies are to be fetched.
     pub(super) fn make(self, found: Found, cache: Cache, steps: Steps) -> anyhow::Result<Image> {
-        let scratch = TempDir::with_prefix("tombolo-build-").context("no temporary directory can be made")?;
+        let scratch = cache.scratch()?;
         if self.language == Language::Dockerfile {
-            return self.by_dockerfile(scratch);
+            return self.by_dockerfile(cache, scratch);
         }
         let made = match self.language {
             Language::Rust => self.rust(scratch.path())?,
@@ -277,8 +277,8 @@ impl Project {
         Ok((named, asked.into_iter().skip(1).collect()))
     }
 
-    fn by_dockerfile(&self, scratch: TempDir) -> anyhow::Result<Image> {
-        let (layout, _) = dockerfile::build(&self.tree.dir, scratch.path())?;
+    fn by_dockerfile(&self, cache: Cache, scratch: TempDir) -> anyhow::Result<Image> {
+        let (layout, _) = dockerfile::build(&self.tree.dir, scratch.path(), &self.labels())?;
         let blobs = layout.manifest.layers.iter().chain([&layout.manifest.config]);
         let parts = blobs.map(|blob| Part {
             digest: blob.digest,
@@ -286,7 +286,7 @@ impl Project {
             whence: Whence::File(layout.blob(&blob.digest)),
         });
         let parts = parts.collect();
-        Ok(Image::of_manifest(layout.content, parts, scratch))
+        Ok(Image::of_manifest(layout.content, parts, scratch, cache))
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
@@ -37,8 +38,17 @@ print(json.dumps({'program': os.path.realpath(getattr(sys, '_base_executable', N
  'platstdlib': sysconfig.get_path('platstdlib')}))";
 
 impl Python {
-    /// The one on the PATH.
+    /// The one on the PATH. It is asked once: the wrappers of version managers take their time.
     pub(super) fn of_this_machine() -> anyhow::Result<Self> {
+        static FOUND: OnceLock<Python> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(found.clone());
+        }
+        let found = Self::ask()?;
+        Ok(FOUND.get_or_init(|| found).clone())
+    }
+
+    fn ask() -> anyhow::Result<Self> {
         let program = ["python3", "python"].into_iter().find_map(tools::find);
         let program = program
             .context("there is no python3 on this machine: install it, or name an image with --base")?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use tempfile::TempDir;
 
+use super::cache::Cache;
 use super::git;
 use crate::exit::WrongUse;
 
@@ -16,7 +17,8 @@ pub(crate) struct Tree {
     pub(crate) name: String,
     /// Of a repository: which commit it is.
     pub(super) commit: Option<String>,
-    pub(super) _checkout: Option<TempDir>,
+    /// Goes with it, before the cache that it is in can be cleaned.
+    pub(super) _checkout: Option<(TempDir, Cache)>,
 }
 
 impl Tree {
