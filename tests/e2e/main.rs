@@ -3,6 +3,7 @@
 //! Must not look inside the programs: what is asserted is what a user could see.
 
 mod bad_input;
+mod building;
 mod bundles;
 mod contract;
 mod device_nodes;
