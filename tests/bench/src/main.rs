@@ -3,6 +3,7 @@
 //! Every benchmark is a module that gives rows; nothing here decides whether a build is good: bars are printed, not enforced,
 //! because the machines that run this differ.
 
+mod build;
 mod burst;
 mod client;
 mod cold_start;
@@ -44,6 +45,8 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Bench {
+    /// From a changed line of a function in Python to its new digest in the registry, beside buildah
+    Build,
     /// Five hundred requests at once for a service that sleeps
     Burst,
     /// From a request to its answer with no instance running, beside the bare program, runc and youki
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
 async fn measure(name: Bench, arguments: &Arguments) -> Option<Vec<Row>> {
     let rounds = arguments.rounds;
     match name {
+        Bench::Build => build::measure(rounds).await,
         Bench::Burst => burst::measure(rounds).await,
         Bench::ColdStart => cold_start::measure(rounds).await,
         Bench::Density => density::measure().await,
