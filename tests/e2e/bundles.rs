@@ -151,7 +151,7 @@ async fn a_cut_off_node_is_brought_up_to_date_and_converges_when_the_link_return
     let said = imported(&node, &file);
     assert!(said.contains("already"), "{said}");
 
-    let (instances, blobs) = (node.instances("hello").await, stored(&node));
+    let (instances, blobs) = (node.instances("hello-00002").await, stored(&node));
     node.restore_link();
     connected(&node).await;
     until("the events at the hub", 60, || async {
@@ -159,16 +159,14 @@ async fn a_cut_off_node_is_brought_up_to_date_and_converges_when_the_link_return
         if told.len() == 1 { Ok(()) } else { Err(told) }
     })
     .await;
-    let want = desired(&site, 0).await;
     until("the same at both ends", 30, || async {
         let seen = site.hub.api.node(NAME).await.map_err(|error| error.to_string())?;
-        let serving = seen["status"]["serving"]["generation"].clone();
-        if serving == want { Ok(()) } else { Err(serving.to_string()) }
+        let (serving, desired) = (&seen["status"]["serving"], &seen["status"]["desired"]);
+        if serving["digest"] == desired["digest"] { Ok(()) } else { Err(seen["status"].to_string()) }
     })
     .await;
-    assert_eq!(generation(&node).await, want, "nothing newer had to come");
-    assert_eq!(node.instances("hello").await, instances);
-    assert_eq!(stored(&node), blobs);
+    assert_eq!(node.instances("hello-00002").await, instances, "nothing was started again");
+    assert!(stored(&node).iter().all(|blob| blobs.contains(blob)), "nothing was fetched again");
     let status = node.status().await.expect("the agent says what it serves");
     assert_eq!(status["refused"], Value::Null);
 }
@@ -286,7 +284,6 @@ async fn a_medium_that_is_plugged_in_is_imported_once() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     plug(&whole);
     serves(&node, "hello-00002").await;
-    let now = generation(&node).await;
     node.kill_agent();
     node.start_agent().expect("the agent starts again");
     serves(&node, "hello-00002").await;
@@ -294,7 +291,6 @@ async fn a_medium_that_is_plugged_in_is_imported_once() {
     connected(&node).await;
     // Were it imported once more, it would be by now.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(generation(&node).await, now);
     assert_eq!(node.log().matches("imported a bundle").count(), 1);
     assert_eq!(events(&site, "BundleImported").await.len(), 1);
     pull();
