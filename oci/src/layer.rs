@@ -7,9 +7,11 @@
 //! The blob is hostile: nothing it says may touch anything outside the given directory, or fill memory or disk beyond
 //! [`Limits`]. Must not know the store, images, or mounts.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tombolo_api::Digest;
@@ -40,6 +42,18 @@ pub struct Limits {
     pub ratio_from: u64,
     /// Members of the archive.
     pub entries: u64,
+    /// Whether the disk may take more, asked now and then: not all that a layer unpacks to is known before.
+    pub room: RoomLeft,
+}
+
+/// Tells whether there is room.
+#[derive(Clone)]
+pub struct RoomLeft(pub Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for RoomLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RoomLeft")
+    }
 }
 
 impl Default for Limits {
@@ -53,6 +67,7 @@ impl Default for Limits {
             ratio_from: 256 << 20,
             // A full desktop distribution has half of it; each costs an inode.
             entries: 1_000_000,
+            room: RoomLeft(Arc::new(|| true)),
         }
     }
 }

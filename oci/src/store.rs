@@ -65,18 +65,12 @@ struct Inner {
 struct Beating {
     store: Store,
     file: File,
-    /// What is read is written again, uncompressed, and so stops where the disk has only what stays free.
-    is_unpacked: bool,
 }
 
 impl Read for Beating {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
         self.store.beat();
-        if self.is_unpacked && self.store.check_floor(0).is_err() {
-            // Told as the disk itself would tell it.
-            return Err(rustix::io::Errno::NOSPC.into());
-        }
         Ok(count)
     }
 }
@@ -178,8 +172,8 @@ impl Store {
         self.0.beats.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn beating(&self, file: File, is_unpacked: bool) -> Beating {
-        Beating { store: self.clone(), file, is_unpacked }
+    fn beating(&self, file: File) -> Beating {
+        Beating { store: self.clone(), file }
     }
 
     /// Whether the blob is present, complete and verified when it came.
@@ -224,7 +218,7 @@ impl Store {
 
     /// Whether a blob on the disk is still what its name says. Reads all of it.
     pub fn verify(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let mut file = self.beating(self.open_blob(digest)?, false);
+        let mut file = self.beating(self.open_blob(digest)?);
         let (actual, _) = digest_of(&mut file).map_err(failed("read", &self.blob_path(digest)))?;
         Ok(actual == *digest)
     }
@@ -290,12 +284,15 @@ impl Store {
         if let Some(path) = self.layer_path(diff_id) {
             return Ok(path);
         }
-        let blob = self.beating(self.open_blob(digest)?, true);
+        let blob = self.beating(self.open_blob(digest)?);
         let staging = tempfile::Builder::new()
             .prefix("layer-")
             .tempdir_in(self.0.root.join("tmp"))
             .map_err(failed("create", &self.0.root.join("tmp")))?;
-        layer::unpack(blob, diff_id, staging.path(), &layer::Limits::default())?;
+        let disk = self.clone();
+        let room = layer::RoomLeft(Arc::new(move || disk.check_floor(0).is_ok()));
+        let limits = layer::Limits { room, ..layer::Limits::default() };
+        layer::unpack(blob, diff_id, staging.path(), &limits)?;
         let directory = File::open(staging.path()).map_err(failed("open", staging.path()))?;
         // One call for the whole file system: a layer has up to a million files, a sync of each would take minutes.
         rustix::fs::syncfs(directory.as_fd())

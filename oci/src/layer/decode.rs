@@ -16,6 +16,8 @@ use super::{Limits, UnpackError};
 use crate::store::failed;
 
 const READ_BUFFER: usize = 128 * 1024;
+/// Bytes that come out between two looks at the room that is left.
+const LOOK_EVERY: u64 = 4 << 20;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The window that a decoder keeps in memory; the format's own recommendation for what every decoder takes is 8 MiB.
@@ -32,6 +34,7 @@ pub(crate) struct Content {
     decoder: Decoder,
     compressed: Arc<AtomicU64>,
     bytes: u64,
+    looked_at: u64,
     limits: Limits,
 }
 
@@ -97,7 +100,7 @@ impl Content {
         } else {
             Decoder::Plain(source)
         };
-        Ok(Self { decoder, compressed, bytes: 0, limits: limits.clone() })
+        Ok(Self { decoder, compressed, bytes: 0, looked_at: 0, limits: limits.clone() })
     }
 }
 
@@ -111,6 +114,13 @@ impl Read for Content {
         self.bytes += count as u64;
         if self.bytes > self.limits.bytes {
             return Err(io::Error::other(Overrun::Bytes(self.limits.bytes)));
+        }
+        if self.bytes - self.looked_at >= LOOK_EVERY {
+            self.looked_at = self.bytes;
+            if !(self.limits.room.0)() {
+                // Told as the disk itself would tell it.
+                return Err(rustix::io::Errno::NOSPC.into());
+            }
         }
         let allowed = self.compressed.load(Ordering::Relaxed).saturating_mul(self.limits.ratio);
         if self.bytes > self.limits.ratio_from && self.bytes > allowed {
