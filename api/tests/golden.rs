@@ -18,8 +18,8 @@ use tombolo_api::desired::{
 use tombolo_api::manifest::{FORMAT, Manifest, SignedManifest, Version};
 use tombolo_api::report::{
     AcceleratorReport, AcceleratorUse, Event, EventAck, EventBatch, EventKind, InstanceReport, MemoryErrors,
-    NodeInfo, Presence, Refused, Report, RevisionPhase, RevisionReport, RolledBack, RouteReport, Serving,
-    ShareReport, TargetReport, Tier,
+    NodeInfo, Presence, PullReport, Refused, Report, RevisionPhase, RevisionReport, RolledBack, RouteReport,
+    Serving, ShareReport, TargetReport, Tier,
 };
 use tombolo_api::tail::{TailChunk, TailRequest};
 use tombolo_api::verification::{ImageSignature, ImageSignatures, Policy, TrustedKey, Verification};
@@ -260,6 +260,14 @@ fn reports() {
     };
     check(include_str!("golden/report.json"), &report);
     check(include_str!("golden/report_of_nothing.json"), &Report::default());
+    let pull = PullReport {
+        image: format!("hub.tombolo/default/hello@{}", Digest::of(b"image")),
+        done_bytes: 70_000_000,
+        total_bytes: 300_000_000,
+        since_s: 1_795_000_000,
+    };
+    let pulling = Report { pulls: vec![pull], ..Report::default() };
+    check(include_str!("golden/report_with_pulls.json"), &pulling);
     let desired = RevisionReport {
         desired: 3,
         ..revision(

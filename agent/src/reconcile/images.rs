@@ -46,7 +46,10 @@ impl Reconciler {
             Err(trouble) => {
                 let attempts = known.image_attempts() + 1;
                 let retry_at = now.after(backoff::image_retry_ms(attempts));
-                tracing::warn!(%revision, reason = trouble.reason, message = trouble.message, "image cannot be had");
+                let waits = trouble.reason == PULL_DEFERRED;
+                if !waits {
+                    tracing::warn!(%revision, reason = trouble.reason, message = trouble.message, "image cannot be had");
+                }
                 known.image = ImageState::Failed {
                     reason: trouble.reason.clone(),
                     message: trouble.message.clone(),
@@ -54,7 +57,6 @@ impl Reconciler {
                     retry_at: Some(retry_at),
                 };
                 if attempts == 1 {
-                    let waits = trouble.reason == PULL_DEFERRED;
                     let kind = if waits { EventKind::Normal } else { EventKind::Warning };
                     self.event(kind, &trouble.reason, &revision, trouble.message);
                 }
