@@ -18,6 +18,7 @@ mod placement;
 mod power;
 mod probes;
 mod programs;
+mod pulling;
 mod reboot;
 mod registry;
 mod scaling;

@@ -90,6 +90,18 @@ impl Function {
         self
     }
 
+    /// A file of so many bytes that no compression makes less than two thirds of; another seed is another image.
+    #[must_use]
+    pub fn noise(mut self, bytes: usize, seed: u32) -> Self {
+        let mut state = seed;
+        let letters = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from(b' ' + (state >> 24) as u8 % 95)
+        });
+        self.content = letters.take(bytes).collect();
+        self
+    }
+
     /// What the image says it is for.
     #[must_use]
     pub fn architecture(mut self, architecture: &str) -> Self {
@@ -185,7 +197,7 @@ impl Function {
     }
 
     /// Builds the image and pushes it to the hub's registry. Returns its name by digest.
-    async fn push(&self) -> String {
+    pub async fn push(&self) -> String {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = Store::open(dir.path()).expect("a store in it");
         let host = Platform::host();

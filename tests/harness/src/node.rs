@@ -26,6 +26,8 @@ pub struct NodeOptions {
     pub idle_timeout_s: u64,
     /// Size of the file system that holds the state directory, bytes; `None`: the machine's own.
     pub state_bytes: Option<u64>,
+    /// The same, on a disk of its own with ext4 on it.
+    pub disk_bytes: Option<u64>,
     /// Further sections of the agent's configuration.
     pub config: String,
 }
@@ -60,6 +62,7 @@ impl NodeOptions {
             labels: BTreeMap::new(),
             idle_timeout_s: 60,
             state_bytes: None,
+            disk_bytes: None,
             config: String::new(),
         }
     }
@@ -86,6 +89,18 @@ impl NodeOptions {
     #[must_use]
     pub fn state_bytes(mut self, bytes: u64) -> Self {
         self.state_bytes = Some(bytes);
+        self
+    }
+
+    #[must_use]
+    pub fn disk_bytes(mut self, bytes: u64) -> Self {
+        self.disk_bytes = Some(bytes);
+        self
+    }
+
+    #[must_use]
+    pub fn config(mut self, sections: &str) -> Self {
+        self.config = sections.into();
         self
     }
 }
@@ -115,6 +130,9 @@ impl Node {
         if let Some(bytes) = options.state_bytes {
             let size = format!("size={bytes}");
             mount(Some("tmpfs"), &dir.join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))?;
+        }
+        if let Some(bytes) = options.disk_bytes {
+            mount_disk(&dir, bytes)?;
         }
         let name = options.name.clone();
         let mut node = Self {
@@ -411,9 +429,23 @@ impl Drop for Node {
         supervisor.into_iter().for_each(terminate);
         kill_all(&supervisor.into_iter().chain(instances).collect::<Vec<_>>());
         cgroups.iter().for_each(|path| drop(fs::remove_dir(path)));
-        if self.options.state_bytes.is_some() {
+        if self.options.state_bytes.or(self.options.disk_bytes).is_some() {
             // Nothing of this node runs any more.
             let _ = umount2(&self.state_dir(), MntFlags::MNT_DETACH);
         }
     }
+}
+
+/// A disk of this size below `dir`, with ext4 on it, as its state directory.
+fn mount_disk(dir: &Path, bytes: u64) -> Result<()> {
+    let (disk, state) = (dir.join("disk"), dir.join("state"));
+    fs::File::create(&disk)?.set_len(bytes)?;
+    for command in [
+        Command::new("mkfs.ext4").arg("-q").arg("-F").arg(&disk),
+        Command::new("mount").arg("-o").arg("loop").arg(&disk).arg(&state),
+    ] {
+        let done = command.output().with_context(|| format!("{command:?}"))?;
+        anyhow::ensure!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(())
 }
