@@ -14,6 +14,7 @@ mod footprint;
 mod gpu;
 mod memory;
 mod peer;
+mod pull;
 mod report;
 mod router;
 mod sample;
@@ -61,6 +62,8 @@ enum Bench {
     Footprint,
     /// A neural network through the router beside the same program alone; resumption and turns on a GPU, if there is one
     Gpu,
+    /// An image of twelve layers onto a node, beside skopeo and podman, and over a bad link
+    Pull,
     /// One warm revision through the router, beside nginx, driven by wrk
     Router,
     /// From the start of an agent that knows 100 services to its routes being in force
@@ -95,6 +98,7 @@ async fn measure(name: Bench, arguments: &Arguments) -> Option<Vec<Row>> {
         Bench::Devices => devices::measure(rounds).await,
         Bench::Footprint => footprint::measure().await,
         Bench::Gpu => gpu::measure(rounds, &arguments.gpu).await,
+        Bench::Pull => pull::measure(rounds).await,
         Bench::Router => router::measure().await,
         Bench::Start => start::measure(rounds).await,
     }
