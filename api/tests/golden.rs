@@ -254,9 +254,7 @@ fn reports() {
             revision("hello-00002", RevisionPhase::Failed, "ExitedBeforeReady", "status 3", vec![]),
             revision("hello-00003", RevisionPhase::Preparing, "", "", vec![]),
         ],
-        routes: vec![],
-        pulls: Vec::new(),
-        accelerators: vec![],
+        ..Report::default()
     };
     check(include_str!("golden/report.json"), &report);
     check(include_str!("golden/report_of_nothing.json"), &Report::default());

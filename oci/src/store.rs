@@ -241,7 +241,7 @@ impl Store {
     /// Makes a complete file on the store's file system the blob `expected`, if that is what it holds. The file is
     /// gone afterwards, unless an error is returned.
     pub fn adopt(&self, path: &Path, expected: &Digest) -> Result<(), StoreError> {
-        let mut file = self.beating(File::open(path).map_err(failed("open", path))?, false);
+        let mut file = self.beating(File::open(path).map_err(failed("open", path))?);
         let (actual, _) = digest_of(&mut file).map_err(failed("read", path))?;
         if actual != *expected {
             return Err(StoreError::DigestMismatch { expected: *expected, actual });
