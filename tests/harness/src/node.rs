@@ -97,12 +97,6 @@ impl NodeOptions {
         self.disk_bytes = Some(bytes);
         self
     }
-
-    #[must_use]
-    pub fn config(mut self, sections: &str) -> Self {
-        self.config = sections.into();
-        self
-    }
 }
 
 impl Node {
