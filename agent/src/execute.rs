@@ -23,7 +23,7 @@ use crate::config::ImagesConfig;
 use crate::identity::Identity;
 use crate::import::Pins;
 use crate::log_files;
-use crate::probe::{self, ProbeEvent, Probes, Unsupported};
+use crate::probe::{self, Probes, Unsupported};
 use crate::supervisor::{CallError, Supervisor};
 use crate::tls::TimeFloor;
 
@@ -33,6 +33,7 @@ mod devices;
 mod image;
 mod launch;
 mod nodes;
+mod outcome;
 mod preload;
 mod preparing;
 mod probing;
@@ -45,6 +46,7 @@ mod users;
 use collect::{Shelf, Wanted};
 pub(crate) use devices::{NOT_READY, devices_of};
 use image::Prepared;
+pub(crate) use outcome::{Image, Outcome};
 use preparing::Preparations;
 use pulls::Pulls;
 pub(crate) use suspend::{Occupant, RestoreError, SuspendError};
@@ -68,80 +70,6 @@ const DELETE_PAUSE: Duration = Duration::from_secs(2);
 /// Pauses before a program that has only just begun is asked to end again.
 const TERMINATE_AGAIN: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
-
-/// What came of an action.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    ImagePrepared {
-        object: Arc<RevisionObject>,
-        digest: Digest,
-        result: Result<Image, Trouble>,
-    },
-    /// With the pid of its init, which waits.
-    Primed {
-        instance: InstanceId,
-        result: Result<i32, Trouble>,
-    },
-    /// With the pid of its init. It is being probed.
-    Launched {
-        instance: InstanceId,
-        result: Result<i32, Trouble>,
-    },
-    Frozen {
-        instance: InstanceId,
-        result: Result<(), CallError>,
-    },
-    Thawed {
-        instance: InstanceId,
-        result: Result<(), CallError>,
-    },
-    Suspended {
-        instance: InstanceId,
-        /// Bytes that are in the node's memory now.
-        result: Result<u64, SuspendError>,
-    },
-    Restored {
-        instance: InstanceId,
-        result: Result<(), RestoreError>,
-    },
-    /// Its container has the devices that it was given as they are now; whether that is other than it had.
-    Refitted {
-        instance: InstanceId,
-        result: Result<bool, Trouble>,
-    },
-    /// The host's nodes of its devices are not those it was given.
-    NodesChanged {
-        instance: InstanceId,
-    },
-    Probed(ProbeEvent),
-    ExitExplained {
-        instance: InstanceId,
-        exit: ExitRecord,
-        last_words: Option<String>,
-    },
-    Deleted {
-        instance: InstanceId,
-    },
-    DeleteFailed {
-        instance: InstanceId,
-        exit: ExitRecord,
-    },
-}
-
-impl From<ProbeEvent> for Outcome {
-    fn from(event: ProbeEvent) -> Self {
-        Self::Probed(event)
-    }
-}
-
-/// An image that may be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Image {
-    /// Something had to be fetched.
-    pub(crate) fetched: bool,
-    /// It is not signed, and its namespace wants to be told.
-    pub(crate) caution: Option<Trouble>,
-}
 
 /// What an instance that is asked to end is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

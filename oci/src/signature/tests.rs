@@ -1,3 +1,5 @@
+//! What is a signature of an image, and what is none: tables, every bit, and what other makers made.
+
 use proptest::prelude::*;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
