@@ -67,7 +67,7 @@ pub(crate) fn image(dir: &Path) -> (Registry, Digest) {
             (state >> 24) as u8
         });
         let files = vec![FileEntry {
-            path: format!("file-{number}").into(),
+            path: format!("file-{number}"),
             executable: false,
             content: noise.take(size).collect(),
         }];
