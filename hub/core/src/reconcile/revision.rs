@@ -212,11 +212,16 @@ impl<'a> Reports<'a> {
             let message = format!("On node {}, when it was last heard of: {}", node.id, report.message);
             return Graded::error(Verdict::bad(&report.reason, message));
         }
+        // Nothing is wrong there, and it says what it waits for.
+        let waits = |report: &RevisionReport| !report.reason.is_empty() && !is_shortage(report);
+        let waiting = self.said(RevisionPhase::Preparing, waits);
         let offline = !self.nodes.is_empty() && !self.nodes.iter().any(|(node, _)| node.is_online());
         Graded::error(if known.is_good() {
             Verdict::good()
         } else if offline {
             Verdict::unknown("NodesOffline", "No node that should run this Revision is connected.")
+        } else if let Some((node, report)) = waiting {
+            Verdict::unknown(&report.reason, format!("On node {}: {}", node.id, report.message))
         } else {
             Verdict::unknown("Deploying", "")
         })
