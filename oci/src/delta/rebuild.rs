@@ -290,14 +290,15 @@ impl Arriving {
     }
 }
 
-/// Removes what was begun of layers that are not in `keep`.
+/// Removes what was begun of layers that are not in `keep`, or are here by now in another way.
 pub(crate) fn retain(store: &Store, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
     let directory = store.root().join(DIRECTORY);
     let Ok(entries) = fs::read_dir(&directory) else { return Ok(()) };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
         let diff_id = format!("sha256:{name}").parse();
-        if !diff_id.is_ok_and(|diff_id| keep.contains(&diff_id)) {
+        let wanted = |diff_id| keep.contains(&diff_id) && store.layer_path(&diff_id).is_none();
+        if !diff_id.is_ok_and(wanted) {
             remove(&path)?;
         }
     }
