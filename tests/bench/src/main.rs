@@ -7,6 +7,7 @@ mod build;
 mod burst;
 mod client;
 mod cold_start;
+mod delta;
 mod density;
 mod deploy;
 mod devices;
@@ -52,6 +53,8 @@ enum Bench {
     Burst,
     /// From a request to its answer with no instance running, beside the bare program, runc and youki
     ColdStart,
+    /// One changed line in an image of 100 MB, beside the whole image
+    Delta,
     /// Memory of 200 services at zero, and their first answers
     Density,
     /// From a Service at the hub to its first answer on a connected node that has the image
@@ -93,6 +96,7 @@ async fn measure(name: Bench, arguments: &Arguments) -> Option<Vec<Row>> {
         Bench::Build => build::measure(rounds).await,
         Bench::Burst => burst::measure(rounds).await,
         Bench::ColdStart => cold_start::measure(rounds).await,
+        Bench::Delta => delta::measure(rounds).await,
         Bench::Density => density::measure().await,
         Bench::Deploy => deploy::measure(rounds).await,
         Bench::Devices => devices::measure(rounds).await,
