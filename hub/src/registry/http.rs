@@ -89,24 +89,35 @@ async fn handle(
     let query = axum::extract::Query::<Query>::try_from_uri(&parts.uri)
         .map_err(|error| ApiError::page_invalid(error.body_text()))?
         .0;
-    let (method, headers) = (&parts.method, &parts.headers);
     if let Some(host) = query.ns.as_deref().filter(|host| *host != HUB_HOST) {
         return other(&registry, (&upstreams, access), host, subject, &parts).await;
     }
-    if upstreams.is_external() {
-        return match subject {
-            Subject::Manifest(_, target) | Subject::Blob(_, target)
-                if *method == Method::GET && target.contains(':') =>
-            {
-                other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await
-            }
-            Subject::Chunks(..) => other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await,
-            _ => {
-                let is_manifest = matches!(subject, Subject::Manifest(..));
-                forward::pass_on(&registry, &upstreams, &parts, is_manifest, body).await
-            }
-        };
+    if !upstreams.is_external() {
+        return own(registry, subject, query, &parts, body).await;
     }
+    match subject {
+        Subject::Manifest(_, target) | Subject::Blob(_, target)
+            if parts.method == Method::GET && target.contains(':') =>
+        {
+            other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await
+        }
+        Subject::Chunks(..) => other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await,
+        _ => {
+            let is_manifest = matches!(subject, Subject::Manifest(..));
+            forward::pass_on(&registry, &upstreams, &parts, is_manifest, body).await
+        }
+    }
+}
+
+/// What is the hub's own.
+async fn own(
+    registry: Registry,
+    subject: Subject<'_>,
+    query: Query,
+    parts: &Parts,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let (method, headers) = (&parts.method, &parts.headers);
     match subject {
         Subject::Base if is_read(method) => Ok(axum::Json(json!({})).into_response()),
         Subject::Tags(name) if is_read(method) => tags(registry, name.parse()?, query).await,
