@@ -190,8 +190,9 @@ mod tests {
     fn the_encoding_is_stable_and_says_who_it_is_for() {
         let index = index();
         let text = String::from_utf8(index.to_bytes()).unwrap();
-        let expected = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.tombolo.manifest.v1+json","digest":"#;
-        assert!(text.starts_with(expected), "{text}");
+        let start =
+            r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"#;
+        assert!(text.starts_with(start), "{text}");
         assert_eq!(Digest::of(text.as_bytes()).short(), "73af33416623", "{text}");
         assert_eq!(serde_json::from_str::<Index>(&text).unwrap(), index);
         assert_eq!(index.manifests.len(), 3, "an object that two nodes have is listed once");

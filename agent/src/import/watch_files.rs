@@ -1,7 +1,8 @@
 //! Where bundles and requests for them appear: the agent's own import directory, and directories in which media are mounted.
 //!
-//! Costs nothing while nothing happens: the kernel tells of new names, and is asked for new mounts where there may be any. A medium may be mounted on a directory of
-//! the configured ones or on one just below; bundles are its files `*.tombolo` and `*.tar`, at its top.
+//! Costs nothing while nothing happens: the kernel tells of new names, and is asked for new mounts where there may be any. A
+//! medium may be mounted on a directory of the configured ones or on one just below; bundles are its files `*.tombolo` and `*.tar`,
+//! at its top.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
