@@ -50,7 +50,9 @@ fn what_moves_little_is_never_told() {
         |it| it.report.temperature_celsius = Some(44),
         |it| it.report.temperature_celsius = Some(36),
         |it| it.report.power_watts = Some(69),
-        |it| drop(it.held.insert(id("a"), (1 << 30) + (320 << 20))),
+        |it| {
+            it.held.insert(id("a"), (1 << 30) + (320 << 20));
+        },
         |it| it.report.memory_used_bytes = Some((1 << 30) + 1),
         |_| {},
     ];
@@ -69,9 +71,15 @@ fn what_moves_far_is_told_when_a_minute_is_over_and_all_with_it() {
         |it| it.report.temperature_celsius = Some(45),
         |it| it.report.power_watts = Some(70),
         |it| it.report.power_watts = None,
-        |it| drop(it.held.insert(id("b"), 1)),
-        |it| drop(it.held.remove(&id("a"))),
-        |it| drop(it.held.insert(id("a"), 3 << 30)),
+        |it| {
+            it.held.insert(id("b"), 1);
+        },
+        |it| {
+            it.held.remove(&id("a"));
+        },
+        |it| {
+            it.held.insert(id("a"), 3 << 30);
+        },
         |it| it.report.memory_errors = Some(MemoryErrors { corrected: 1, uncorrected: 0 }),
     ];
     for (index, change) in far.into_iter().enumerate() {
