@@ -94,7 +94,7 @@ async fn events(site: &Site, reason: &str) -> Vec<String> {
     let list = site.hub.api.get("/apis/tombolo.dev/v1/events").await.expect("the hub lists events");
     let items = list["items"].as_array().cloned().unwrap_or_default();
     let of_reason = items.iter().filter(|event| event["reason"] == reason);
-    of_reason.map(|event| text_of(event)).collect()
+    of_reason.map(text_of).collect()
 }
 
 fn text_of(event: &Value) -> String {

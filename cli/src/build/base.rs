@@ -24,7 +24,7 @@ pub(super) enum Wish {
 pub(super) enum Found {
     Scratch,
     Host,
-    Image(Named),
+    Image(Box<Named>),
 }
 
 /// An image and where it is.
@@ -64,13 +64,15 @@ impl Wish {
                     )
                 };
                 let image = look_up(registry, reference).await;
-                image.map(Found::Image).with_context(|| format!("the base image {reference} cannot be used"))
+                image
+                    .map(|image| Found::Image(Box::new(image)))
+                    .with_context(|| format!("the base image {reference} cannot be used"))
             }
             Self::Usual(repository) => {
                 let Some(registry) = registry else { return Ok(Found::Host) };
                 let reference = reference(repository)?;
                 match look_up(registry, &reference).await {
-                    Ok(image) => Ok(Found::Image(image)),
+                    Ok(image) => Ok(Found::Image(Box::new(image))),
                     Err(
                         TransferError::NotFound { .. }
                         | TransferError::Unreachable { .. }

@@ -204,7 +204,7 @@ fn trim(dir: &Path, limit: u64) {
             Some((used, entry.path(), record))
         })
         .collect();
-    records.sort_by(|a, b| b.0.cmp(&a.0));
+    records.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
     let (mut bytes, mut kept) = (0, BTreeSet::new());
     for (_, path, record) in records {
         let Some(record) = record else {

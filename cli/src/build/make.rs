@@ -43,10 +43,13 @@ pub(super) struct Project {
     files: Wanted,
 }
 
+/// Layers, lowest first, and where the content of each is.
+type Layers = Vec<(Layer, Whence)>;
+
 /// Layers above the base, lowest first, and how the image runs.
 #[derive(Debug, Default)]
 struct Made {
-    layers: Vec<(Layer, Whence)>,
+    layers: Layers,
     entrypoint: Vec<String>,
     env: Vec<String>,
     workdir: String,
@@ -129,7 +132,7 @@ impl Project {
         found: &Found,
         cache: &Cache,
         made: &Made,
-    ) -> anyhow::Result<(Vec<(Layer, Whence)>, RunConfig, Platform)> {
+    ) -> anyhow::Result<(Layers, RunConfig, Platform)> {
         match found {
             Found::Scratch => Ok((Vec::new(), RunConfig::default(), Platform::host())),
             Found::Host => {

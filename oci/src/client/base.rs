@@ -58,7 +58,7 @@ impl Client {
         let named = ImageManifest::from_reader(content.as_slice()).map_err(malformed)?;
         let layers = named.layers().iter().zip(&manifest.layers).zip(&config.diff_ids);
         let layers = layers.map(|((named, blob), diff_id)| Layer {
-            media_type: oci_layer_type(&named.media_type().to_string()).to_owned(),
+            media_type: oci_layer_type(named.media_type().as_ref()).to_owned(),
             digest: blob.digest,
             diff_id: *diff_id,
             size: blob.size,
