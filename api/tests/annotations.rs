@@ -122,7 +122,7 @@ fn what_is_unknown_or_elsewhere_is_told_what_there_is() {
             "Service",
             OF_TEMPLATES,
             "idle-teir",
-            "Tombolo knows tombolo.dev/idle-tier, tombolo.dev/gpu-memory-overuse, tombolo.dev/reaction, ",
+            "Tombolo knows tombolo.dev/idle-tier, tombolo.dev/gpu-memory-overuse, tombolo.dev/pull, ",
         ),
         ("Service", OF_SERVICES, "x", "Tombolo knows tombolo.dev/idle-tier, "),
         ("Route", OF_SERVICES, "x", "Tombolo knows "),

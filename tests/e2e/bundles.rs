@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, until};
+use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, until, within};
 
 const NAME: &str = "press-7";
 
@@ -86,7 +86,12 @@ async fn generation(node: &Node) -> u64 {
 async fn changed(site: &Site, node: &Node, content: &str) {
     let before = generation(node).await;
     site.hub.deploy_unready(&Function::hello("hello").content(content)).await;
-    desired(site, before).await;
+    let mut known = desired(site, before).await;
+    // Where another node has a link, its report changes what this one should have a moment later.
+    for _ in 0..3 {
+        tokio::time::sleep(within(Duration::from_secs(1))).await;
+        known = desired(site, known - 1).await;
+    }
 }
 
 /// Messages of a node's events with this reason, at the hub.

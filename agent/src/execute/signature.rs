@@ -76,8 +76,10 @@ mod tests {
 
     fn payload(image: &Digest) -> String {
         format!(
-            r#"{{"critical":{{"identity":{{"docker-reference":"hub/hello"}},"image":{{"docker-manifest-digest":"{image}"}},"type":"cosign container image signature"}},"optional":null}}"#
+            r#"{{"critical":{{"identity":{{"docker-reference":"hub/hello"}},
+"image":{{"docker-manifest-digest":"{image}"}},"type":"cosign container image signature"}},"optional":null}}"#
         )
+        .replace('\n', "")
     }
 
     fn good() -> ImageSignature {

@@ -10,6 +10,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ const REQUEST_MAX: u64 = 16 * 1024;
 
 const REQUEST: &str = "request";
 const RESULT: &str = "result";
+
+/// How long a result waits for whoever asked: an agent may have ended just after it said what came of an import.
+const UNREAD_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Serialize, Deserialize)]
 struct Content {
@@ -92,12 +96,14 @@ impl Request {
     }
 }
 
-/// Removes results that nobody has read: whoever asked is gone.
+/// Removes results that nobody has read for long: whoever asked is gone.
 pub(super) fn forget_results(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
+        let age = entry.metadata().and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
         if path.extension().is_some_and(|extension| extension == RESULT)
             && !path.with_extension(REQUEST).exists()
+            && age.is_some_and(|age| age >= UNREAD_MAX)
         {
             let _ = fs::remove_file(path);
         }

@@ -142,8 +142,10 @@ fn kept(file: &File, items: &[Item<'_>]) -> io::Result<Kept> {
         let has_head = is_same(file, at, &member::header(&item.member, item.size))?;
         match &item.source {
             Source::Here(bytes) if has_head && is_same(file, content, bytes)? => {}
-            Source::Here(_) => {
-                let is_other = item.member == Member::Index && file.metadata()?.len() > content;
+            Source::Here(bytes) => {
+                let is_whole = file.metadata()?.len() >= content + bytes.len() as u64;
+                let is_begun = has_head && !is_whole && begins(file, content, bytes)?;
+                let is_other = item.member == Member::Index && file.metadata()?.len() > content && !is_begun;
                 return Ok(Kept { is_other, ..here });
             }
             Source::Layer(..) if !has_head => return Ok(here),
@@ -169,6 +171,12 @@ fn is_same(file: &File, at: u64, expected: &[u8]) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether what there is from `at` on begins as it should.
+fn begins(file: &File, at: u64, expected: &[u8]) -> io::Result<bool> {
+    let there = file.metadata()?.len().saturating_sub(at).min(expected.len() as u64);
+    is_same(file, at, &expected[..usize::try_from(there).unwrap_or(expected.len())])
 }
 
 /// Hashes up to `size` bytes from `at` on. Returns how many there are.
@@ -352,11 +360,11 @@ mod tests {
             assert_eq!(again, bytes[..again.len()], "{cut}");
         }
         // A damaged layer is not kept; another state is.
-        let start = bytes.len() - END.len() - 512;
+        let last = (bytes.len() - END.len()) as u64 - member::span(items.last().unwrap().size);
         file.write_all_at(&bytes, 0).unwrap();
-        file.write_all_at(&[9], start as u64).unwrap();
+        file.write_all_at(&[9], last + BLOCK as u64).unwrap();
         let found = kept(&file, &items).unwrap();
-        assert_eq!((found.items, found.at, found.is_other), (items.len() - 1, start as u64 - 512, false));
+        assert_eq!((found.items, found.at, found.is_other), (items.len() - 1, last, false));
         file.write_all_at(b"x", 1024 + 512).unwrap();
         assert!(kept(&file, &items).unwrap().is_other);
     }

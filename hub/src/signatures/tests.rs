@@ -12,7 +12,10 @@ use super::*;
 use crate::registry::{self, Access};
 
 /// An image without layers.
-const IMAGE: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
+const IMAGE: &str = concat!(
+    r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","#,
+    r#""config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#
+);
 
 // Made with OpenSSL, over [`payload`].
 const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAxKjnP+lk/vGnm9Aq5eJl1/QDrylKfsrASgMID3Xo2LM=\n-----END PUBLIC KEY-----\n";
@@ -31,9 +34,11 @@ fn image() -> Digest {
 
 fn payload() -> String {
     format!(
-        r#"{{"critical":{{"identity":{{"docker-reference":"hub/hello"}},"image":{{"docker-manifest-digest":"{}"}},"type":"cosign container image signature"}},"optional":null}}"#,
+        r#"{{"critical":{{"identity":{{"docker-reference":"hub/hello"}},
+"image":{{"docker-manifest-digest":"{}"}},"type":"cosign container image signature"}},"optional":null}}"#,
         image()
     )
+    .replace('\n', "")
 }
 
 /// A registry that is spoken to as any other.

@@ -59,8 +59,10 @@ fn image() -> Digest {
 
 fn payload(image: &Digest) -> String {
     format!(
-        r#"{{"critical":{{"identity":{{"docker-reference":"hub/hello"}},"image":{{"docker-manifest-digest":"{image}"}},"type":"cosign container image signature"}},"optional":null}}"#
+        r#"{{"critical":{{"identity":{{"docker-reference":"hub/hello"}},
+"image":{{"docker-manifest-digest":"{image}"}},"type":"cosign container image signature"}},"optional":null}}"#
     )
+    .replace('\n', "")
 }
 
 fn statement(image: &Digest, predicate: &str) -> String {

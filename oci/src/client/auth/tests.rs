@@ -13,7 +13,8 @@ use super::*;
 use crate::client::{BasicAuth, Endpoint, Scheme};
 use crate::reference::{Repository, Target};
 
-const MANIFEST: &[u8] = br#"{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
+const MANIFEST: &[u8] = br#"{"schemaVersion":2,"config":{"mediaType":"x/y","digest":
+    "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
 
 /// What the registry and its service do, and what they were asked.
 #[derive(Default)]
