@@ -14,7 +14,8 @@ use crate::registry::{self, Access};
 /// An image without layers.
 const IMAGE: &str = concat!(
     r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","#,
-    r#""config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#
+    r#""config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"#,
+    r#""sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#
 );
 
 // Made with OpenSSL, over [`payload`].
