@@ -25,7 +25,7 @@ const LAYER_BYTES: usize = 25_000_000;
 
 /// The image for the bad link: a minute or two of it at one megabit a second.
 const SMALL_LAYERS: usize = 4;
-const SMALL_LAYER_BYTES: usize = 2_500_000;
+const SMALL_LAYER_BYTES: usize = 8_000_000;
 
 /// Most rounds: each takes several seconds.
 const ROUNDS_MAX: u32 = 5;
