@@ -9,7 +9,9 @@ use tombolo_harness::{Census, Function, NodeOptions, Site, until};
 #[tokio::test]
 async fn deploys_updates_and_deletes_without_a_trace() {
     let Some(mut site) = Site::start().await else { return };
-    let node = site.node(NodeOptions::named("press-7")).await;
+    // Images stay for a day otherwise.
+    let options = NodeOptions::named("press-7").config("[images]\nkeep_unused_hours = 0\n");
+    let node = site.node(options).await;
     let before = node.census("hello");
 
     site.hub.deploy(&Function::hello("hello").content("one")).await;

@@ -93,8 +93,15 @@ fn walk(dir: &Path, files: &mut BTreeSet<PathBuf>) {
 /// Whether a file belongs to the node itself, whatever runs on it: its database, its programs' logs and sockets.
 fn is_own(dir: &Path, path: &Path) -> bool {
     let Ok(path) = path.strip_prefix(dir) else { return false };
-    let own = ["state/store", "state/desired.export", "state/identity", "agent.log", "agent.toml"];
+    let own = [
+        "state/store",
+        "state/desired.export",
+        "state/identity",
+        "state/images.json",
+        "agent.log",
+        "agent.toml",
+    ];
     // Made with the first function, and the node's own from then on; what is in them is the functions'.
-    let made_once = ["state/logs", "run/bundles"];
+    let made_once = ["state/logs", "state/images/deltas", "run/bundles"];
     own.iter().any(|prefix| path.starts_with(prefix)) || made_once.iter().any(|dir| path == Path::new(dir))
 }
