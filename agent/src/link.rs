@@ -92,9 +92,11 @@ pub(crate) enum LinkState {
     },
 }
 
-/// Messages of either direction since this start, for metrics.
+/// Connections, and messages of either direction, since this start.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
+    /// With whatever identity: a renewal does not begin anew.
+    connections: AtomicU64,
     pub(crate) sent: Direction,
     pub(crate) received: Direction,
 }
@@ -104,6 +106,13 @@ pub(crate) struct Traffic {
 pub(crate) struct Direction {
     messages: AtomicU64,
     bytes: AtomicU64,
+}
+
+impl Traffic {
+    /// Counts a connection; how many there are now.
+    fn connected(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 impl Direction {
@@ -268,12 +277,12 @@ struct Driver {
 
 impl Driver {
     async fn run(self, mut eventloop: EventLoop) {
-        let (mut failures, mut connection) = (0, 0);
+        let mut failures = 0;
         let mut connected: Option<Instant> = None;
         loop {
             match eventloop.poll().await {
                 Ok(Event::Incoming(Packet::ConnAck(ack))) => {
-                    connection += 1;
+                    let connection = self.traffic.connected();
                     connected = Some(Instant::now());
                     tracing::info!(resumed = ack.session_present, "connected to the hub");
                     self.state.send_replace(LinkState::Up { connection, resumed: ack.session_present });
