@@ -21,6 +21,7 @@ mod fixture;
 mod fleet;
 mod images;
 mod link;
+mod lookups;
 mod nodes;
 mod pki;
 mod publish;

@@ -10,10 +10,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_api::Digest;
@@ -24,21 +22,9 @@ use tombolo_oci::signature::Keys;
 use tombolo_oci::{HUB_HOST, ImageReference, Repository};
 
 use crate::catalog::State;
+use crate::lookups::{Lookup, Lookups};
 use crate::registry::Registry;
 use crate::upstream::Upstreams;
-
-/// Questions to other registries at one time.
-const LOOKUPS_MAX: usize = 4;
-
-/// Longest wait for all of an image's signatures.
-const LOOKUP_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Pauses while there is no good signature: the first, and the longest. It may be pushed any time, or never.
-const PAUSE_MIN: Duration = Duration::from_secs(2);
-const PAUSE_MAX: Duration = Duration::from_secs(120);
-
-/// Longest sleep when nothing is due.
-const IDLE: Duration = Duration::from_secs(3600);
 
 /// What the namespaces demand.
 pub(crate) fn demands(state: &State) -> Demands {
@@ -60,30 +46,15 @@ pub(crate) struct Collector {
     own: BTreeMap<String, ImageSignatures>,
     own_at: u64,
     /// Images of other registries.
-    foreign: BTreeMap<String, Lookup>,
-    running: JoinSet<(String, Answer)>,
+    foreign: Lookups<Asked, Answer>,
 }
 
 type Answer = Result<ImageSignatures, String>;
 
-/// An image of another registry.
-struct Lookup {
-    image: ImageReference,
+/// What is known of an image of another registry.
+struct Asked {
     keys: Vec<TrustedKey>,
     answer: Option<Answer>,
-    /// Questions in a row that brought no good signature.
-    attempts: u32,
-    step: Step,
-}
-
-#[derive(Clone, Copy)]
-enum Step {
-    Waiting {
-        due: Instant,
-    },
-    Running,
-    /// There is a good one: it is not asked for again.
-    Done,
 }
 
 impl Collector {
@@ -95,9 +66,8 @@ impl Collector {
         images: watch::Receiver<Arc<Images>>,
     ) -> (watch::Receiver<Arc<Collection>>, Self) {
         let (collection, receiver) = watch::channel(Arc::default());
-        let (own, own_at) = (BTreeMap::new(), 0);
-        let (foreign, running) = (BTreeMap::new(), JoinSet::new());
-        (receiver, Self { registry, upstreams, state, images, collection, own, own_at, foreign, running })
+        let (own, own_at, foreign) = (BTreeMap::new(), 0, Lookups::new());
+        (receiver, Self { registry, upstreams, state, images, collection, own, own_at, foreign })
     }
 
     /// Runs until `stop`.
@@ -117,7 +87,9 @@ impl Collector {
                 changed = self.state.changed() => if changed.is_err() { return },
                 changed = self.images.changed() => if changed.is_err() { return },
                 changed = pushes.changed() => if changed.is_err() { return },
-                Some(done) = self.running.join_next() => self.take(done),
+                Some(answered) = self.foreign.answered() => {
+                    self.foreign.take(answered, || Err("the hub failed to look it up".into()), finish);
+                }
                 () = tokio::time::sleep_until(due) => {}
             }
         }
@@ -126,7 +98,7 @@ impl Collector {
     /// Looks at every wanted image once. Returns when the next question is due.
     async fn pass(&mut self, wanted: BTreeMap<String, Wanted>) -> Instant {
         self.own.retain(|image, _| wanted.contains_key(image));
-        self.foreign.retain(|image, _| wanted.contains_key(image));
+        self.foreign.retain(|image| wanted.contains_key(image));
         let parsed = wanted.into_iter().filter_map(|(name, wanted)| {
             let reference: ImageReference = name.parse().ok()?;
             let digest = reference.target.digest()?;
@@ -146,7 +118,7 @@ impl Collector {
             let found = self.own.get(&name).cloned().unwrap_or_default();
             let is_own = reference.host == HUB_HOST && !self.upstreams.is_external();
             let collected = if is_own || has_good(&keys, &found, &digest) {
-                self.foreign.remove(&name);
+                self.foreign.forget(&name);
                 Some(Collected::Found(found))
             } else {
                 self.elsewhere(&name, reference, (&keys, wanted), found)
@@ -160,7 +132,8 @@ impl Collector {
             }
             changed
         });
-        self.start_due()
+        let upstreams = self.upstreams.clone();
+        self.foreign.start_due(move |image| ask(upstreams.clone(), image), late)
     }
 
     /// Reads what the own registry has of the images it was not asked for since it last changed. Signatures of other registries'
@@ -201,18 +174,19 @@ impl Collector {
         let digest = image.target.digest()?;
         let new_keys: Vec<TrustedKey> = wanted.keys.into_iter().collect();
         let known_good = has_good(keys, &wanted.known, &digest);
-        let lookup = self.foreign.entry(name.to_owned()).or_insert_with(|| Lookup {
-            image,
-            keys: new_keys.clone(),
-            answer: known_good.then_some(Ok(wanted.known)),
-            attempts: 0,
-            step: if known_good { Step::Done } else { Step::Waiting { due: Instant::now() } },
+        let lookup = self.foreign.entry(name, || {
+            let answer = known_good.then_some(Ok(wanted.known));
+            let mut lookup = Lookup::new(image, Asked { keys: new_keys.clone(), answer });
+            if known_good {
+                lookup.done();
+            }
+            lookup
         });
-        if lookup.keys != new_keys {
-            lookup.keys = new_keys;
-            lookup.settle(&digest, false);
+        if lookup.known.keys != new_keys {
+            lookup.known.keys = new_keys;
+            if lookup.known.is_good(&digest) { lookup.done() } else { lookup.ask_anew() }
         }
-        Some(match lookup.answer.clone()? {
+        Some(match lookup.known.answer.clone()? {
             Ok(mut found) => {
                 found.found.extend(own.found);
                 found.passed_over.extend(own.passed_over);
@@ -222,74 +196,25 @@ impl Collector {
             Err(why) => Collected::Unreachable(why),
         })
     }
+}
 
-    /// Asks what is due, as much as may run. Returns when the next question is.
-    fn start_due(&mut self) -> Instant {
-        let now = Instant::now();
-        let mut next = now + IDLE;
-        for (name, lookup) in &mut self.foreign {
-            let Step::Waiting { due } = lookup.step else { continue };
-            if due > now {
-                next = next.min(due);
-            } else if self.running.len() < LOOKUPS_MAX {
-                lookup.step = Step::Running;
-                let (name, image) = (name.clone(), lookup.image.clone());
-                let upstreams = self.upstreams.clone();
-                self.running.spawn(async move { (name, ask(&upstreams, &image).await) });
-            }
-        }
-        // With all places taken, the next one begins when one ends.
-        next
-    }
-
-    fn take(&mut self, done: Result<(String, Answer), tokio::task::JoinError>) {
-        let (name, answer) = match done {
-            Ok(done) => done,
-            Err(error) => {
-                tracing::error!(%error, "looking up signatures failed");
-                // It does not say which one: all are tried again, later.
-                let failed = |lookup: &mut Lookup| lookup.finish(Err("the hub failed to look it up".into()));
-                return self.foreign.values_mut().for_each(failed);
-            }
-        };
-        if let Some(lookup) = self.foreign.get_mut(&name) {
-            tracing::debug!(image = name, ?answer, "looked up signatures");
-            lookup.finish(answer);
-        }
+impl Asked {
+    /// Whether there is a signature by one of the keys.
+    fn is_good(&self, image: &Digest) -> bool {
+        let keys = Keys::of(&self.keys);
+        matches!((&self.answer, keys), (Some(Ok(found)), Ok(keys)) if has_good(&keys, found, image))
     }
 }
 
-impl Lookup {
-    fn finish(&mut self, answer: Answer) {
-        let Some(digest) = self.image.target.digest() else { return };
-        if matches!(self.step, Step::Running) {
-            // What was found before stands while the registry is away.
-            if answer.is_ok() || !matches!(self.answer, Some(Ok(_))) {
-                self.answer = Some(answer);
-            }
-            self.settle(&digest, true);
-        }
+/// Takes in what another registry answered.
+fn finish(lookup: &mut Lookup<Asked>, answer: Answer) {
+    tracing::debug!(image = %lookup.image, ?answer, "looked up signatures");
+    // What was found before stands while the registry is away.
+    if answer.is_ok() || !matches!(lookup.known.answer, Some(Ok(_))) {
+        lookup.known.answer = Some(answer);
     }
-
-    /// Decides whether the image is asked about again: after an answer, or for other keys.
-    fn settle(&mut self, digest: &Digest, answered: bool) {
-        let keys = Keys::of(&self.keys);
-        let good =
-            matches!((&self.answer, keys), (Some(Ok(found)), Ok(keys)) if has_good(&keys, found, digest));
-        self.step = match (good, self.step) {
-            (true, _) => Step::Done,
-            (false, Step::Running) if !answered => Step::Running,
-            (false, _) if answered => {
-                let due = Instant::now() + pause(self.attempts);
-                self.attempts = self.attempts.saturating_add(1);
-                Step::Waiting { due }
-            }
-            (false, _) => {
-                self.attempts = 0;
-                Step::Waiting { due: Instant::now() }
-            }
-        };
-    }
+    let good = lookup.image.target.digest().is_some_and(|digest| lookup.known.is_good(&digest));
+    if good { lookup.done() } else { lookup.ask_later() }
 }
 
 fn has_good(keys: &Keys, found: &ImageSignatures, image: &Digest) -> bool {
@@ -304,25 +229,17 @@ fn worth_keeping(collected: Collected, keys: &Keys, image: &Digest) -> Collected
     Collected::Found(ImageSignatures { found, passed_over: if good { Vec::new() } else { passed_over } })
 }
 
-/// The pause after so many questions in a row before this one.
-fn pause(attempts: u32) -> Duration {
-    PAUSE_MIN.saturating_mul(1 << attempts.min(16)).min(PAUSE_MAX)
-}
-
-async fn ask(upstreams: &Upstreams, image: &ImageReference) -> Answer {
+async fn ask(upstreams: Upstreams, image: ImageReference) -> Answer {
     let Some(digest) = image.target.digest() else { return Ok(ImageSignatures::default()) };
     let asked = async {
         let (client, repository) = upstreams.client(&image.host, &image.repository).await?;
         client.signatures(&repository, &digest).await
     };
-    match tokio::time::timeout(LOOKUP_DEADLINE, asked).await {
-        Ok(Ok(found)) => Ok(found),
-        Ok(Err(error)) => Err(format!("the signatures of {image} cannot be looked up: {error}")),
-        Err(_) => {
-            let limit = LOOKUP_DEADLINE.as_secs();
-            Err(format!("the registry did not answer for the signatures of {image} within {limit} s"))
-        }
-    }
+    asked.await.map_err(|error| format!("the signatures of {image} cannot be looked up: {error}"))
+}
+
+fn late(image: &ImageReference, seconds: u64) -> Answer {
+    Err(format!("the registry did not answer for the signatures of {image} within {seconds} s"))
 }
 
 #[cfg(test)]

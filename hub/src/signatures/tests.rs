@@ -1,6 +1,7 @@
 //! Signatures in real registries, the hub's own and another one, looked for by the real collector.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tombolo_api::meta::ObjectMeta;
@@ -264,9 +265,4 @@ async fn another_registry_is_asked_until_there_is_a_good_one_and_never_again() {
     // Whoever may not write there pushes his signature here.
     hub.sign(&[SIGNATURE]).await;
     unknown.until_signed(&[SIGNATURE]).await;
-}
-
-#[test]
-fn pauses_grow_to_their_limit() {
-    assert_eq!((pause(0), pause(1), pause(u32::MAX)), (PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MAX));
 }
