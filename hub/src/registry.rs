@@ -6,6 +6,7 @@
 //! {state_dir}/registry/repositories/{name}/_manifests/{hex}       a media type: this manifest was pushed here
 //! {state_dir}/registry/repositories/{name}/_blobs/{hex}           empty: the repository has this blob
 //! {state_dir}/registry/repositories/{name}/_referrers/{hex}/{hex} empty: the second manifest names the first as subject
+//! {state_dir}/registry/repositories/.sha512/{hex}                 a digest: the sha256 of what this is the sha512 of
 //! {state_dir}/registry/uploads/{id}                               uploads under way, emptied at every start
 //! {state_dir}/registry/chunks/{hex}                               the chunk list of a layer, made again when it is lost
 //! ```
@@ -19,13 +20,14 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 use tombolo_api::Digest;
-use tombolo_oci::image::MAX_DOCUMENT;
+use tombolo_oci::image::{ImageError, MAX_DOCUMENT};
 use tombolo_oci::{ImageReference, Repository, Store, StoreError, Tag, Target};
 
 mod blobs;
 mod chunks;
 mod collect;
 mod contents;
+mod digests;
 mod error;
 mod forward;
 mod http;
@@ -127,12 +129,24 @@ impl Registry {
         for digest in self.0.names.manifests_of(repository)? {
             match self.0.images.read_blob(&digest, MAX_DOCUMENT) {
                 // It was read when it was pushed.
-                Ok(content) => named.extend(Contents::parse(&digest, &content).unwrap_or_default().blobs),
+                Ok(content) => named.extend(self.contents(&digest, &content)?.unwrap_or_default().blobs),
                 Err(StoreError::Missing(_)) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(named)
+    }
+
+    /// What a manifest names, by whatever digests.
+    fn contents(&self, digest: &Digest, content: &[u8]) -> Result<Result<Contents, ImageError>, StoreError> {
+        let mut failure = None;
+        let contents = Contents::parse_named(digest, content, |other| {
+            self.0.names.other_name(other).unwrap_or_else(|error| {
+                failure = Some(error);
+                None
+            })
+        });
+        failure.map_or(Ok(contents), Err)
     }
 
     /// Registries once had no links: every repository has the blobs that its manifests name.

@@ -1,6 +1,7 @@
 //! Blobs: reading them whole or in part, and the uploads that make them.
 
 use std::io::SeekFrom;
+use std::path::Path;
 
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
@@ -11,6 +12,7 @@ use tombolo_api::Digest;
 use tombolo_oci::{Repository, Store};
 
 use super::Registry;
+use super::digests::{self, AnyDigest};
 use super::error::ApiError;
 use super::http::{CONTENT_DIGEST, Query, blocking, empty, parse_digest};
 
@@ -121,10 +123,11 @@ pub(super) async fn begin(
     body: Body,
 ) -> Result<Response, ApiError> {
     if let Some(digest) = &query.mount {
-        let (digest, from) = (parse_digest(digest)?, query.from.as_deref().map(str::parse));
+        let (named, from) = (parse_digest(digest)?, query.from.as_deref().map(str::parse));
         let (here, to) = (registry.clone(), name.clone());
         let mounted = blocking(move || {
             let _using = here.using();
+            let Some(digest) = here.0.names.resolve(&named)? else { return Ok(false) };
             let found = match from {
                 None => true,
                 Some(from) => from.is_ok_and(|from| here.0.names.has_blob(&from, &digest)),
@@ -135,7 +138,7 @@ pub(super) async fn begin(
             here.0.names.add_blob(&to, &digest).map(|()| true)
         });
         if mounted.await? {
-            return Ok(created(&name, &digest));
+            return Ok(created(&name, &named));
         }
     }
     let id = registry.0.uploads.begin(&name).await?;
@@ -196,7 +199,7 @@ async fn complete(
     registry: Registry,
     name: &Repository,
     id: &str,
-    digest: Digest,
+    named: AnyDigest,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -209,14 +212,32 @@ async fn complete(
     let (uploads, to) = (registry.clone(), name.clone());
     let adopted = blocking(move || {
         let _using = registry.using();
-        registry.0.images.adopt(upload.path(), &digest)?;
-        registry.0.names.add_blob(&to, &digest)
+        let digest = adopt(&registry, upload.path(), &named)?;
+        registry.0.names.add_blob(&to, &digest).map_err(ApiError::from)
     })
     .await;
     // Right or wrong, it is over: more bytes do not make wrong ones right.
     uploads.0.uploads.end(id);
     adopted?;
-    Ok(created(name, &digest))
+    Ok(created(name, &named))
+}
+
+/// Makes a file a blob, if it is what it is named as; its sha256. Blocks.
+fn adopt(registry: &Registry, path: &Path, named: &AnyDigest) -> Result<Digest, ApiError> {
+    let other = match named {
+        AnyDigest::Sha256(digest) => {
+            registry.0.images.adopt(path, digest)?;
+            return Ok(*digest);
+        }
+        AnyDigest::Sha512(other) => other,
+    };
+    let (digest, actual) = digests::of_file(path).map_err(|error| ApiError::io("read", path, error))?;
+    if actual != *other {
+        return Err(ApiError::digest_invalid(format!("expected {other}, but the content is {actual}")));
+    }
+    registry.0.images.adopt(path, &digest)?;
+    registry.0.names.add_other_name(other, &digest)?;
+    Ok(digest)
 }
 
 /// Checks that a piece begins where the upload ends; where it says that it ends itself. Pieces that do not say where they
@@ -241,7 +262,7 @@ fn refused(error: ApiError, name: &Repository, id: &str, len: u64) -> Response {
     response
 }
 
-fn created(name: &Repository, digest: &Digest) -> Response {
+fn created(name: &Repository, digest: &AnyDigest) -> Response {
     let headers =
         [(header::LOCATION, format!("/v2/{name}/blobs/{digest}")), (CONTENT_DIGEST, digest.to_string())];
     empty(StatusCode::CREATED, &headers)

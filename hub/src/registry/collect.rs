@@ -77,6 +77,8 @@ impl Registry {
                 collected.bytes += size;
             }
         }
+        let _alone = self.0.collecting.write().unwrap_or_else(PoisonError::into_inner);
+        self.0.names.forget_other_names(|digest| self.0.images.contains(digest))?;
         Ok(collected)
     }
 

@@ -1,5 +1,6 @@
 //! Refusals in the distribution specification's form: `{"errors":[{"code","message"}]}`.
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
@@ -23,7 +24,7 @@ impl ApiError {
         Self { status, code, message: message.into() }
     }
 
-    pub(super) fn blob_unknown(digest: &Digest) -> Self {
+    pub(super) fn blob_unknown(digest: &impl Display) -> Self {
         Self::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not here"))
     }
 
@@ -31,7 +32,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} is not here"))
     }
 
-    pub(super) fn manifest_blob_unknown(digest: &Digest) -> Self {
+    pub(super) fn manifest_blob_unknown(digest: &impl Display) -> Self {
         let message = format!("the manifest names {digest}, which is not here: push it first");
         Self::new(StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN", message)
     }
@@ -46,6 +47,10 @@ impl ApiError {
 
     pub(super) fn digest_invalid(why: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", why)
+    }
+
+    pub(super) fn tag_invalid(why: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "TAG_INVALID", why)
     }
 
     pub(super) fn upload_unknown() -> Self {

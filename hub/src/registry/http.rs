@@ -6,13 +6,16 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Deserialize;
 use serde_json::json;
 use tombolo_api::Digest;
-use tombolo_oci::{HUB_HOST, Repository, Target};
+use tombolo_oci::reference::ReferenceError;
+use tombolo_oci::{HUB_HOST, Repository, Tag};
 
+use super::digests::{AnyDigest, AnyDigestError};
 use super::error::ApiError;
+use super::manifests::Target;
 use super::names::place;
 use super::{Registry, blobs, chunks, forward, manifests, referrers, through};
 use crate::upstream::{Asker, Upstreams};
@@ -125,26 +128,33 @@ async fn own(
             referrers::list(registry, name.parse()?, parse_digest(digest)?, query.artifact_type).await
         }
         Subject::Manifest(name, target) => {
-            let (name, target): (Repository, Target) = (name.parse()?, target.parse()?);
+            let (name, target): (Repository, _) = (name.parse()?, Target::parse(target)?);
             match *method {
                 Method::GET | Method::HEAD => manifests::read(registry, name, target).await,
-                Method::PUT => manifests::put(registry, name, target, headers, body).await,
+                Method::PUT => {
+                    let tags = tags_of(&parts.uri)?;
+                    manifests::put(registry, name, (target, tags), headers, body).await
+                }
                 Method::DELETE => manifests::delete(registry, name, target).await,
                 _ => Err(not_allowed()),
             }
         }
         Subject::Blob(name, digest) => {
-            let (name, digest) = (name.parse::<Repository>()?, parse_digest(digest)?);
-            match *method {
+            let (name, named) = (name.parse::<Repository>()?, parse_digest(digest)?);
+            let here = registry.clone();
+            let digest = blocking(move || here.0.names.resolve(&named)).await?;
+            let digest = digest.ok_or_else(|| ApiError::blob_unknown(&named))?;
+            let answer = match *method {
                 Method::GET => blobs::read(&registry, name, digest, headers).await,
                 // What a client is told is here it may name, without pushing it.
                 Method::HEAD => blobs::claim(&registry, name, digest, headers).await,
                 Method::DELETE => blobs::delete(registry, name, digest).await,
                 _ => Err(not_allowed()),
-            }
+            };
+            answer.map(|answer| by_name(&named, answer))
         }
         Subject::Chunks(name, digest) => {
-            let (name, digest) = (name.parse::<Repository>()?, parse_digest(digest)?);
+            let (name, digest) = (name.parse::<Repository>()?, parse_sha256(digest)?);
             match *method {
                 Method::GET => chunks::list(registry, name, digest).await,
                 Method::POST => chunks::select(registry, name, digest, body).await,
@@ -180,7 +190,7 @@ async fn other(
     let upstreams = (upstreams, asker);
     match subject {
         // Their layers are had whole.
-        Subject::Chunks(_, digest) => Err(ApiError::blob_unknown(&parse_digest(digest)?)),
+        Subject::Chunks(_, digest) => Err(ApiError::blob_unknown(&parse_sha256(digest)?)),
         _ if !is_read(&parts.method) => {
             Err(ApiError::unsupported("another registry's images are only read here: push them there"))
         }
@@ -188,7 +198,7 @@ async fn other(
             through::manifest(upstreams, host, &name.parse()?, target.parse()?).await
         }
         Subject::Blob(name, digest) => {
-            let (name, digest) = (name.parse()?, parse_digest(digest)?);
+            let (name, digest) = (name.parse()?, parse_sha256(digest)?);
             through::blob(registry, upstreams, host, &name, digest, &parts.headers).await
         }
         _ => Err(not_allowed()),
@@ -263,7 +273,28 @@ pub(super) fn empty(status: StatusCode, headers: &[(HeaderName, String)]) -> Res
     response
 }
 
-pub(super) fn parse_digest(text: &str) -> Result<Digest, ApiError> {
+/// Who asked by a digest is answered with the same.
+fn by_name(named: &AnyDigest, mut response: Response) -> Response {
+    if let (AnyDigest::Sha512(_), Some(digest)) = (named, response.headers_mut().get_mut(CONTENT_DIGEST)) {
+        *digest = named.to_string().parse().expect("digests are plain ASCII");
+    }
+    response
+}
+
+/// The tags that a manifest is to get beside the digest in its path.
+fn tags_of(uri: &Uri) -> Result<Vec<Tag>, ApiError> {
+    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri)
+        .map_err(|error| ApiError::tag_invalid(error.body_text()))?;
+    let tags = pairs.0.iter().filter(|(key, _)| key == "tag").map(|(_, tag)| tag.parse());
+    Ok(tags.collect::<Result<_, ReferenceError>>()?)
+}
+
+pub(super) fn parse_digest(text: &str) -> Result<AnyDigest, ApiError> {
+    text.parse().map_err(|error: AnyDigestError| ApiError::digest_invalid(error.to_string()))
+}
+
+/// Where nothing else has a meaning: between hub and nodes, and of other registries.
+fn parse_sha256(text: &str) -> Result<Digest, ApiError> {
     text.parse()
         .map_err(|error: tombolo_api::digest::DigestError| ApiError::digest_invalid(error.to_string()))
 }

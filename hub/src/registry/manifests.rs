@@ -1,17 +1,19 @@
 //! Manifests: reading, pushing and deleting them, by tag and by digest.
 
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use tombolo_api::Digest;
 use tombolo_oci::image::MAX_DOCUMENT;
-use tombolo_oci::{Repository, StoreError, Target};
+use tombolo_oci::{Repository, StoreError, Tag};
 
 use super::contents::Contents;
+use super::digests::AnyDigest;
 use super::error::ApiError;
-use super::http::{CONTENT_DIGEST, blocking, empty};
+use super::http::{CONTENT_DIGEST, blocking, empty, parse_digest};
 use super::{Registry, referrers};
 
 /// Longest wait for a whole manifest: four megabytes over a poor link.
@@ -20,18 +22,51 @@ const BODY_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest media type that is kept.
 const MEDIA_TYPE_MAX: usize = 255;
 
+/// Most tags that one push may set.
+const TAGS_MAX: usize = 100;
+
+/// Tells a client which of the tags that it gave beside the path were set.
+const TAG: HeaderName = HeaderName::from_static("oci-tag");
+
+/// Which manifest a client means.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Tag(Tag),
+    Digest(AnyDigest),
+}
+
+impl Target {
+    pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
+        match text.contains(':') {
+            true => parse_digest(text).map(Self::Digest),
+            false => Ok(Self::Tag(text.parse()?)),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => f.write_str(tag.as_str()),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
 /// Answers with a manifest; the server leaves the content out for HEAD.
 pub(super) async fn read(registry: Registry, name: Repository, target: Target) -> Result<Response, ApiError> {
     let unknown = ApiError::manifest_unknown(&target.to_string());
     let found = blocking(move || -> Result<_, StoreError> {
-        let digest = match &target {
-            Target::Digest(digest) => Some(*digest),
-            Target::Tag(tag) => registry.tagged(&name, tag)?,
+        let names = &registry.0.names;
+        let named = match target {
+            Target::Digest(digest) => Some(digest),
+            Target::Tag(tag) => names.tag_as_named(&name, &tag)?,
         };
-        let Some(digest) = digest else { return Ok(None) };
-        let Some(media_type) = registry.0.names.manifest(&name, &digest)? else { return Ok(None) };
+        let Some(named) = named else { return Ok(None) };
+        let Some(digest) = names.resolve(&named)? else { return Ok(None) };
+        let Some(media_type) = names.manifest(&name, &digest)? else { return Ok(None) };
         match registry.0.images.read_blob(&digest, MAX_DOCUMENT) {
-            Ok(content) => Ok(Some((digest, media_type, content))),
+            Ok(content) => Ok(Some((named, media_type, content))),
             Err(StoreError::Missing(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -42,7 +77,7 @@ pub(super) async fn read(registry: Registry, name: Repository, target: Target) -
 }
 
 /// An answer with a manifest.
-pub(super) fn answer(digest: &Digest, media_type: String, content: Vec<u8>) -> Response {
+pub(super) fn answer(digest: &impl fmt::Display, media_type: String, content: Vec<u8>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, media_type),
         (header::CONTENT_LENGTH, content.len().to_string()),
@@ -59,45 +94,74 @@ pub(super) fn answer(digest: &Digest, media_type: String, content: Vec<u8>) -> R
 pub(super) async fn put(
     registry: Registry,
     name: Repository,
-    target: Target,
+    (target, tags): (Target, Vec<Tag>),
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    if tags.len() > TAGS_MAX {
+        return Err(ApiError::tag_invalid(format!("more than {TAGS_MAX} tags at once")));
+    }
     let limit = usize::try_from(MAX_DOCUMENT).expect("a few megabytes");
     let read = tokio::time::timeout(BODY_DEADLINE, axum::body::to_bytes(body, limit)).await;
     let content = read.map_err(|_| ApiError::too_slow())?.map_err(|_| ApiError::too_large(MAX_DOCUMENT))?;
-    let digest = Digest::of(&content);
-    if let Some(named) = target.digest().filter(|named| *named != digest) {
-        return Err(ApiError::digest_invalid(format!("the path says {named}, but the content is {digest}")));
-    }
-    let contents =
-        Contents::parse(&digest, &content).map_err(|error| ApiError::manifest_invalid(error.to_string()))?;
-    let media_type = media_type(headers, &contents)?;
-    let subject = contents.subject;
-    let location = format!("/v2/{name}/manifests/{digest}");
-    blocking(move || -> Result<(), ApiError> {
-        let images = &registry.0.images;
-        let _using = registry.using();
-        for blob in &contents.blobs {
-            if !registry.0.names.use_blob(&name, blob)? || !images.contains(blob) {
-                return Err(ApiError::manifest_blob_unknown(blob));
-            }
+    let (named, tags, beside) = match target {
+        Target::Tag(tag) => (Digest::of(&content).into(), vec![tag], 0),
+        Target::Digest(named) if !named.is_of(&content) => {
+            return Err(ApiError::digest_invalid(format!(
+                "the path says {named}, but the content is another"
+            )));
         }
-        images.put(&content)?;
-        registry.0.names.add_manifest(&name, &digest, &media_type)?;
-        if let Some(subject) = &subject {
-            registry.0.names.add_referrer(&name, subject, &digest)?;
-        }
-        if let Target::Tag(tag) = &target {
-            registry.0.names.set_tag(&name, tag, &digest)?;
-        }
-        registry.changed();
-        Ok(())
-    })
-    .await?;
-    let mut headers = vec![(header::LOCATION, location), (CONTENT_DIGEST, digest.to_string())];
+        Target::Digest(named) => (named, tags.clone(), tags.len()),
+    };
+    let header = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let (to, set) = (name.clone(), tags.clone());
+    let subject = blocking(move || store(&registry, &to, &named, &set, header.as_deref(), &content)).await?;
+    let location = format!("/v2/{name}/manifests/{named}");
+    let mut headers = vec![(header::LOCATION, location), (CONTENT_DIGEST, named.to_string())];
     headers.extend(subject.map(|subject| (referrers::SUBJECT, subject.to_string())));
-    Ok(empty(StatusCode::CREATED, &headers))
+    let mut response = empty(StatusCode::CREATED, &headers);
+    for tag in &tags[..beside] {
+        response.headers_mut().append(TAG, tag.as_str().parse().expect("tags are plain ASCII"));
+    }
+    Ok(response)
+}
+
+/// Checks a manifest and keeps it under its names; what it says it belongs to. Blocks.
+fn store(
+    registry: &Registry,
+    name: &Repository,
+    named: &AnyDigest,
+    tags: &[Tag],
+    header: Option<&str>,
+    content: &[u8],
+) -> Result<Option<AnyDigest>, ApiError> {
+    let digest = Digest::of(content);
+    let (images, names) = (&registry.0.images, &registry.0.names);
+    let _using = registry.using();
+    let contents = registry.contents(&digest, content)?;
+    let contents = contents.map_err(|error| ApiError::manifest_invalid(error.to_string()))?;
+    let media_type = media_type(header, &contents)?;
+    if let Some(unknown) = contents.unknown.first() {
+        return Err(ApiError::manifest_blob_unknown(unknown));
+    }
+    for blob in &contents.blobs {
+        if !names.use_blob(name, blob)? || !images.contains(blob) {
+            return Err(ApiError::manifest_blob_unknown(blob));
+        }
+    }
+    images.put(content)?;
+    if let AnyDigest::Sha512(other) = named {
+        names.add_other_name(other, &digest)?;
+    }
+    names.add_manifest(name, &digest, &media_type)?;
+    if let Some(subject) = &contents.subject {
+        names.add_referrer(name, subject, &digest)?;
+    }
+    for tag in tags {
+        names.set_tag(name, tag, named)?;
+    }
+    registry.changed();
+    Ok(contents.subject)
 }
 
 /// Removes a tag, or a manifest with all its tags. Content stays: other repositories may use it.
@@ -110,7 +174,10 @@ pub(super) async fn delete(
     let removed = blocking(move || -> Result<bool, StoreError> {
         let removed = match &target {
             Target::Tag(tag) => registry.0.names.remove_tag(&name, tag)?,
-            Target::Digest(digest) => registry.0.names.remove_manifest(&name, digest)?,
+            Target::Digest(named) => match registry.0.names.resolve(named)? {
+                Some(digest) => registry.0.names.remove_manifest(&name, &digest)?,
+                None => false,
+            },
         };
         registry.changed();
         Ok(removed)
@@ -120,8 +187,7 @@ pub(super) async fn delete(
 }
 
 /// What a manifest is: by its own word, else by the client's, else by its shape.
-fn media_type(headers: &HeaderMap, contents: &Contents) -> Result<String, ApiError> {
-    let header = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+fn media_type(header: Option<&str>, contents: &Contents) -> Result<String, ApiError> {
     let media_type = match header {
         Some(header) if !contents.states_type => header.to_owned(),
         _ => contents.media_type.clone(),

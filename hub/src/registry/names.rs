@@ -9,7 +9,10 @@ use tombolo_api::Digest;
 use tombolo_oci::store::sync_directory;
 use tombolo_oci::{Repository, StoreError, Tag};
 
+use super::digests::AnyDigest;
+
 mod links;
+mod others;
 
 /// Largest name file that is read; the largest written holds a media type.
 const FILE_MAX: u64 = 4096;
@@ -27,6 +30,15 @@ impl Names {
 
     /// What `tag` means.
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, StoreError> {
+        self.tag_as_named(repository, tag)?.map_or(Ok(None), |named| self.resolve(&named))
+    }
+
+    /// The same, named as the client did that set it.
+    pub(super) fn tag_as_named(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<AnyDigest>, StoreError> {
         let path = self.tags(repository).join(tag.as_str());
         Ok(read(&path)?.and_then(|text| text.parse().ok()))
     }
@@ -35,7 +47,7 @@ impl Names {
         &self,
         repository: &Repository,
         tag: &Tag,
-        digest: &Digest,
+        digest: &AnyDigest,
     ) -> Result<(), StoreError> {
         write(&self.tags(repository), tag.as_str(), &digest.to_string())
     }
@@ -96,7 +108,7 @@ impl Names {
     pub(super) fn add_referrer(
         &self,
         repository: &Repository,
-        subject: &Digest,
+        subject: &AnyDigest,
         digest: &Digest,
     ) -> Result<(), StoreError> {
         write(&self.referring(repository).join(subject.hex()), &digest.hex(), "")
@@ -106,7 +118,7 @@ impl Names {
     pub(super) fn referrers(
         &self,
         repository: &Repository,
-        subject: &Digest,
+        subject: &AnyDigest,
     ) -> Result<Vec<Digest>, StoreError> {
         let names = list(&self.referring(repository).join(subject.hex()))?;
         Ok(names.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
@@ -225,9 +237,9 @@ mod tests {
         assert_eq!(names.list_tags(&repository).unwrap(), None);
         names.add_manifest(&repository, &digest, "t/m").unwrap();
         assert_eq!(names.list_tags(&repository).unwrap(), Some(vec![]));
-        names.set_tag(&repository, &old, &digest).unwrap();
-        names.set_tag(&repository, &latest, &digest).unwrap();
-        names.set_tag(&nested, &latest, &Digest::of(b"n")).unwrap();
+        names.set_tag(&repository, &old, &digest.into()).unwrap();
+        names.set_tag(&repository, &latest, &digest.into()).unwrap();
+        names.set_tag(&nested, &latest, &Digest::of(b"n").into()).unwrap();
 
         let names = Names::open(dir.path()).unwrap();
         assert_eq!(names.list_tags(&repository).unwrap(), Some(vec!["latest".to_owned(), "old".to_owned()]));

@@ -12,6 +12,7 @@ use tombolo_oci::image::{MAX_DOCUMENT, OCI_INDEX};
 use tombolo_oci::{Repository, StoreError};
 
 use super::Registry;
+use super::digests::AnyDigest;
 use super::error::ApiError;
 use super::http::blocking;
 
@@ -56,7 +57,7 @@ struct Descriptor {
 pub(super) async fn list(
     registry: Registry,
     name: Repository,
-    subject: Digest,
+    subject: AnyDigest,
     artifact_type: Option<String>,
 ) -> Result<Response, ApiError> {
     let wanted = artifact_type.clone();

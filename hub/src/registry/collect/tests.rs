@@ -3,6 +3,7 @@
 use serde_json::json;
 use tombolo_oci::image::OCI_MANIFEST;
 
+use super::super::digests::Sha512;
 use super::*;
 
 const CONFIG: &[u8] = b"{}";
@@ -59,6 +60,28 @@ fn what_a_manifest_names_stays() {
     let collected = registry.collect(later()).unwrap();
     assert_eq!((collected.links, collected.blobs), (2, 3));
     assert!(registry.0.images.blobs().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_manifest_names_by_another_digest_stays_and_such_names_go_with_it() {
+    let (_dir, registry) = registry();
+    let a: Repository = "a".parse().unwrap();
+    let names = &registry.0.names;
+    let blob = |content: &[u8]| {
+        names.add_other_name(&Sha512::of(content), &push(&registry, &a, content)).unwrap();
+        json!({"mediaType": "x/y", "digest": Sha512::of(content).to_string(), "size": content.len()})
+    };
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": blob(CONFIG), "layers": [blob(b"layer")]});
+    let manifest = registry.0.images.put(&serde_json::to_vec(&manifest).unwrap()).unwrap();
+    names.add_manifest(&a, &manifest, OCI_MANIFEST).unwrap();
+    blob(b"left");
+
+    assert_eq!(registry.collect(later()).unwrap(), Collected { links: 1, blobs: 1, bytes: 4 });
+    assert_eq!(names.other_name(&Sha512::of(b"layer")).unwrap(), Some(Digest::of(b"layer")));
+    assert_eq!(names.other_name(&Sha512::of(b"left")).unwrap(), None);
+    assert!(names.remove_manifest(&a, &manifest).unwrap());
+    registry.collect(later()).unwrap();
+    assert_eq!(names.other_name(&Sha512::of(b"layer")).unwrap(), None);
 }
 
 #[test]
