@@ -1,5 +1,5 @@
-//! The hub's registry and the tools that people have: skopeo, buildah and podman push to it and pull from it, and what they
-//! pushed is deployed and answers.
+//! The hub's registry and the tools that people have: skopeo, buildah, podman, docker and oras push to it and pull from it, and
+//! what they pushed is deployed and answers.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,6 +7,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tombolo_api::Digest;
 use tombolo_harness::{Function, Node, NodeOptions, Process, Site, program, skip, until};
+
+mod docker;
+mod oras;
 
 const HUB: &str = "10.99.0.1:7080";
 
