@@ -163,6 +163,16 @@ fn is_subject(payload: &str, image: &Digest) -> Result<(), Fault> {
     Err(Fault::OtherImage(named.map_or("nothing".into(), |hex| excerpt(&format!("sha256:{hex}")))))
 }
 
+/// What a statement says of its subjects.
+fn predicate_type(payload: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Statement {
+        predicate_type: String,
+    }
+    serde_json::from_str(payload).ok().map(|statement: Statement| statement.predicate_type)
+}
+
 /// As much of a stranger's text as a message may hold.
 fn excerpt(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()

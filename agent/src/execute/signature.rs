@@ -41,7 +41,7 @@ fn judge(namespace: &str, verification: &Verification, image: &Digest) -> Result
     let expected = keys.names();
     let noted = match passed_over.as_slice() {
         [] => String::new(),
-        noted => format!("; not understood: {}", noted.join(", ")),
+        noted => format!("; passed over: {}", noted.join(", ")),
     };
     let sign = "sign it with `cosign sign --key`";
     // A signature that only lacks the right key says most.
@@ -116,7 +116,7 @@ mod tests {
         let other = Digest::of(b"y");
         for (image, found, passed_over, reason, says) in [
             (&image, vec![], &[][..], "ImageNotSigned", "has no signature"),
-            (&image, vec![], &["a sigstore bundle"], "ImageNotSigned", "not understood: a sigstore bundle"),
+            (&image, vec![], &["a sigstore bundle"], "ImageNotSigned", "passed over: a sigstore bundle"),
             (&image, vec![tampered.clone()], &[], "ImageSignatureInvalid", "another key"),
             (&other, vec![good()], &[], "ImageSignatureInvalid", "it is of sha256:"),
         ] {

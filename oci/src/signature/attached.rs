@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tombolo_api::Digest;
 use tombolo_api::verification::{ImageSignature, ImageSignatures};
 
-use super::{IN_TOTO, PAYLOAD_MAX, excerpt};
+use super::{IN_TOTO, PAYLOAD_MAX, PREDICATE, excerpt, predicate_type};
 use crate::image::{Blob, MAX_DOCUMENT};
 use crate::reference::{Tag, Target};
 
@@ -28,6 +28,11 @@ const PASSED_OVER_MAX: usize = 4;
 const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
+/// On the manifest of a bundle, what its statement says of the image.
+const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
+/// What a manifest without a configuration has in its place. Where a registry has no API for referrers, cosign lists this as what
+/// a bundle is.
+const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
 
 /// Where cosign puts an image's signatures.
 pub fn signature_tag(image: &Digest) -> Target {
@@ -99,13 +104,21 @@ impl Findings {
         }
         // What is no index lists nothing.
         let Ok(index) = serde_json::from_slice::<Index>(index) else { return Vec::new() };
-        index.manifests.iter().for_each(|referrer| self.note_unknown(&referrer.artifact_type));
         let may_sign = |referrer: &Descriptor| {
+            self.note_unknown(&referrer.artifact_type);
             // Some registries leave the type out.
-            referrer.artifact_type.is_empty() || is_known(&referrer.artifact_type)
+            let may = ["", EMPTY_CONFIG].contains(&referrer.artifact_type.as_str())
+                || is_known(&referrer.artifact_type);
+            may && !self.attests(&referrer.annotations)
         };
         let signing = index.manifests.into_iter().filter(may_sign);
         signing.map(|referrer| referrer.digest).take(MANIFESTS_MAX).collect()
+    }
+
+    /// Whether a manifest calls itself a bundle that tells something of the image, and not that it is signed.
+    fn attests(&mut self, annotations: &BTreeMap<String, String>) -> bool {
+        let other = annotations.get(PREDICATE_TYPE).filter(|kind| *kind != PREDICATE);
+        other.inspect(|kind| self.pass_over(attestation(kind))).is_some()
     }
 
     /// Notes what calls itself a signature and is of another kind.
@@ -123,10 +136,15 @@ impl Findings {
             #[serde(default)]
             artifact_type: String,
             #[serde(default)]
+            annotations: BTreeMap<String, String>,
+            #[serde(default)]
             layers: Vec<Descriptor>,
         }
         let Ok(manifest) = serde_json::from_slice::<Manifest>(manifest) else { return Vec::new() };
         self.note_unknown(&manifest.artifact_type);
+        if self.attests(&manifest.annotations) {
+            return Vec::new();
+        }
         let mut parts = Vec::new();
         for layer in manifest.layers {
             let kind = layer.media_type.as_str();
@@ -188,6 +206,10 @@ fn is_known(artifact_type: &str) -> bool {
     artifact_type.contains("cosign") || artifact_type.starts_with(BUNDLE)
 }
 
+fn attestation(kind: &str) -> String {
+    format!("an attestation ({})", excerpt(kind))
+}
+
 fn simple(signature: &str, content: &[u8]) -> Result<ImageSignature, String> {
     let payload = std::str::from_utf8(content).map_err(|_| "a payload that is no text")?;
     Ok(ImageSignature {
@@ -226,6 +248,9 @@ fn bundle(content: &[u8]) -> Result<ImageSignature, String> {
     }
     let payload = STANDARD.decode(&envelope.payload).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let payload = payload.ok_or("a sigstore bundle with a payload that is no text")?;
+    if let Some(other) = predicate_type(&payload).filter(|kind| kind != PREDICATE) {
+        return Err(attestation(&other));
+    }
     // An envelope may have several; cosign makes one.
     let signature =
         envelope.signatures.into_iter().next().ok_or("a sigstore bundle without a signature")?.sig;

@@ -3,6 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{Digest as _, Sha512, Signature, VerifyingKey};
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519,
     RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
@@ -113,6 +114,14 @@ impl PublicKey {
             UnparsedPublicKey::new(*algorithm, &self.key).verify(message, signature).is_ok()
         };
         algorithms.iter().any(good)
+            || self.algorithm == Algorithm::Ed25519 && self.verifies_ph(message, signature)
+    }
+
+    /// Ed25519ph, which signs the message's SHA-512: what cosign 3 makes with an Ed25519 key, where cosign 2 makes Ed25519.
+    fn verifies_ph(&self, message: &[u8], signature: &[u8]) -> bool {
+        let key = self.key.as_slice().try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok());
+        let (Some(key), Ok(signature)) = (key, Signature::from_slice(signature)) else { return false };
+        key.verify_prehashed_strict(Sha512::new_with_prefix(message), None, &signature).is_ok()
     }
 }
 

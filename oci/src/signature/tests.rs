@@ -8,6 +8,7 @@ use serde_json::json;
 use super::*;
 
 mod attached;
+mod cosign;
 mod vectors;
 
 use vectors::*;
