@@ -5,6 +5,7 @@
 
 mod page;
 mod rollouts;
+mod signatures;
 
 use std::collections::BTreeSet;
 
@@ -47,24 +48,39 @@ async fn surroundings(
 ) -> Result<Surroundings, RequestError> {
     if kind == Kind::Namespace {
         let services = hub.get(&Kind::Service.collection(Some(name))).await?;
-        return Ok(Surroundings { services: items(&services, "/items").to_vec(), ..Surroundings::default() });
+        let services = items(&services, "/items").to_vec();
+        let signatures = signatures::lines(object, &[]);
+        return Ok(Surroundings { services, signatures, ..Surroundings::default() });
     }
     let events = hub.get(EVENTS).await?;
     if kind == Kind::Node {
         return Ok(Surroundings { events: page::node_events(&events, name), ..Surroundings::default() });
     }
-    let (revisions, nodes) = futures_util::try_join!(
+    let (revisions, nodes, demanding) = futures_util::try_join!(
         async { hub.get(&Kind::Revision.collection(Some(namespace))).await },
         async { hub.get(&Kind::Node.collection(None)).await },
+        async { hub.get(&Kind::Namespace.item("", namespace)).await },
     )?;
     let own = own_revisions(kind, name, object, items(&revisions, "/items"));
     let rollouts = match kind {
         Kind::Service | Kind::Route => rollouts::of(items(&nodes, "/items"), namespace, name),
         _ => Vec::new(),
     };
+    let signatures = match kind {
+        Kind::Revision => signatures::lines(&demanding, &[object]),
+        _ => signatures::lines(&demanding, &current_revisions(object, items(&revisions, "/items"))),
+    };
     let on_nodes = page::on_nodes(items(&nodes, "/items"), namespace, &own);
     let events = page::revision_events(&events, namespace, &own);
-    Ok(Surroundings { revisions: own, on_nodes, rollouts, events, ..Surroundings::default() })
+    Ok(Surroundings { revisions: own, on_nodes, rollouts, events, signatures, ..Surroundings::default() })
+}
+
+/// Those of a Service's revisions, or a Configuration's, or a Route's, that get requests or will.
+fn current_revisions<'a>(object: &Value, revisions: &'a [Value]) -> Vec<&'a Value> {
+    let targets = items(object, "/status/traffic").iter().map(|target| text(target, "/revisionName"));
+    let latest = ["/status/latestCreatedRevisionName", "/status/latestReadyRevisionName"];
+    let current: BTreeSet<&str> = targets.chain(latest.map(|pointer| text(object, pointer))).collect();
+    revisions.iter().filter(|revision| current.contains(text(revision, "/metadata/name"))).collect()
 }
 
 /// Names of the revisions that belong to an object.

@@ -218,13 +218,13 @@ fn finish(lookup: &mut Lookup<Asked>, answer: Answer) {
 }
 
 fn has_good(keys: &Keys, found: &ImageSignatures, image: &Digest) -> bool {
-    found.found.iter().any(|signature| keys.verify(signature, image).is_ok())
+    keys.judge(&found.found, image).is_ok()
 }
 
 /// What other registries are asked again and again for lies in a Revision: it holds no more than it needs.
 fn worth_keeping(collected: Collected, keys: &Keys, image: &Digest) -> Collected {
     let Collected::Found(ImageSignatures { found, passed_over }) = collected else { return collected };
-    let good = found.iter().any(|signature| keys.verify(signature, image).is_ok());
+    let good = keys.judge(&found, image).is_ok();
     let found = keys.select(found, image);
     Collected::Found(ImageSignatures { found, passed_over: if good { Vec::new() } else { passed_over } })
 }

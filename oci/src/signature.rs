@@ -73,6 +73,20 @@ impl Keys {
         maker.map(|(name, _)| name.as_str()).ok_or(Fault::OtherKey)
     }
 
+    /// The name of a key with which one of `signatures` was made over `image`; else what is wrong with them, `None` if there are none.
+    pub fn judge(&self, signatures: &[ImageSignature], image: &Digest) -> Result<&str, Option<Fault>> {
+        let mut telling = None;
+        for signature in signatures {
+            match self.verify(signature, image) {
+                Ok(maker) => return Ok(maker),
+                // One that only lacks the right key says most.
+                Err(fault) if telling.is_none() || fault == Fault::OtherKey => telling = Some(fault),
+                Err(_) => {}
+            }
+        }
+        Err(telling)
+    }
+
     /// Those of `signatures` that are worth keeping: one of each key, or else, where none is by any key, some that show what there is.
     pub fn select(&self, signatures: Vec<ImageSignature>, image: &Digest) -> Vec<ImageSignature> {
         let mut makers = std::collections::BTreeSet::new();

@@ -6,6 +6,7 @@ mod bad_input;
 mod building;
 mod bundles;
 mod contract;
+mod cosign;
 mod deltas;
 mod device_nodes;
 mod devices;

@@ -14,13 +14,13 @@ mod oras;
 const HUB: &str = "10.99.0.1:7080";
 
 /// Container tools with storage of their own.
-struct Tools {
+pub(super) struct Tools {
     dir: PathBuf,
 }
 
 impl Tools {
     /// `None`, said loudly, where one of them is not installed.
-    fn new(dir: &Path) -> Option<Self> {
+    pub(super) fn new(dir: &Path) -> Option<Self> {
         for tool in ["skopeo", "buildah", "podman"] {
             if Command::new(tool).arg("--version").output().is_err() {
                 skip(&format!("{tool} is not installed"));
@@ -49,7 +49,7 @@ impl Tools {
         self.run("skopeo", arguments).unwrap_or_else(|error| panic!("skopeo {arguments:?}: {error}"))
     }
 
-    fn buildah(&self, arguments: &[&str]) -> String {
+    pub(super) fn buildah(&self, arguments: &[&str]) -> String {
         self.run("buildah", arguments).unwrap_or_else(|error| panic!("buildah {arguments:?}: {error}"))
     }
 
@@ -58,7 +58,7 @@ impl Tools {
     }
 
     /// Commits an image of one program to `name`.
-    fn commit(&self, program: &[u8], format: &str, architecture: Option<&str>, name: &str) {
+    pub(super) fn commit(&self, program: &[u8], format: &str, architecture: Option<&str>, name: &str) {
         std::fs::write(self.dir.join("program"), program).expect("the test's directory can be written");
         let container = self.buildah(&["from", "scratch"]);
         self.buildah(&["copy", "--chmod", "755", &container, "program", "/program"]);
@@ -70,7 +70,7 @@ impl Tools {
     }
 
     /// The manifest under a name of the hub's registry.
-    fn manifest(&self, name: &str) -> Value {
+    pub(super) fn manifest(&self, name: &str) -> Value {
         let text = self.skopeo(&["inspect", "--raw", "--tls-verify=false", &at_hub(name)]);
         serde_json::from_str(&text).expect("a manifest is JSON")
     }
@@ -105,7 +105,7 @@ impl Tools {
     }
 }
 
-fn at_hub(name: &str) -> String {
+pub(super) fn at_hub(name: &str) -> String {
     format!("docker://{HUB}/{name}")
 }
 

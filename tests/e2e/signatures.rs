@@ -6,9 +6,13 @@ use tombolo_harness::{Function, Node, NodeOptions, Signer, Site, condition, prog
 const POLICY: &str = "tombolo.dev/image-signatures";
 const KEYS: &str = "tombolo.dev/image-signature-keys";
 
-/// Writes the namespace as a user does, from a file.
 fn demand(site: &Site, policy: &str, keys: &[(&str, &Signer)]) {
     let keys: String = keys.iter().map(|(name, key)| format!("{name}:\n{}", key.public_key())).collect();
+    write_demand(site, policy, &keys);
+}
+
+/// Writes the namespace as a user does, from a file.
+pub(super) fn write_demand(site: &Site, policy: &str, keys: &str) {
     let namespace = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": { "name": "default", "annotations": { POLICY: policy, KEYS: keys } },
@@ -22,7 +26,7 @@ fn demand(site: &Site, policy: &str, keys: &[(&str, &Signer)]) {
 }
 
 /// Waits until the newest revision of a service says all of `words` in one condition.
-async fn until_told(site: &Site, revision: &str, kind: &str, words: &[&str]) -> Value {
+pub(super) async fn until_told(site: &Site, revision: &str, kind: &str, words: &[&str]) -> Value {
     until(&format!("revision {revision} to say {words:?}"), 30, || async {
         let found = site.hub.api.revision(revision).await.map_err(|error| error.to_string())?;
         let said = condition(&found, kind);
@@ -40,7 +44,7 @@ async fn until_not_told(site: &Site, service: &str, word: &str) {
     .await;
 }
 
-async fn is_refused(node: &Node, service: &str) {
+pub(super) async fn is_refused(node: &Node, service: &str) {
     let answer = node.ask(service, "/").await.answer.expect("the router answers");
     assert_eq!(answer.0, 503, "{}", answer.1);
     let running = node.instances(service).await.expect("the agent says what runs");

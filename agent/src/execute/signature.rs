@@ -4,7 +4,7 @@
 use tombolo_api::Digest;
 use tombolo_api::desired::RevisionObject;
 use tombolo_api::verification::{ImageSignatures, Policy, Verification};
-use tombolo_oci::signature::{Fault, Keys};
+use tombolo_oci::signature::Keys;
 
 use super::{Trouble, image};
 
@@ -31,21 +31,13 @@ fn judge(namespace: &str, verification: &Verification, image: &Digest) -> Result
         Trouble::new("SignatureKeysInvalid", format!("a key of namespace {namespace}: {error}"))
     })?;
     let ImageSignatures { found, passed_over } = &verification.signatures;
-    let mut faults = Vec::new();
-    for signature in found {
-        match keys.verify(signature, image) {
-            Ok(_) => return Ok(()),
-            Err(fault) => faults.push(fault),
-        }
-    }
+    let Err(fault) = keys.judge(found, image) else { return Ok(()) };
     let expected = keys.names();
     let noted = match passed_over.as_slice() {
         [] => String::new(),
         noted => format!("; passed over: {}", noted.join(", ")),
     };
     let sign = "sign it with `cosign sign --key`";
-    // A signature that only lacks the right key says most.
-    let fault = faults.iter().find(|fault| **fault == Fault::OtherKey).or(faults.first());
     Err(match fault {
         None => Trouble::new(
             "ImageNotSigned",

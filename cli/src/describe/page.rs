@@ -28,6 +28,8 @@ pub(super) struct Surroundings {
     pub(super) on_nodes: Vec<OnNode>,
     /// Rows of [`rollouts::HEAD`].
     pub(super) rollouts: Vec<Vec<String>>,
+    /// What is demanded of signatures, and whether it is met, in lines; none where nothing is demanded.
+    pub(super) signatures: Vec<String>,
     /// What runs in a namespace.
     pub(super) services: Vec<Value>,
     /// Oldest first.
@@ -106,6 +108,7 @@ impl Page<'_> {
                 Vec::new()
             },
         );
+        lines.many("Signatures", &self.around.signatures);
         lines.0
     }
 
@@ -366,6 +369,8 @@ impl Lines {
     fn many(&mut self, title: &str, values: &[String]) {
         let mut title = format!("{title}:");
         for value in values {
+            // A key in an annotation has lines of its own.
+            let value = value.trim_end().replace('\n', &format!("\n{:TITLE_WIDTH$} ", ""));
             self.0.push_str(&format!("{title:<TITLE_WIDTH$} {value}\n"));
             title.clear();
         }

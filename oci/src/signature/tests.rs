@@ -208,6 +208,20 @@ fn a_statement_in_an_envelope_signs_the_image_it_names() {
 }
 
 #[test]
+fn of_many_signatures_one_suffices_and_of_bad_ones_the_most_telling_fault_is_said() {
+    let (mine, stranger) = (Signer::new(), Signer::new());
+    let keys = keys(&[mine.key("mine")]);
+    let elsewhere = || mine.sign(payload(&Digest::of(b"y")));
+    let by = |signer: &Signer| signer.sign(payload(&image()));
+    assert_eq!(keys.judge(&[], &image()), Err(None));
+    assert!(keys.judge(&[elsewhere(), by(&stranger), by(&mine)], &image()).unwrap().starts_with("mine ("));
+    assert!(matches!(keys.judge(&[elsewhere()], &image()), Err(Some(Fault::OtherImage(_)))));
+    for bad in [[elsewhere(), by(&stranger)], [by(&stranger), elsewhere()]] {
+        assert_eq!(keys.judge(&bad, &image()), Err(Some(Fault::OtherKey)));
+    }
+}
+
+#[test]
 fn what_is_kept_is_one_signature_of_each_key_or_else_a_witness() {
     let (mine, next, stranger) = (Signer::new(), Signer::new(), Signer::new());
     let keys = keys(&[mine.key("mine"), next.key("next")]);

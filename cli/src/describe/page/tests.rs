@@ -57,6 +57,7 @@ fn a_service_is_told_whole() {
         revisions: own(),
         on_nodes: on_nodes(&nodes(), "default", &own()),
         events: revision_events(&events(), "default", &own()),
+        signatures: vec!["required with release".into(), "hello-00001: not signed".into()],
         ..Surroundings::default()
     };
     let text = Page { kind: Kind::Service, object: &service, around: &around, now: now() }.text();
@@ -68,6 +69,8 @@ Generation:     2 (the hub is at 1)
 URL:            http://hello.default.localhost:8080
 Revisions:      hello-00001
                 hello-00002
+Signatures:     required with release
+                hello-00001: not signed
 
 Traffic:
   PERCENT   REVISION      LATEST   TAG   URL
@@ -135,13 +138,17 @@ fn a_node_tells_of_its_accelerators_if_it_has_any() {
 
 #[test]
 fn a_namespace_tells_what_runs_in_it() {
-    let namespace = json!({"metadata": {"name": "line-3", "creationTimestamp": "2027-01-15T07:59:00Z"}, "status": {"phase": "Active"}});
+    let namespace = json!({"metadata": {"name": "line-3", "creationTimestamp": "2027-01-15T07:59:00Z",
+        "annotations": {"keys": "release:\nMFkw\n", "other": "x"}}, "status": {"phase": "Active"}});
     let service = json!({"metadata": {"name": "hello"}, "status": {"url": "http://hello.line-3.localhost",
         "conditions": [{"type": "Ready", "status": "True"}]}});
     let around = Surroundings { services: vec![service], ..Surroundings::default() };
     let text = Page { kind: Kind::Namespace, object: &namespace, around: &around, now: now() }.text();
     let expected = "\
 Name:           line-3
+Annotations:    keys=release:
+                MFkw
+                other=x
 Age:            60s
 Status:         Active
 
