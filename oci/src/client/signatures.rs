@@ -1,8 +1,8 @@
 //! Collecting the signatures of an image from a registry: what lies under cosign's tag, and what names the image as its subject.
 //! Must not know which of them are believed.
 
-use reqwest::Method;
-use reqwest::header::{ACCEPT, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, Response};
 use tombolo_api::Digest;
 use tombolo_api::verification::ImageSignatures;
 
@@ -38,10 +38,13 @@ impl Client {
         let request = self.request(Method::GET, &format!("{repository}/referrers/{image}"));
         let request = request.header(ACCEPT, HeaderValue::from_static(OCI_INDEX));
         match self.send(request, &what).await {
-            Ok(answer) => Ok(self.body(answer, MAX_DOCUMENT, &what).await?.to_vec()),
-            // Registries older than the API answer with all sorts of refusals.
-            Err(TransferError::NotFound { .. } | TransferError::Refused { status: 400..=499, .. }) => {
+            Ok(answer) if is_index(&answer) => Ok(self.body(answer, MAX_DOCUMENT, &what).await?.to_vec()),
+            // Registries older than the API answer with all sorts of refusals, or with a page for people.
+            Ok(_)
+            | Err(TransferError::NotFound { .. } | TransferError::Refused { status: 400..=499, .. }) => {
                 let listed = found(self.manifest(repository, &referrers_tag(image)).await)?;
+                // Some take the tag for the digest.
+                let listed = listed.filter(|(digest, _)| digest != image);
                 Ok(listed.map(|(_, index)| index.to_vec()).unwrap_or_default())
             }
             Err(error) => Err(error),
@@ -79,6 +82,10 @@ impl Client {
         }
         Ok(content.to_vec())
     }
+}
+
+fn is_index(answer: &Response) -> bool {
+    answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(OCI_INDEX.as_bytes()))
 }
 
 /// `None` for what is not there.

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 
 mod faults;
+mod signatures;
 
 use super::*;
 use crate::build::{BuildOptions, BuiltImage, FileEntry, Source, build_directory};
