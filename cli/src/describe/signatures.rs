@@ -59,10 +59,14 @@ mod tests {
     use tombolo_api::verification::{KEYS, POLICY};
 
     // Made with OpenSSL.
-    const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAsZTyV6tPwRcc4DZ2LtwaHy0ikC8UeQIQ1SCLmvS+6IU=\n-----END PUBLIC KEY-----\n";
+    const KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+        MCowBQYDK2VwAyEAsZTyV6tPwRcc4DZ2LtwaHy0ikC8UeQIQ1SCLmvS+6IU=\n-----END PUBLIC KEY-----\n";
     const SIGNATURE: &str =
         "P+9ikZbcP/z782ec0w1/OydzH6f8q1e5tpyyNeiDDbA3kVuuPpGdAeRxLjcyNs2mG+U68fSnpG6uMDXfE1ZTDQ==";
-    const PAYLOAD: &str = r#"{"critical":{"identity":{"docker-reference":"hub/hello"},"image":{"docker-manifest-digest":"DIGEST"},"type":"cosign container image signature"},"optional":null}"#;
+    const PAYLOAD: &str = concat!(
+        r#"{"critical":{"identity":{"docker-reference":"hub/hello"},"image":{"docker-manifest-digest":"DIGEST"},"#,
+        r#""type":"cosign container image signature"},"optional":null}"#
+    );
 
     fn namespace(policy: &str) -> Value {
         json!({"metadata": {"annotations": {POLICY: policy, KEYS: format!("release:\n{KEY}"), "other": "x"}}})
