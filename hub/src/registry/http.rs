@@ -8,10 +8,10 @@ use axum::routing::any;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tombolo_api::Digest;
 use tombolo_oci::reference::ReferenceError;
-use tombolo_oci::{HUB_HOST, Repository, Tag};
+use tombolo_oci::{HUB_HOST, Repository, StoreError, Tag};
 
 use super::digests::{AnyDigest, AnyDigestError};
 use super::error::ApiError;
@@ -25,8 +25,8 @@ pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-co
 /// Tells clients which protocol this is.
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
-/// Tags listed in one answer unless the client asks for fewer.
-const TAGS_MAX: usize = 1000;
+/// Names listed in one answer unless the client asks for fewer.
+const LISTED_MAX: usize = 1000;
 
 /// What a listener lets its clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,7 @@ pub(super) struct Query {
 #[derive(Debug, PartialEq, Eq)]
 enum Subject<'a> {
     Base,
+    Catalog,
     Manifest(&'a str, &'a str),
     Blob(&'a str, &'a str),
     Chunks(&'a str, &'a str),
@@ -123,6 +124,7 @@ async fn own(
     let (method, headers) = (&parts.method, &parts.headers);
     match subject {
         Subject::Base if is_read(method) => Ok(axum::Json(json!({})).into_response()),
+        Subject::Catalog if is_read(method) => catalog(registry, query).await,
         Subject::Tags(name) if is_read(method) => tags(registry, name.parse()?, query).await,
         Subject::Referrers(name, digest) if is_read(method) => {
             referrers::list(registry, name.parse()?, parse_digest(digest)?, query.artifact_type).await
@@ -211,6 +213,9 @@ fn subject(path: &str) -> Option<Subject<'_>> {
     if path.is_empty() {
         return Some(Subject::Base);
     }
+    if path == "_catalog" {
+        return Some(Subject::Catalog);
+    }
     if let Some(name) = path.strip_suffix("/tags/list") {
         return Some(Subject::Tags(name));
     }
@@ -237,17 +242,39 @@ async fn tags(registry: Registry, name: Repository, query: Query) -> Result<Resp
     let repository = name.clone();
     let all = blocking(move || registry.0.names.list_tags(&repository)).await?;
     let all = all.ok_or_else(|| ApiError::name_unknown(name.as_str()))?;
+    let path = format!("/v2/{name}/tags/list");
+    Ok(page(&path, &query, all, |page| json!({"name": name.as_str(), "tags": page})))
+}
+
+/// The repositories that have anything: not of the specification, but of registries before it, and tools ask for it.
+async fn catalog(registry: Registry, query: Query) -> Result<Response, ApiError> {
+    let all = blocking(move || -> Result<_, StoreError> {
+        let names = &registry.0.names;
+        let mut all = Vec::new();
+        for repository in names.repositories()? {
+            if names.list_tags(&repository)?.is_some() {
+                all.push(repository.as_str().to_owned());
+            }
+        }
+        all.sort_by_cached_key(|name| place(name));
+        Ok(all)
+    });
+    Ok(page("/v2/_catalog", &query, all.await?, |page| json!({"repositories": page})))
+}
+
+/// The part of a list, in the order of [`place`], that a client asks for, and where the rest is.
+fn page(path: &str, query: &Query, all: Vec<String>, answer: impl FnOnce(&[String]) -> Value) -> Response {
     let after = query.last.as_deref().map(place);
     let rest: Vec<String> =
-        all.into_iter().filter(|tag| after.as_ref().is_none_or(|after| place(tag) > *after)).collect();
-    let limit = query.n.unwrap_or(TAGS_MAX).min(TAGS_MAX);
+        all.into_iter().filter(|name| after.as_ref().is_none_or(|after| place(name) > *after)).collect();
+    let limit = query.n.unwrap_or(LISTED_MAX).min(LISTED_MAX);
     let (page, more) = rest.split_at(limit.min(rest.len()));
-    let mut response = axum::Json(json!({"name": name.as_str(), "tags": page})).into_response();
+    let mut response = axum::Json(answer(page)).into_response();
     if let (Some(last), false) = (page.last(), more.is_empty()) {
-        let next = format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\"");
+        let next = format!("<{path}?n={limit}&last={last}>; rel=\"next\"");
         response.headers_mut().insert(header::LINK, next.parse().expect("names and tags are plain ASCII"));
     }
-    Ok(response)
+    response
 }
 
 /// Runs what blocks on the disk elsewhere.
@@ -325,7 +352,8 @@ mod tests {
             ("/v2/a/b/tags/list", Some(Subject::Tags("a/b"))),
             ("/v2/a/b/referrers/sha256:0", Some(Subject::Referrers("a/b", "sha256:0"))),
             ("/v2/a/b/_tombolo/chunks/sha256:0", Some(Subject::Chunks("a/b", "sha256:0"))),
-            ("/v2/_catalog", None),
+            ("/v2/_catalog", Some(Subject::Catalog)),
+            ("/v2/_other", None),
             ("/v2/a/other/x", None),
         ] {
             assert_eq!(subject(path), expected, "{path}");

@@ -126,6 +126,7 @@ macro_rules! suite {
     };
 }
 
+mod catalog;
 mod other_names;
 
 #[tokio::test]

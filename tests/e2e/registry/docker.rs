@@ -16,7 +16,7 @@ struct Docker {
 impl Docker {
     /// `None`, said loudly, where it is not installed.
     async fn start(dir: &Path) -> Option<Self> {
-        for tool in ["dockerd", "docker", "containerd"] {
+        for tool in ["dockerd", "docker", "containerd", "runc", "unshare"] {
             if Command::new(tool).arg("--version").output().is_err() {
                 skip(&format!("{tool} is not installed"));
                 return None;
@@ -24,7 +24,9 @@ impl Docker {
         }
         std::fs::create_dir_all(dir).expect("the test's directory can be written");
         std::fs::write(dir.join("daemon.json"), "{}").expect("the test's directory can be written");
-        let mut command = Command::new("dockerd");
+        // What it mounts is gone with it, however it ends.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "dockerd"]);
         for (option, file) in
             [("config-file", "daemon.json"), ("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")]
         {

@@ -102,6 +102,7 @@ async fn keeps_what_oras_pushes_attaches_and_copies() {
     assert!(told.contains("Mounted"), "{told}");
     assert_eq!(oras.ask(&["resolve", &copied]), oras.ask(&["resolve", &format!("{place}:v2")]));
     assert_eq!(oras.attached(&copied, ""), attached);
+    assert_eq!(oras.ask(&["repo", "ls", HUB]), "copies/defects\nmodels/defects");
 
     // What one repository gives up stays in the copy.
     let named = format!("{place}@{}", oras.ask(&["resolve", &model]));
