@@ -114,13 +114,16 @@ impl Names {
         write(&self.referring(repository).join(subject.hex()), &digest.hex(), "")
     }
 
-    /// The manifests that name `subject`, by digest. Some may be gone.
+    /// The manifests that name `subject`, the one that was pushed last first. Some may be gone.
     pub(super) fn referrers(
         &self,
         repository: &Repository,
         subject: &AnyDigest,
     ) -> Result<Vec<Digest>, StoreError> {
-        let names = list(&self.referring(repository).join(subject.hex()))?;
+        let directory = self.referring(repository).join(subject.hex());
+        let mut names = list(&directory)?;
+        let pushed = |name: &String| directory.join(name).metadata().and_then(|file| file.modified()).ok();
+        names.sort_by_cached_key(|name| std::cmp::Reverse(pushed(name)));
         Ok(names.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
     }
 
@@ -249,5 +252,22 @@ mod tests {
         assert!(!names.remove_manifest(&repository, &digest).unwrap());
         assert_eq!(names.tag(&repository, &latest).unwrap(), None);
         assert_eq!(names.tag(&nested, &latest).unwrap(), Some(Digest::of(b"n")));
+    }
+
+    #[test]
+    fn what_refers_to_a_manifest_is_listed_from_the_newest_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names::open(dir.path()).unwrap();
+        let (repository, subject): (Repository, Digest) = ("a".parse().unwrap(), Digest::of(b"m"));
+        let mut expected = Vec::new();
+        for second in 0..20_u8 {
+            let referrer = Digest::of(&[second]);
+            names.add_referrer(&repository, &subject, &referrer).unwrap();
+            let path = names.referring(&repository).join(subject.hex()).join(referrer.hex());
+            let pushed = std::time::UNIX_EPOCH + std::time::Duration::from_secs(second.into());
+            File::options().write(true).open(path).unwrap().set_modified(pushed).unwrap();
+            expected.insert(0, referrer);
+        }
+        assert_eq!(names.referrers(&repository, &subject).unwrap(), expected);
     }
 }

@@ -13,11 +13,14 @@ use super::{IN_TOTO, PAYLOAD_MAX, PREDICATE, excerpt, predicate_type};
 use crate::image::{Blob, MAX_DOCUMENT};
 use crate::reference::{Tag, Target};
 
-/// Manifests that refer to one image and are looked into: signatures, beside lists of contents and attestations.
+/// Manifests that refer to one image and are looked into, the newest: signatures, beside lists of contents and attestations.
 pub const MANIFESTS_MAX: usize = 64;
 
-/// Signatures of one image that are looked at: cosign adds one each time it is asked to.
+/// Signatures of one manifest that are looked at, the last: cosign adds one each time it is asked to.
 pub const SIGNATURES_MAX: usize = 64;
+
+/// Signatures of one image that are looked at: as many under its tag as in what refers to it.
+const ALL_SIGNATURES_MAX: usize = 2 * SIGNATURES_MAX;
 
 /// Largest bundle, bytes: a statement, and what a transparency log says of it.
 pub const BUNDLE_MAX: u64 = 64 * 1024;
@@ -33,6 +36,8 @@ const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
 /// What a manifest without a configuration has in its place. Where a registry has no API for referrers, cosign lists this as what
 /// a bundle is.
 const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
+/// When something was made, RFC 3339.
+const CREATED: &str = "org.opencontainers.image.created";
 
 /// Where cosign puts an image's signatures.
 pub fn signature_tag(image: &Digest) -> Target {
@@ -111,7 +116,10 @@ impl Findings {
                 || is_known(&referrer.artifact_type);
             may && !self.attests(&referrer.annotations)
         };
-        let signing = index.manifests.into_iter().filter(may_sign);
+        let mut signing: Vec<_> = index.manifests.into_iter().filter(may_sign).collect();
+        // With a key that is new: the newest.
+        signing.sort_by(|a, b| b.annotations.get(CREATED).cmp(&a.annotations.get(CREATED)));
+        let signing = signing.into_iter();
         signing.map(|referrer| referrer.digest).take(MANIFESTS_MAX).collect()
     }
 
@@ -165,11 +173,13 @@ impl Findings {
                     part.blob.size,
                     part.limit()
                 ));
-            } else if self.parts < SIGNATURES_MAX {
-                self.parts += 1;
+            } else {
                 parts.push(part);
             }
         }
+        let room = SIGNATURES_MAX.min(ALL_SIGNATURES_MAX - self.parts);
+        let parts = parts.split_off(parts.len().saturating_sub(room));
+        self.parts += parts.len();
         parts
     }
 

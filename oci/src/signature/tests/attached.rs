@@ -113,6 +113,21 @@ fn referrers_that_sign_are_looked_into() {
 }
 
 #[test]
+fn of_many_referrers_the_newest_are_looked_into() {
+    let digest = |n: usize| Digest::of(n.to_string().as_bytes());
+    let referrer = |n: usize| {
+        let created = format!("2026-01-01T00:{:02}:{:02}Z", n / 60, n % 60);
+        let annotations = json!({ "org.opencontainers.image.created": created });
+        json!({ "digest": digest(n), "annotations": annotations })
+    };
+    let undated = json!({ "digest": digest(1000) });
+    let manifests: Vec<_> = std::iter::once(undated).chain((0..100).map(referrer)).collect();
+    let index = json!({ "manifests": manifests }).to_string();
+    let newest: Vec<_> = (0..100).rev().map(digest).take(MANIFESTS_MAX).collect();
+    assert_eq!(Findings::default().referrers(index.as_bytes()), newest);
+}
+
+#[test]
 fn everything_is_bounded() {
     let mut findings = Findings::default();
     let referrers: Vec<_> =
@@ -124,6 +139,9 @@ fn everything_is_bounded() {
         .collect();
     let parts = findings.parts(&manifest(&layers));
     assert_eq!(parts.len(), SIGNATURES_MAX);
+    assert_eq!(parts.last().map(|part| part.blob.digest), Some(Digest::of(&99_u32.to_be_bytes())));
+    // What refers to an image has as many.
+    assert_eq!(findings.parts(&manifest(&layers)).len(), SIGNATURES_MAX);
     assert!(findings.parts(&manifest(&layers)).is_empty());
     // More than was announced.
     findings.add(&parts[0], &vec![b' '; PAYLOAD_MAX + 1]);
