@@ -31,6 +31,7 @@ mod digests;
 mod error;
 mod forward;
 mod http;
+mod leftover;
 mod manifests;
 mod names;
 mod referrers;

@@ -17,7 +17,7 @@ use super::digests::{AnyDigest, AnyDigestError};
 use super::error::ApiError;
 use super::manifests::Target;
 use super::names::place;
-use super::{Registry, blobs, chunks, forward, manifests, referrers, through};
+use super::{Registry, blobs, chunks, forward, leftover, manifests, referrers, through};
 use crate::upstream::{Asker, Upstreams};
 
 /// Names the content of a response.
@@ -39,13 +39,18 @@ pub(crate) enum Access {
 pub(crate) fn router(registry: Registry, upstreams: Upstreams, access: Access) -> Router {
     let serve = move |State((registry, upstreams)): State<(Registry, Upstreams)>, request: Request| async move {
         let writes = !is_read(request.method()) && !chunks::is_read(request.uri().path());
+        let (request, left) = leftover::lend(request);
         let mut response = if writes && access == Access::ReadOnly {
+            drop(request);
             ApiError::unsupported("this listener is for pulling only: push to the hub's API listener")
                 .into_response()
         } else {
             handle(registry, (upstreams, access), request).await.unwrap_or_else(ApiError::into_response)
         };
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if let Some(left) = left {
+            left.settle(&mut response).await;
+        }
         response
     };
     Router::new()
@@ -101,7 +106,7 @@ async fn handle(
     }
     match subject {
         Subject::Manifest(_, target) | Subject::Blob(_, target)
-            if parts.method == Method::GET && target.contains(':') =>
+            if parts.method == Method::GET && target.starts_with("sha256:") =>
         {
             other(&registry, (&upstreams, access), HUB_HOST, subject, &parts).await
         }
@@ -130,7 +135,14 @@ async fn own(
             referrers::list(registry, name.parse()?, parse_digest(digest)?, query.artifact_type).await
         }
         Subject::Manifest(name, target) => {
-            let (name, target): (Repository, _) = (name.parse()?, Target::parse(target)?);
+            let name: Repository = name.parse()?;
+            let target = match Target::parse(target) {
+                // What no tag can be called is not here.
+                Err(_) if *method != Method::PUT && !target.contains(':') => {
+                    return Err(ApiError::manifest_unknown(target));
+                }
+                target => target?,
+            };
             match *method {
                 Method::GET | Method::HEAD => manifests::read(registry, name, target).await,
                 Method::PUT => {
@@ -246,13 +258,13 @@ async fn tags(registry: Registry, name: Repository, query: Query) -> Result<Resp
     Ok(page(&path, &query, all, |page| json!({"name": name.as_str(), "tags": page})))
 }
 
-/// The repositories that have anything: not of the specification, but of registries before it, and tools ask for it.
+/// The repositories that have a manifest: not of the specification, but of registries before it, and tools ask for it.
 async fn catalog(registry: Registry, query: Query) -> Result<Response, ApiError> {
     let all = blocking(move || -> Result<_, StoreError> {
         let names = &registry.0.names;
         let mut all = Vec::new();
         for repository in names.repositories()? {
-            if names.list_tags(&repository)?.is_some() {
+            if !names.manifests_of(&repository)?.is_empty() {
                 all.push(repository.as_str().to_owned());
             }
         }

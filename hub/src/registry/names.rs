@@ -57,11 +57,12 @@ impl Names {
         remove(&self.tags(repository), tag.as_str())
     }
 
-    /// All tags of a repository in the order of [`place`], or `None` if there is no such repository.
+    /// All tags of a repository in the order of [`place`], or `None` if there never was such a repository.
     pub(super) fn list_tags(&self, repository: &Repository) -> Result<Option<Vec<String>>, StoreError> {
         let mut tags = list(&self.tags(repository))?;
         tags.sort_by_cached_key(|tag| place(tag));
-        if tags.is_empty() && list(&self.manifests(repository))?.is_empty() {
+        let is_own = |name: &String| name.starts_with('_');
+        if tags.is_empty() && !list(&self.root.join(repository.as_str()))?.iter().any(is_own) {
             return Ok(None);
         }
         Ok(Some(tags))

@@ -127,6 +127,7 @@ macro_rules! suite {
 }
 
 mod catalog;
+mod connections;
 mod other_names;
 
 #[tokio::test]
@@ -404,6 +405,9 @@ async fn wrong_manifests_are_refused() {
     for (method, path, status, code) in [
         (Method::GET, "/v2/Upper/tags/list", 400, "NAME_INVALID"),
         (Method::PUT, "/v2/a/manifests/-x", 400, "TAG_INVALID"),
+        // No tag is called so, so there is no such manifest.
+        (Method::GET, "/v2/a/manifests/.INVALID_NAME", 404, "MANIFEST_UNKNOWN"),
+        (Method::DELETE, "/v2/a/manifests/.INVALID_NAME", 404, "MANIFEST_UNKNOWN"),
         (Method::GET, "/v2/none/tags/list", 404, "NAME_UNKNOWN"),
         (Method::POST, "/v2/a/tags/list", 405, "UNSUPPORTED"),
         (Method::GET, "/v2/a/unheard/of", 404, "UNSUPPORTED"),
