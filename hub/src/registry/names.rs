@@ -263,12 +263,12 @@ mod tests {
         let mut expected = Vec::new();
         for second in 0..20_u8 {
             let referrer = Digest::of(&[second]);
-            names.add_referrer(&repository, &subject, &referrer).unwrap();
+            names.add_referrer(&repository, &subject.into(), &referrer).unwrap();
             let path = names.referring(&repository).join(subject.hex()).join(referrer.hex());
             let pushed = std::time::UNIX_EPOCH + std::time::Duration::from_secs(second.into());
             File::options().write(true).open(path).unwrap().set_modified(pushed).unwrap();
             expected.insert(0, referrer);
         }
-        assert_eq!(names.referrers(&repository, &subject).unwrap(), expected);
+        assert_eq!(names.referrers(&repository, &subject.into()).unwrap(), expected);
     }
 }
