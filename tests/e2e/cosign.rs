@@ -7,7 +7,7 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tombolo_harness::{Function, NodeOptions, Site, program, skip, until};
+use tombolo_harness::{Function, NodeOptions, Process, Site, program, skip, until};
 
 use super::registry::{Tools, at_hub};
 use super::signatures::{is_refused, until_told, write_demand};
@@ -303,4 +303,49 @@ async fn cosign_has_signatures_in_the_hubs_registry_as_in_any_other() {
     cosign.verify("release", &moved).expect_err("it is removed");
     until_told(&site, "moved-00001", "ContainerHealthy", &["ImageNotSigned", "Warning"]).await;
     assert_eq!(site.hub.api.get("/v2/moved/hello/tags/list").await.expect("tags")["tags"], json!(["v1"]));
+}
+
+/// Another registry, without an API for referrers: a bundle is found by the tag that cosign lists it under.
+#[tokio::test]
+async fn a_bundle_is_found_in_a_registry_without_an_api_for_referrers() {
+    let Some(mut site) = Site::start().await else { return };
+    let Some(cosign) = Cosign::new(&site.dir().join("cosign")) else { return };
+    let Some(tools) = Tools::new(&site.dir().join("tools")) else { return };
+    if Command::new("docker-registry").arg("--version").output().is_err() {
+        return skip("docker-registry is not installed");
+    }
+    let place = "10.99.0.1:5000";
+    let config = site.dir().join("registry.yml");
+    let root = site.dir().join("registry");
+    let settings = format!(
+        "version: 0.1\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: \"{place}\" }}\n",
+        root.display()
+    );
+    std::fs::write(&config, settings).expect("the test's directory can be written");
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(&config);
+    let log = site.dir().join("registry.log");
+    let _registry = Process::start("the other registry", command, None, &log).expect("it starts");
+    let hello = Function::hello("through");
+    tools.commit(hello.program(), "oci", None, "localhost/through");
+    let image = format!("docker://{place}/team/app:v1");
+    until("the other registry to take an image", 30, || async {
+        tools.run("buildah", &["push", "-q", "--tls-verify=false", "localhost/through", &image])
+    })
+    .await;
+
+    site.hub.stop();
+    let upstream = format!("prefix = \"registry.example/team\"\nurl = \"http://{place}\"\n");
+    site.hub.configure(&format!("[[registry.upstreams]]\n{upstream}"));
+    site.hub.start().await.expect("the hub starts");
+    let node = site.node(NodeOptions::named("press-7")).await;
+    write_demand(&site, "require", &cosign.key("release"));
+    let service = hello.service("registry.example/team/app:v1");
+    site.hub.api.create_service(&service).await.expect("the hub takes a service");
+    until_told(&site, "through-00001", "Ready", &["ImageNotSigned"]).await;
+    let revision = site.hub.api.revision("through-00001").await.expect("the hub has it");
+    let pinned = revision["status"]["containerStatuses"][0]["imageDigest"].as_str().expect("a digest");
+    cosign.sign("release", Form::Bundle, &format!("{place}/team/app@{}", digest(pinned)));
+    until_ready(&site, "through").await;
+    until("the first answer", 20, || node.answer("through", "/")).await;
 }

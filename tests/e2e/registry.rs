@@ -31,7 +31,7 @@ impl Tools {
         Some(Self { dir: dir.to_owned() })
     }
 
-    fn run(&self, tool: &str, arguments: &[&str]) -> Result<String, String> {
+    pub(super) fn run(&self, tool: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(tool);
         match tool {
             "skopeo" => drop(command.args(["--insecure-policy", "--tmpdir"]).arg(&self.dir)),

@@ -17,8 +17,9 @@ pub(super) fn lines(namespace: &Value, revisions: &[&Value]) -> Vec<String> {
     let annotations: BTreeMap<String, String> = serde_json::from_value(annotations).unwrap_or_default();
     // What the hub keeps it has admitted.
     let Ok(Some(Trust { policy, keys })) = Trust::of(&annotations) else { return Vec::new() };
+    let several = keys.len() > 1;
     let Ok(keys) = Keys::of(&keys) else { return Vec::new() };
-    let names = keys.names();
+    let names = if several { format!("one of {}", keys.names()) } else { keys.names() };
     let demand = match policy {
         Policy::Require => format!("required with {names}"),
         Policy::Warn => format!("expected with {names}, warned of if there is none"),
@@ -98,6 +99,10 @@ mod tests {
         let warned = lines(&namespace("warn"), &[&unresolved]);
         assert!(warned[0].starts_with("expected with release (sha256:"), "{warned:?}");
         assert_eq!(warned[1], "a-00001: not looked for yet");
+        let two = KEY.replace("sZTy", "xKjn");
+        let two = json!({"metadata": {"annotations": {POLICY: "require", KEYS: format!("old:\n{KEY}new:\n{two}")}}});
+        let several = lines(&two, &[]);
+        assert!(several[0].starts_with("required with one of old (sha256:"), "{several:?}");
     }
 
     #[test]
