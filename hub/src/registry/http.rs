@@ -132,7 +132,9 @@ async fn own(
         Subject::Catalog if is_read(method) => catalog(registry, query).await,
         Subject::Tags(name) if is_read(method) => tags(registry, name.parse()?, query).await,
         Subject::Referrers(name, digest) if is_read(method) => {
-            referrers::list(registry, name.parse()?, parse_digest(digest)?, query.artifact_type).await
+            let last = query.last.as_deref().map(parse_sha256).transpose()?;
+            let what = (query.artifact_type, last);
+            referrers::list(registry, name.parse()?, parse_digest(digest)?, what).await
         }
         Subject::Manifest(name, target) => {
             let name: Repository = name.parse()?;

@@ -21,8 +21,8 @@ pub(super) const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-/// Referrers in one answer. Each brings its annotations, so their manifests together are bounded too, as the index is, to
-/// [`MAX_DOCUMENT`] bytes.
+/// Referrers in one answer, which says where the next are. Each brings its annotations, so their manifests together are
+/// bounded too, as the index is, to [`MAX_DOCUMENT`] bytes.
 const REFERRERS_MAX: usize = 500;
 
 /// A manifest as far as it refers to another.
@@ -53,18 +53,22 @@ struct Descriptor {
     annotations: BTreeMap<String, String>,
 }
 
-/// Answers with an index of what refers to `subject`; an empty one if nothing does.
+/// Answers with an index of what refers to `subject`; an empty one if nothing does. `last` is where an earlier one ended.
 pub(super) async fn list(
     registry: Registry,
     name: Repository,
     subject: AnyDigest,
-    artifact_type: Option<String>,
+    (artifact_type, last): (Option<String>, Option<Digest>),
 ) -> Result<Response, ApiError> {
-    let wanted = artifact_type.clone();
-    let found = blocking(move || -> Result<Vec<Descriptor>, StoreError> {
+    let (wanted, path) = (artifact_type.clone(), format!("/v2/{name}/referrers/{subject}"));
+    let (found, end) = blocking(move || -> Result<_, StoreError> {
         let mut found = Vec::new();
         let mut bytes = 0;
+        let mut seen = None;
         for digest in registry.0.names.referrers(&name, &subject)? {
+            if last.is_some_and(|last| digest <= last) {
+                continue;
+            }
             let Some(media_type) = registry.0.names.manifest(&name, &digest)? else { continue };
             let content = match registry.0.images.read_blob(&digest, MAX_DOCUMENT) {
                 Err(StoreError::Missing(_)) => continue,
@@ -72,23 +76,37 @@ pub(super) async fn list(
             };
             bytes += content.len() as u64;
             if found.len() == REFERRERS_MAX || bytes > MAX_DOCUMENT {
-                break;
+                return Ok((found, seen));
             }
+            seen = Some(digest);
             let descriptor = descriptor(digest, media_type, &content);
             if wanted.as_ref().is_none_or(|wanted| *wanted == descriptor.artifact_type) {
                 found.push(descriptor);
             }
         }
-        Ok(found)
+        Ok((found, None))
     })
     .await?;
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found});
     let mut response = axum::Json(index).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OCI_INDEX));
+    if let Some(end) = end {
+        let filter = artifact_type.iter().map(|wanted| ("artifactType", wanted.as_str()));
+        let query: String = filter.chain([("last", end.to_string().as_str())]).map(parameter).collect();
+        let next = format!("<{path}?{}>; rel=\"next\"", query.trim_start_matches('&'));
+        response.headers_mut().insert(header::LINK, next.parse().expect("it is plain ASCII"));
+    }
     if artifact_type.is_some() {
         response.headers_mut().insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
     }
     Ok(response)
+}
+
+/// A parameter of a query, after others.
+fn parameter((name, value): (&str, &str)) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte);
+    let encode = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    format!("&{name}={}", value.bytes().map(encode).collect::<String>())
 }
 
 fn descriptor(digest: Digest, media_type: String, content: &[u8]) -> Descriptor {

@@ -129,6 +129,7 @@ macro_rules! suite {
 mod catalog;
 mod connections;
 mod other_names;
+mod referrers;
 
 #[tokio::test]
 async fn blobs_are_pushed_in_every_way() {
