@@ -137,14 +137,7 @@ async fn own(
             referrers::list(registry, name.parse()?, parse_digest(digest)?, what).await
         }
         Subject::Manifest(name, target) => {
-            let name: Repository = name.parse()?;
-            let target = match Target::parse(target) {
-                // What no tag can be called is not here.
-                Err(_) if *method != Method::PUT && !target.contains(':') => {
-                    return Err(ApiError::manifest_unknown(target));
-                }
-                target => target?,
-            };
+            let (name, target): (Repository, _) = (name.parse()?, target_of(method, target)?);
             match *method {
                 Method::GET | Method::HEAD => manifests::read(registry, name, target).await,
                 Method::PUT => {
@@ -312,6 +305,14 @@ pub(super) fn empty(status: StatusCode, headers: &[(HeaderName, String)]) -> Res
         response.headers_mut().insert(name.clone(), value);
     }
     response
+}
+
+/// Which manifest a path means. What no tag can be called is not here.
+fn target_of(method: &Method, text: &str) -> Result<Target, ApiError> {
+    match Target::parse(text) {
+        Err(_) if *method != Method::PUT && !text.contains(':') => Err(ApiError::manifest_unknown(text)),
+        target => target,
+    }
 }
 
 /// Who asked by a digest is answered with the same.
