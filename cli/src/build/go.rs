@@ -5,6 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
+use tombolo_oci::Platform;
+
 use super::tools;
 
 /// Builds the module's program: its own directory's, or the only one below `cmd`, or the one of this name. Blocks.
@@ -13,18 +15,31 @@ pub(super) fn build(dir: &Path, named: Option<&str>, into: &Path) -> anyhow::Res
         "a module of Go needs Go's toolchain, and there is none: install it (Debian: `apt install golang-go`), or deploy a directory with the built program in it",
     )?;
     let package = package(dir, named)?;
-    let own = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let own = module(&std::fs::read_to_string(dir.join("go.mod")).unwrap_or_default());
     let name = package.rsplit('/').next().filter(|name| *name != ".").unwrap_or(&own);
     let program = into.join(name);
     let mut build = Command::new(go);
     // Nothing of this directory's path, of the repository's state or of the moment is in the program.
     build.args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid="]);
     build.arg("-o").arg(&program).arg(&package).current_dir(dir).env("CGO_ENABLED", "0");
+    // For the platform that the image says it is for.
+    build.env("GOOS", "linux").env("GOARCH", Platform::host().architecture);
     tools::run(&mut build, &format!("building {}", dir.display()))?;
     match tools::is_program(&program) {
         true => Ok(program),
         false => bail!("{package} is no program: a function needs `package main`"),
     }
+}
+
+/// A module's name as its program's, which is the same wherever the directory stands: the last part of its path that is no
+/// version.
+fn module(text: &str) -> String {
+    let path = text.lines().find_map(|line| line.trim().strip_prefix("module ")).unwrap_or_default();
+    let path = path.split("//").next().unwrap_or_default().trim().trim_matches(['"', '`']);
+    let is_version =
+        |part: &&str| part.strip_prefix('v').is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+    let name = path.rsplit('/').find(|part| !part.is_empty() && !is_version(part));
+    name.unwrap_or("main").to_owned()
 }
 
 fn package(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
@@ -61,6 +76,18 @@ fn package(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn a_program_is_named_after_its_module() {
+        for (text, expected) in [
+            ("module hello\n\ngo 1.21\n", "hello"),
+            ("// A module.\nmodule \"git.example/a/server/v2\" // here\n", "server"),
+            ("module v1\n", "main"),
+            ("", "main"),
+        ] {
+            assert_eq!(module(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn the_program_is_found_where_modules_have_it() {

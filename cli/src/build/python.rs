@@ -64,6 +64,8 @@ impl Python {
 pub(super) struct Requirements {
     /// As pip reads them.
     text: String,
+    /// Where they are read: what a list names beside itself is found from its own place.
+    file: Option<PathBuf>,
     /// Everything that the text leads to, for the key.
     all: String,
     /// Something of the project's own, which may change without the text: it is made anew each time.
@@ -74,10 +76,10 @@ impl Requirements {
     /// What the project in `dir` says it needs; `None`: nothing.
     pub(super) fn of(dir: &Path) -> anyhow::Result<Option<Self>> {
         let listed = dir.join("requirements.txt");
-        let text = match fs::read_to_string(&listed) {
-            Ok(text) => text,
+        let (text, file) = match fs::read_to_string(&listed) {
+            Ok(text) => (text, Some(listed)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match of_pyproject(dir)? {
-                Some(text) => text,
+                Some(text) => (text, None),
                 None => return Ok(None),
             },
             Err(error) => return Err(error).with_context(|| format!("{} cannot be read", listed.display())),
@@ -85,7 +87,8 @@ impl Requirements {
         if lines(&text).next().is_none() {
             return Ok(None);
         }
-        let (mut all, mut files, mut local) = (text.clone(), others(&text), is_local(&text));
+        let (mut all, mut local) = (text.clone(), is_local(&text));
+        let mut files: Vec<PathBuf> = others(&text).map(PathBuf::from).collect();
         let mut seen = 0;
         while let Some(name) = files.pop() {
             seen += 1;
@@ -96,10 +99,11 @@ impl Requirements {
             let more =
                 fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
             local |= is_local(&more);
-            files.extend(others(&more));
-            all.push_str(&format!("\n# {name}\n{more}"));
+            let beside = name.parent().unwrap_or(Path::new(""));
+            files.extend(others(&more).map(|other| beside.join(other)));
+            all.push_str(&format!("\n# {}\n{more}", name.display()));
         }
-        Ok(Some(Self { text, all, local }))
+        Ok(Some(Self { text, file, all, local }))
     }
 
     /// The layer with everything installed. `version` is that of the base image, if it is not this machine's Python. Blocks.
@@ -121,8 +125,15 @@ impl Requirements {
             return Ok(found);
         }
         let scratch = cache.scratch()?;
-        let (list, target) = (scratch.path().join("requirements.txt"), scratch.path().join("target"));
-        fs::write(&list, &self.text).context("the requirements cannot be written")?;
+        let target = scratch.path().join("target");
+        let list = match &self.file {
+            Some(file) => file.clone(),
+            None => {
+                let list = scratch.path().join("requirements.txt");
+                fs::write(&list, &self.text).context("the requirements cannot be written")?;
+                list
+            }
+        };
         fs::create_dir(&target).context("a directory for the dependencies cannot be made")?;
         tools::run(&mut installer(dir, &list, &target, version)?, "installing the requirements")?;
         tidy(&target)?;
@@ -181,26 +192,26 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Other files of requirements and constraints that a text names.
-fn others(text: &str) -> Vec<String> {
-    let options = ["-r", "-c", "--requirement", "--constraint"];
-    lines(text)
-        .filter_map(|line| {
-            let rest = options.iter().find_map(|option| line.strip_prefix(option))?;
-            let name = rest.strip_prefix(['=', ' ', '\t'])?.trim();
-            let name = name.split(" #").next().unwrap_or(name).trim();
-            (!name.contains("://")).then(|| name.to_owned())
-        })
-        .collect()
+fn others(text: &str) -> impl Iterator<Item = String> {
+    let options = ["--requirement", "--constraint", "-r", "-c"];
+    lines(text).filter_map(move |line| {
+        let rest = options.iter().find_map(|option| line.strip_prefix(option))?;
+        let name = rest.trim_start_matches(['=', ' ', '\t']).trim();
+        let name = name.split(" #").next().unwrap_or(name).trim();
+        (!name.contains("://")).then(|| name.to_owned())
+    })
 }
 
 /// Whether something is installed from the project's own files.
 fn is_local(text: &str) -> bool {
     lines(text).any(|line| {
         let line = line.strip_prefix("-e ").or(line.strip_prefix("--editable ")).map_or(line, str::trim);
-        line.starts_with(['.', '/'])
+        let option = line.starts_with('-');
+        line.starts_with('.')
             || line.contains("file:")
             || line.ends_with(".whl")
-            || line.starts_with("--find-links")
+            || (!option && line.contains('/') && !line.contains("://"))
+            || (option && (line.starts_with("-f") || line.starts_with("--find-links")))
     })
 }
 
@@ -222,6 +233,7 @@ fn installer(dir: &Path, list: &Path, target: &Path, version: Option<&str>) -> a
     if let Some(uv) = tools::find("uv") {
         command = Command::new(uv);
         command.args(["pip", "install", "--python"]).arg(&python).args(["--link-mode", "copy", "--quiet"]);
+        command.args(as_uv_has_it(|name| std::env::var(name).ok()));
         if let Some(version) = version {
             command.args(["--python-version", version]);
         }
@@ -237,6 +249,8 @@ fn installer(dir: &Path, list: &Path, target: &Path, version: Option<&str>) -> a
             "--no-warn-script-location",
         ]);
         command.args(["--disable-pip-version-check", "--root-user-action=ignore"]);
+        // Settings of a person's that a directory for packages contradicts.
+        command.env("PIP_USER", "0").env("PIP_REQUIRE_VIRTUALENV", "0");
         if let Some(version) = version {
             command.args([
                 "--python-version",
@@ -258,6 +272,27 @@ fn installer(dir: &Path, list: &Path, target: &Path, version: Option<&str>) -> a
     Ok(command)
 }
 
+/// Where packages come from, as pip's variables say it, for uv, which does not read them. Its own count more.
+fn as_uv_has_it(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let mut arguments = Vec::new();
+    for (pip, uv, option) in [
+        ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "--default-index"),
+        ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "--index"),
+        ("PIP_FIND_LINKS", "UV_FIND_LINKS", "--find-links"),
+    ] {
+        let value = if set(uv).is_none() { set(pip) } else { None };
+        for place in value.iter().flat_map(|value| value.split_whitespace()) {
+            arguments.extend([option.to_owned(), place.to_owned()]);
+        }
+    }
+    let no = ["", "0", "false", "no", "off"];
+    if set("PIP_NO_INDEX").is_some_and(|value| !no.contains(&value.to_ascii_lowercase().as_str())) {
+        arguments.push("--no-index".to_owned());
+    }
+    arguments
+}
+
 /// Tags of the wheels for this machine's platform, with GNU's C library, newest first.
 fn wheels() -> Vec<String> {
     let architecture = std::env::consts::ARCH;
@@ -271,6 +306,9 @@ fn wheels() -> Vec<String> {
     ];
     glibc.iter().chain(&["linux"]).map(|start| format!("{start}_{architecture}")).collect()
 }
+
+/// What says of a package where, when and by what it was installed.
+const OF_INSTALLERS: [&str; 4] = ["direct_url.json", "INSTALLER", "uv_build.json", "uv_cache.json"];
 
 /// Takes out what says where and when it was installed.
 fn tidy(target: &Path) -> anyhow::Result<()> {
@@ -286,9 +324,11 @@ fn tidy(target: &Path) -> anyhow::Result<()> {
         }
     }
     for info in entries(target).filter(|path| path.extension().is_some_and(|ending| ending == "dist-info")) {
-        let (url, record) = (info.join("direct_url.json"), info.join("RECORD"));
-        if url.exists() {
-            fs::remove_file(&url).with_context(cannot(&url))?;
+        let record = info.join("RECORD");
+        for path in OF_INSTALLERS.map(|name| info.join(name)) {
+            if path.exists() {
+                fs::remove_file(&path).with_context(cannot(&path))?;
+            }
         }
         if let Ok(text) = fs::read_to_string(&record) {
             fs::write(&record, recorded(&text)).with_context(cannot(&record))?;
@@ -319,7 +359,7 @@ fn recorded(text: &str) -> String {
         path.starts_with("../../bin/")
             || path.starts_with("bin/")
             || path.ends_with(".pyc")
-            || path.ends_with("direct_url.json")
+            || path.rsplit_once(".dist-info/").is_some_and(|(_, name)| OF_INSTALLERS.contains(&name))
     };
     let mut lines: Vec<_> = text.lines().filter(|line| !left_out(line)).collect();
     lines.sort_unstable();
@@ -356,10 +396,20 @@ mod tests {
         put("more.txt", "x==2");
         let second = Requirements::of(dir.path()).unwrap().unwrap();
         assert!(first.text == second.text && first.all != second.all);
-        for local in ["./vendor/x", "-e .", "x @ file:///a", "vendor/x.whl"] {
+        for local in ["./vendor/x", "-e .", "x @ file:///a", "x.whl", "vendor/x", "/srv/x", "-f wheels"] {
             put("more.txt", local);
             assert!(Requirements::of(dir.path()).unwrap().unwrap().local, "{local}");
         }
+        for distant in ["x @ https://a/b", "--index-url https://a/b", "x==1 # a b"] {
+            put("more.txt", distant);
+            assert!(!Requirements::of(dir.path()).unwrap().unwrap().local, "{distant}");
+        }
+        fs::create_dir(dir.path().join("deep")).unwrap();
+        put("more.txt", "-rdeep/a.txt");
+        put("deep/a.txt", "--constraint=b.txt");
+        put("deep/b.txt", "y==3");
+        let deep = Requirements::of(dir.path()).unwrap().unwrap();
+        assert!(deep.all.contains("y==3"), "a list names others from its own place: {}", deep.all);
         put("more.txt", "-r requirements.txt");
         assert!(Requirements::of(dir.path()).is_err(), "it goes round");
     }
@@ -375,6 +425,23 @@ mod tests {
     }
 
     #[test]
+    fn what_pip_is_told_counts_for_uv_unless_uv_is_told() {
+        let arguments = |set: &'static [(&str, &str)]| {
+            let value = |name: &str| set.iter().find(|(key, _)| *key == name);
+            as_uv_has_it(|name| value(name).map(|(_, value)| (*value).to_owned())).join(" ")
+        };
+        assert_eq!(arguments(&[]), "");
+        assert_eq!(
+            arguments(&[("PIP_FIND_LINKS", "/a /b"), ("PIP_NO_INDEX", "1"), ("PIP_INDEX_URL", "u")]),
+            "--default-index u --find-links /a --find-links /b --no-index"
+        );
+        assert_eq!(
+            arguments(&[("PIP_INDEX_URL", "u"), ("UV_DEFAULT_INDEX", "v"), ("PIP_NO_INDEX", "no")]),
+            ""
+        );
+    }
+
+    #[test]
     fn nothing_of_this_machine_is_left_in_a_package() {
         let dir = tempfile::tempdir().unwrap();
         let info = dir.path().join("x-1.dist-info");
@@ -382,10 +449,13 @@ mod tests {
         fs::create_dir(dir.path().join("bin")).unwrap();
         fs::write(dir.path().join("bin/x"), "#!/home/a/venv/bin/python3.11\nimport x\n").unwrap();
         fs::write(dir.path().join("bin/y"), "#!/bin/sh\n").unwrap();
-        fs::write(info.join("direct_url.json"), "{}").unwrap();
+        for name in OF_INSTALLERS {
+            fs::write(info.join(name), "{}").unwrap();
+        }
         fs::write(
             info.join("RECORD"),
-            "x/b.py,sha256=1,1\n../../bin/x,sha256=2,2\nx/a.py,,\nx/__pycache__/a.pyc,,\n",
+            "x/b.py,sha256=1,1\n../../bin/x,sha256=2,2\nx/a.py,,\nx/__pycache__/a.pyc,,\n\
+             x-1.dist-info/INSTALLER,,\nx-1.dist-info/uv_cache.json,sha256=3,3\n",
         )
         .unwrap();
         tidy(dir.path()).unwrap();
@@ -393,6 +463,6 @@ mod tests {
         assert_eq!(read("bin/x"), "#!/usr/bin/env python3\nimport x\n");
         assert_eq!(read("bin/y"), "#!/bin/sh\n");
         assert_eq!(read("x-1.dist-info/RECORD"), "x/a.py,,\nx/b.py,sha256=1,1\n");
-        assert!(!info.join("direct_url.json").exists());
+        assert_eq!(fs::read_dir(&info).unwrap().count(), 1, "the list alone");
     }
 }

@@ -23,9 +23,9 @@ pub(super) fn build(dir: &Path, named: Option<&str>) -> anyhow::Result<PathBuf> 
     // With a target, the flags reach the program alone; build scripts and macros are built for here, as ever.
     cargo.args(["build", "--release", "--bins", "--message-format=json-render-diagnostics"]);
     cargo.args(["--target", &target]);
-    match flags(&target, |name| std::env::var_os(name)) {
+    match flags(&target, &ours(dir), |name| std::env::var_os(name)) {
         Flags::Config(setting) => cargo.arg("--config").arg(setting),
-        Flags::Variable(name, value) => cargo.env(name, value),
+        Flags::Variable(value) => cargo.env(ENCODED, value),
     };
     let messages = tools::answer(&mut cargo, &format!("building {}", dir.display())).context(INSTALL)?;
     choose(&programs(&messages), named).with_context(|| format!("building {}", dir.display()))
@@ -42,23 +42,48 @@ fn host(dir: &Path) -> anyhow::Result<String> {
     line.map(str::to_owned).context("rustc does not say which target it builds for")
 }
 
-/// How the compiler is told to link statically, beside the flags that are set already.
+/// The flags a build adds: nothing of where the sources are is in the program.
+fn ours(dir: &Path) -> Vec<String> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo")));
+    let from = [(Some(dir.to_owned()), "/src"), (home, "/cargo")];
+    // Of those that fit, the compiler takes the last.
+    let remaps = from
+        .into_iter()
+        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.to_str()?)));
+    std::iter::once(STATIC.to_owned()).chain(remaps).collect()
+}
+
+/// How the compiler is told, beside the flags that are set already.
 #[derive(Debug, PartialEq, Eq)]
 enum Flags {
     Config(String),
-    Variable(&'static str, OsString),
+    /// Of [`ENCODED`].
+    Variable(OsString),
 }
 
+/// Flags that may hold spaces, the first place where cargo looks.
+const ENCODED: &str = "CARGO_ENCODED_RUSTFLAGS";
+
+/// What parts them.
+const SEPARATOR: &str = "\u{1f}";
+
 /// Cargo takes flags from one place only, variables before configuration; so ours go where it looks.
-fn flags(target: &str, variable: impl Fn(&str) -> Option<OsString>) -> Flags {
-    for (name, separator) in [("CARGO_ENCODED_RUSTFLAGS", "\u{1f}"), ("RUSTFLAGS", " ")] {
-        if let Some(mut value) = variable(name).filter(|value| !value.is_empty()) {
-            value.push(separator);
-            value.push(STATIC);
-            return Flags::Variable(name, value);
+fn flags(target: &str, ours: &[String], variable: impl Fn(&str) -> Option<OsString>) -> Flags {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let plain = || {
+        let value = set("RUSTFLAGS")?.into_string().ok()?;
+        Some(OsString::from(value.split_whitespace().collect::<Vec<_>>().join(SEPARATOR)))
+    };
+    match set(ENCODED).or_else(plain) {
+        Some(mut value) => {
+            value.push(SEPARATOR);
+            value.push(ours.join(SEPARATOR));
+            Flags::Variable(value)
         }
+        // JSON's strings are TOML's.
+        None => Flags::Config(format!("target.{target}.rustflags={}", serde_json::json!(ours))),
     }
-    Flags::Config(format!("target.{target}.rustflags=[\"{STATIC}\"]"))
 }
 
 /// The programs cargo says it has built.
@@ -93,19 +118,26 @@ mod tests {
 
     #[test]
     fn flags_of_the_environment_are_kept() {
-        let with = |set: &'static str| move |name: &str| (name == set).then(|| OsString::from("-Cx"));
+        let with = |set: &'static str| move |name: &str| (name == set).then(|| OsString::from("-Cx  -Cy"));
+        let ours = ["-Ca".to_owned(), "-Cb c\"".to_owned()];
         assert_eq!(
-            flags("t", |_| None),
-            Flags::Config("target.t.rustflags=[\"-Ctarget-feature=+crt-static\"]".into())
+            flags("t", &ours, |_| None),
+            Flags::Config(r#"target.t.rustflags=["-Ca","-Cb c\""]"#.into())
         );
         assert_eq!(
-            flags("t", with("RUSTFLAGS")),
-            Flags::Variable("RUSTFLAGS", "-Cx -Ctarget-feature=+crt-static".into())
+            flags("t", &ours, with("RUSTFLAGS")),
+            Flags::Variable("-Cx\u{1f}-Cy\u{1f}-Ca\u{1f}-Cb c\"".into())
         );
         assert_eq!(
-            flags("t", with("CARGO_ENCODED_RUSTFLAGS")),
-            Flags::Variable("CARGO_ENCODED_RUSTFLAGS", "-Cx\u{1f}-Ctarget-feature=+crt-static".into())
+            flags("t", &ours, with(ENCODED)),
+            Flags::Variable("-Cx  -Cy\u{1f}-Ca\u{1f}-Cb c\"".into())
         );
+    }
+
+    #[test]
+    fn where_the_sources_are_is_not_told() {
+        let ours = ours(Path::new("/home/me/my project"));
+        assert_eq!(ours[..2], [STATIC, "--remap-path-prefix=/home/me/my project=/src"]);
     }
 
     #[test]
