@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
+use serde_json::Value;
 use tombolo_api::Digest;
 use tombolo_oci::image::{Document, MAX_DOCUMENT, Manifest};
 
@@ -27,6 +28,26 @@ pub(super) struct Layout {
 impl Layout {
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Makes it the same image for the same files, whoever built it and when.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        let mut manifest: Value = serde_json::from_slice(&self.content)?;
+        let config = settled(&fs::read(self.blob(&self.manifest.config.digest))?)?;
+        let digest = Digest::of(&config);
+        fs::write(self.blob(&digest), &config)?;
+        manifest["config"]["digest"] = digest.to_string().into();
+        manifest["config"]["size"] = config.len().into();
+        // Of an intermediate image, where the base is `scratch`.
+        if let Some(annotations) = manifest["annotations"].as_object_mut() {
+            annotations.retain(|name, _| !name.starts_with("org.opencontainers.image.base."));
+        }
+        self.content = manifest.to_string().into_bytes();
+        match Document::parse(&Digest::of(&self.content), &self.content)? {
+            Document::Manifest(manifest) => self.manifest = manifest,
+            Document::Index(_) => bail!("a manifest became an index"),
+        }
+        Ok(())
     }
 
     /// The one image of a layout in `dir`.
@@ -106,8 +127,58 @@ pub(super) fn build(
         let target = format!("oci:{}:image", out.display());
         tools::run(Command::new(&program).args(["push", "--quiet", id, &target]), "taking the image over")?;
     }
-    let layout = Layout::read(&out).with_context(|| {
+    let mut layout = Layout::read(&out).with_context(|| {
         format!("what {name} built is no OCI layout: use buildah, podman or a newer docker")
     })?;
+    if name != "docker" {
+        layout.settle().with_context(|| format!("what {name} built cannot be read"))?;
+    }
     Ok((layout, name))
+}
+
+/// Takes out of a configuration what buildah writes of the files' owners and times, and of its own intermediate images.
+fn settled(config: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut config: Value = serde_json::from_slice(config).context("its configuration is no JSON")?;
+    for step in config["history"].as_array_mut().into_iter().flatten() {
+        let comment = step["comment"].as_str().unwrap_or_default();
+        if comment.starts_with("FROM ")
+            && let Some(step) = step.as_object_mut()
+        {
+            step.remove("comment");
+        }
+        if let Some(line) = step["created_by"].as_str() {
+            let words = line.split(' ').map(|word| match word.split_once(':') {
+                Some((kind @ ("file" | "dir" | "multi"), digest))
+                    if digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+                {
+                    kind
+                }
+                _ => word,
+            });
+            step["created_by"] = words.collect::<Vec<_>>().join(" ").into();
+        }
+    }
+    Ok(config.to_string().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_says_nothing_of_owners_times_and_intermediate_images() {
+        let config = |hash: &str, id: &str| {
+            let text = format!(
+                r#"{{"os": "linux", "history": [
+                    {{"created_by": "/bin/sh -c #(nop) COPY file:{hash} in /hello ", "comment": "FROM {id}"}},
+                    {{"created_by": "/bin/sh -c make file:a", "comment": "by hand", "empty_layer": true}}, {{}}]}}"#
+            );
+            String::from_utf8(settled(text.as_bytes()).unwrap()).unwrap()
+        };
+        let one = config(&"0a".repeat(32), "ab0b525b4a70");
+        assert_eq!(one, config(&"1b".repeat(32), "f95b570428f9"));
+        assert!(one.contains("COPY file in /hello") && one.contains("make file:a"), "{one}");
+        assert!(one.contains("by hand") && one.contains(r#""empty_layer":true"#), "{one}");
+        assert!(settled(b"x").is_err());
+    }
 }
