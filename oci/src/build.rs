@@ -65,11 +65,13 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
-    #[error("{path} is {what}, which an image cannot hold: remove it")]
+    #[error("{path} is {what}, which an image cannot hold: remove it, or leave it out")]
     Unsupported { path: PathBuf, what: &'static str },
-    #[error("{path} has more than {ENTRIES_MAX} files: name the function's own directory")]
+    #[error(
+        "{path} has more than {ENTRIES_MAX} files: name the function's own directory, or leave out what it does not need"
+    )]
     TooManyEntries { path: PathBuf },
-    #[error("{path} has more than {BYTES_MAX} bytes: name the function's own directory")]
+    #[error("{path} has more than {} GiB: name the function's own directory, or leave out what it does not need", BYTES_MAX >> 30)]
     TooManyBytes { path: PathBuf },
     #[error("{0} holds no file")]
     Empty(PathBuf),

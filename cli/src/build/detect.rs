@@ -59,6 +59,27 @@ impl Language {
         }
     }
 
+    /// A file that says another language, so that a person who means that one is told how to have it.
+    pub(super) fn other(self, dir: &Path) -> Option<(&'static str, Self)> {
+        const MARKS: [(&str, Language); 7] = [
+            (DOCKERFILES[0], Language::Dockerfile),
+            (DOCKERFILES[1], Language::Dockerfile),
+            ("Cargo.toml", Language::Rust),
+            ("go.mod", Language::Go),
+            ("package.json", Language::Node),
+            ("requirements.txt", Language::Python),
+            ("pyproject.toml", Language::Python),
+        ];
+        let there = |(name, language): &(&str, Self)| *language != self && dir.join(name).is_file();
+        // A Dockerfile stands beside such a file as a rule.
+        MARKS.into_iter().find(there).filter(|_| self != Self::Dockerfile)
+    }
+
+    /// As `--language` has it.
+    pub(super) fn word(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
     /// For a person.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -91,6 +112,23 @@ impl Language {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_second_language_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["Cargo.toml", "package.json"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(Language::Rust.other(dir.path()), Some(("package.json", Language::Node)));
+        assert_eq!(Language::Node.other(dir.path()), Some(("Cargo.toml", Language::Rust)));
+        std::fs::write(dir.path().join("Dockerfile"), "").unwrap();
+        assert_eq!(Language::Node.other(dir.path()), Some(("Dockerfile", Language::Dockerfile)));
+        assert_eq!(Language::Dockerfile.other(dir.path()), None);
+        std::fs::remove_file(dir.path().join("Dockerfile")).unwrap();
+        std::fs::remove_file(dir.path().join("package.json")).unwrap();
+        assert_eq!(Language::Rust.other(dir.path()), None);
+        assert_eq!(Language::Node.word(), "node");
+    }
 
     #[test]
     fn languages_are_told_from_files() {

@@ -1,7 +1,7 @@
 //! From a project and its base to the layers of its image: which, in which order, and how it runs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use anyhow::Context as _;
 use tempfile::TempDir;
@@ -40,6 +40,8 @@ pub(super) struct Project {
     order: Order,
     build: Build,
     language: Language,
+    /// A file of another language, where nobody said which one it is.
+    other: Option<(&'static str, Language)>,
     files: Wanted,
 }
 
@@ -63,7 +65,8 @@ impl Project {
         let asked = order.language.or(build.language);
         let language = asked.unwrap_or_else(|| Language::of(&tree.dir, dockerfile::builder().is_some()));
         let files = Wanted::read(&tree.dir, language.is_project(), &build.include, &build.exclude)?;
-        Ok(Self { tree, order, build, language, files })
+        let other = if asked.is_none() { language.other(&tree.dir) } else { None };
+        Ok(Self { tree, order, build, language, other, files })
     }
 
     /// The base that is asked for: on the command line, else by the project, else as usual for its language.
@@ -78,7 +81,18 @@ impl Project {
         let name = self.language.name();
         match self.language {
             Language::Dockerfile => format!("building {} by {name}", self.tree.dir.display()),
-            _ => format!("building {} as {name} on {base}", self.tree.dir.display()),
+            _ => {
+                let other = match self.other {
+                    Some((file, Language::Dockerfile)) => {
+                        format!(" (there is a {file} too, which needs buildah, podman or docker)")
+                    }
+                    Some((file, language)) => {
+                        format!(" (there is a {file} too: --language {} takes that)", language.word())
+                    }
+                    None => String::new(),
+                };
+                format!("building {} as {name} on {base}{other}", self.tree.dir.display())
+            }
         }
     }
 
@@ -93,8 +107,8 @@ impl Project {
             Language::Go => self.go(&cache, scratch.path())?,
             Language::Python => self.python(&found, &cache, scratch.path(), steps)?,
             Language::Node => self.node(&cache, scratch.path(), steps)?,
-            Language::Web => self.web(scratch.path())?,
-            Language::Files | Language::Dockerfile => self.files(scratch.path())?,
+            Language::Web => self.web(scratch.path(), steps)?,
+            Language::Files | Language::Dockerfile => self.files(scratch.path(), steps)?,
         };
         let (mut layers, run, platform) = self.below(&found, &cache, &made)?;
         layers.extend(made.layers);
@@ -191,13 +205,25 @@ impl Project {
         }
     }
 
-    fn code(&self, at: &str, scratch: &Path) -> anyhow::Result<(Layer, Whence)> {
+    fn code(&self, at: &str, scratch: &Path, steps: Steps) -> anyhow::Result<(Layer, Whence)> {
         let mut members = Members::default();
         members.add_tree(&self.tree.dir, Path::new(at), &|path, is_directory| {
             self.files.has(path, is_directory)
         })?;
         if !members.has_file() {
             anyhow::bail!("{} holds no file that belongs into an image", self.tree.dir.display());
+        }
+        let mut out = members.symlinks().filter(|(path, target)| leads_out(Path::new(at), path, target));
+        if let Some((path, target)) = out.next() {
+            steps.say(&format!(
+                "{} leads to {}, which is not in the image{}",
+                path.strip_prefix(at).unwrap_or(path).display(),
+                target.display(),
+                match out.count() {
+                    0 => String::new(),
+                    more => format!(" (and {more} more links lead out of the project)"),
+                }
+            ));
         }
         image::layer(&members, scratch)
     }
@@ -219,7 +245,7 @@ impl Project {
             let (layer, file) = requirements.layer(&self.tree.dir, cache, said.as_deref())?;
             made.layers.push((layer, Whence::File(file)));
         }
-        made.layers.push(self.code(APP, scratch)?);
+        made.layers.push(self.code(APP, scratch, steps)?);
         made.env = vec![
             format!("PYTHONPATH=/{APP}:/{PACKAGES}"),
             "PYTHONDONTWRITEBYTECODE=1".into(),
@@ -242,22 +268,22 @@ impl Project {
             }
             made.layers.push((layer, Whence::File(file)));
         }
-        made.layers.push(self.code(APP, scratch)?);
+        made.layers.push(self.code(APP, scratch, steps)?);
         Ok(made)
     }
 
-    fn web(&self, scratch: &Path) -> anyhow::Result<Made> {
+    fn web(&self, scratch: &Path, steps: Steps) -> anyhow::Result<Made> {
         let public = self.tree.dir.join("public/index.html").is_file();
         let workdir = if public { format!("/{APP}/public") } else { format!("/{APP}") };
         let serve = ["python3", "-c", SERVE].map(str::to_owned).into();
         let entrypoint = self.asked()?.unwrap_or(serve);
-        Ok(Made { layers: vec![self.code(APP, scratch)?], entrypoint, workdir, ..Made::app() })
+        Ok(Made { layers: vec![self.code(APP, scratch, steps)?], entrypoint, workdir, ..Made::app() })
     }
 
-    fn files(&self, scratch: &Path) -> anyhow::Result<Made> {
+    fn files(&self, scratch: &Path, steps: Steps) -> anyhow::Result<Made> {
         let asked = self.asked()?.unwrap_or_default();
         let entrypoint = command::of_directory(&self.tree.dir, &asked)?;
-        Ok(Made { layers: vec![self.code("", scratch)?], entrypoint, ..Made::default() })
+        Ok(Made { layers: vec![self.code("", scratch, steps)?], entrypoint, ..Made::default() })
     }
 
     fn rust(&self, scratch: &Path) -> anyhow::Result<Made> {
@@ -309,6 +335,22 @@ fn alone(program: &Path, arguments: &[String], scratch: &Path) -> anyhow::Result
         std::iter::once(format!("/{}", name.to_string_lossy())).chain(arguments.iter().cloned()).collect();
     let layers = vec![image::layer(&members, scratch)?];
     Ok(Made { layers, entrypoint, user: NOBODY, ..Made::default() })
+}
+
+/// Whether a link of the project that is at `at` leads to something of this machine that is not the project's.
+pub(super) fn leads_out(at: &Path, link: &Path, target: &Path) -> bool {
+    if target.is_absolute() {
+        return target.exists();
+    }
+    let mut depth = link.strip_prefix(at).unwrap_or(link).components().count() as i64 - 1;
+    target.components().any(|part| {
+        depth += match part {
+            Component::ParentDir => -1,
+            Component::Normal(_) => 1,
+            _ => 0,
+        };
+        depth < 0
+    })
 }
 
 /// The interpreter that a script's first line names, by its name or path.

@@ -101,6 +101,14 @@ impl Members {
         })
     }
 
+    /// Links, and what they say they lead to.
+    pub fn symlinks(&self) -> impl Iterator<Item = (&Path, &Path)> {
+        self.by_path.iter().filter_map(|(at, kind)| match kind {
+            Kind::Symlink(target) => Some((at.as_path(), target.as_path())),
+            _ => None,
+        })
+    }
+
     pub(super) fn sorted(&self) -> impl Iterator<Item = (&Path, &Kind)> {
         self.by_path.iter().map(|(path, kind)| (path.as_path(), kind))
     }
