@@ -10,12 +10,13 @@ mod bundle;
 pub(crate) use bundle::{Bundle, BundleCommand, BundleCreate};
 
 use crate::build::Language;
+use crate::tls::Trust;
 
 /// Where the hub's API answers when nothing else is said; what `tombolo up` and `tombolo-hub` listen on.
 pub(crate) const DEFAULT_HUB: &str = "http://127.0.0.1:7080";
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong use, 3 the hub cannot be reached, \
-                          4 not done within the time allowed.";
+                          4 not done within the time allowed, 128 and its number where a signal ended a build.";
 
 /// Deploy functions to edge nodes, look at them, run a hub and an agent on this machine.
 #[derive(Debug, Parser)]
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
     /// The hub's API [default: http://127.0.0.1:7080]
     #[arg(long, global = true, env = "TOMBOLO_HUB", value_name = "URL", hide_env_values = true)]
     pub(crate) hub: Option<String>,
+    /// Certificates of the authorities to believe, as PEM, where hub or registry speak TLS [default: this machine's]
+    #[arg(long, global = true, env = "TOMBOLO_CA_FILE", value_name = "FILE", hide_env_values = true)]
+    pub(crate) ca_file: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -103,7 +107,7 @@ pub(crate) struct Up {
 #[derive(Debug, Args)]
 pub(crate) struct New {
     /// rust, python, node, go, or static for web pages
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, alias = "language")]
     pub(crate) lang: Template,
     /// The directory to make; its last part is the project's name
     #[arg(value_name = "NAME")]
@@ -128,7 +132,7 @@ pub(crate) struct Building {
     #[arg(long, value_name = "IMAGE")]
     pub(crate) base: Option<String>,
     /// What the project is written in, if its files do not tell
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, alias = "lang")]
     pub(crate) language: Option<Language>,
     /// Make every layer anew
     #[arg(long)]
@@ -143,12 +147,16 @@ pub(crate) struct Build {
     /// Build from a git repository: URL, URL#REVISION or URL#REVISION:DIRECTORY
     #[arg(long, value_name = "URL")]
     pub(crate) git: Option<String>,
-    /// Name of the image, as [NAMESPACE/]NAME[:TAG] [default: default/DIR:latest]
+    /// Name of the image at the hub, as [NAMESPACE/]NAME[:TAG], or at another registry, as HOST/NAME[:TAG]
+    /// [default: default/DIR:latest]
     #[arg(long, short, value_name = "NAME")]
     pub(crate) tag: Option<String>,
-    /// Push to the hub's registry (what happens anyway without -o)
+    /// Push to the registry (what happens anyway without -o)
     #[arg(long, conflicts_with = "no_push")]
     pub(crate) push: bool,
+    /// Speak to another registry without encryption, as is done anyway where it is this machine's
+    #[arg(long)]
+    pub(crate) plain_http: bool,
     /// Build only
     #[arg(long)]
     pub(crate) no_push: bool,
@@ -339,6 +347,10 @@ pub(crate) struct Logs {
 impl Arguments {
     pub(crate) fn hub_url(&self) -> &str {
         self.hub.as_deref().unwrap_or(DEFAULT_HUB)
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        Trust { ca_file: self.ca_file.clone() }
     }
 }
 

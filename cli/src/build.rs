@@ -9,6 +9,7 @@
 mod base;
 mod cache;
 mod command;
+mod credentials;
 mod detect;
 mod dockerfile;
 mod git;
@@ -16,6 +17,7 @@ mod go;
 mod host;
 mod ignore;
 mod image;
+mod interrupt;
 mod loader;
 mod make;
 mod node;
@@ -41,6 +43,7 @@ use crate::steps::Steps;
 
 pub(crate) use detect::Language;
 pub(crate) use image::{Image, size};
+pub(crate) use interrupt::{signalled, stop, tidy_up};
 pub(crate) use registry::{Pushed, Registry};
 pub(crate) use source::Tree;
 
@@ -75,33 +78,33 @@ impl Order {
 pub(crate) async fn run(hub: &Hub, args: &args::Build) -> anyhow::Result<()> {
     let steps = Steps::begin();
     let tree = tree(args.source.as_deref(), args.git.as_deref(), steps).await?;
-    let (repository, tag) = named(args.tag.as_deref(), &tree)?;
+    let Destination { host, repository, tag } = Destination::of(args.tag.as_deref(), &tree)?;
+    let registry = Registry::of(hub)?;
+    let elsewhere = host.as_ref().map(|host| Registry::at(host, args.plain_http, hub.trust())).transpose()?;
+    let to = elsewhere.as_ref().unwrap_or(&registry);
     let push = args.push || (!args.no_push && args.layout.is_none());
-    // Without one, the hub's base images are not there, and a build goes on.
-    let registry = match Registry::of(hub) {
-        Ok(registry) => Some(registry),
-        Err(error) if push => return Err(error),
-        Err(_) => None,
-    };
-    let mut image = build(registry.as_ref(), steps, tree, Order::of(&args.building, &args.command)).await?;
+    if push {
+        to.is_there(&repository, &tag).await?;
+    }
+    let mut image = build(Some(&registry), steps, tree, Order::of(&args.building, &args.command)).await?;
     let digest = image.digest();
+    if args.layout.is_some() || (push && elsewhere.is_some()) {
+        registry.bring_all(&mut image).await?;
+    }
     if let Some(layout) = &args.layout {
-        if let Some(registry) = &registry {
-            registry.bring_all(&mut image).await?;
-        }
         image.write_layout(layout, &format!("{repository}:{tag}"))?;
         steps.say(&format!("written to {}", layout.display()));
     }
     let mut pushed = None;
-    if let (true, Some(registry)) = (push, &registry) {
-        pushed = Some(said(steps, registry.push(&mut image, &repository, &tag).await?));
+    if push {
+        pushed = Some(said(steps, to.push(&mut image, &repository, &tag, steps).await?));
     }
     if args.json {
         let sent =
             |digest: &Digest| pushed.as_ref().is_some_and(|pushed: &Pushed| pushed.sent.contains(digest));
         let blobs: Vec<_> = image
             .blobs()
-            .map(|(digest, size)| json!({"digest": digest, "size": size, "sent": sent(&digest)}))
+            .map(|part| json!({"digest": part.digest, "size": part.size, "sent": sent(&part.digest)}))
             .collect();
         let name = pushed.as_ref().map(|pushed| &pushed.image);
         return output::print(&output::json(&json!({"digest": digest, "image": name, "blobs": blobs})));
@@ -152,28 +155,43 @@ pub(crate) fn said(steps: Steps, pushed: Pushed) -> Pushed {
     pushed
 }
 
-/// Where an image goes: `[NAMESPACE/]NAME[:TAG]`.
-fn named(asked: Option<&str>, tree: &Tree) -> anyhow::Result<(Repository, Tag)> {
-    let own;
-    let text = match asked {
-        Some(text) => text,
-        None => {
-            let fit = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-            let name: String = tree.name.chars().map(fit).collect();
-            own = name.trim_matches('-').to_owned();
-            if own.is_empty() {
-                bail!(WrongUse(format!("{:?} makes no name for an image: give one with -t", tree.name)));
+/// Where an image goes: `[NAMESPACE/]NAME[:TAG]` of the hub, or `HOST/NAME[:TAG]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Destination {
+    /// Of another registry than the hub's.
+    host: Option<String>,
+    repository: Repository,
+    tag: Tag,
+}
+
+impl Destination {
+    fn of(asked: Option<&str>, tree: &Tree) -> anyhow::Result<Self> {
+        let own;
+        let text = match asked {
+            Some(text) => text,
+            None => {
+                let fit = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+                let name: String = tree.name.chars().map(fit).collect();
+                own = name.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
+                if own.is_empty() {
+                    bail!(WrongUse(format!("{:?} makes no name for an image: give one with -t", tree.name)));
+                }
+                &own
             }
-            &own
-        }
-    };
-    let wrong = |why: &dyn std::fmt::Display| WrongUse(format!("-t {text}: {why}"));
-    let (name, tag) = match text.rsplit_once(':') {
-        Some((name, tag)) => (name, tag.parse().map_err(|error| wrong(&error))?),
-        None => (text, Tag::latest()),
-    };
-    let name = if name.contains('/') { name.to_owned() } else { format!("default/{name}") };
-    Ok((name.parse().map_err(|error| wrong(&error))?, tag))
+        };
+        let wrong = |why: &dyn std::fmt::Display| WrongUse(format!("-t {text}: {why}"));
+        let (host, rest) = match text.split_once('/') {
+            Some((host, rest)) if base::is_host(host) => (Some(host.to_owned()), rest),
+            _ => (None, text),
+        };
+        let (name, tag) = match rest.rsplit_once(':') {
+            Some((name, tag)) => (name, tag.parse().map_err(|error| wrong(&error))?),
+            None => (rest, Tag::latest()),
+        };
+        let name =
+            if host.is_some() || name.contains('/') { name.to_owned() } else { format!("default/{name}") };
+        Ok(Self { host, repository: name.parse().map_err(|error| wrong(&error))?, tag })
+    }
 }
 
 #[cfg(test)]

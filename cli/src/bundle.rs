@@ -15,14 +15,18 @@ use anyhow::Context as _;
 use tombolo_oci::Archive;
 
 use crate::args::{Bundle, BundleCommand, BundleCreate};
-use crate::hub::Hub;
+use crate::hub::{Hub, RequestError};
 use crate::output;
 use crate::steps::Steps;
 use contents::Contents;
 
-pub(crate) async fn run(url: &str, args: &Bundle) -> anyhow::Result<()> {
+/// `hub` is asked for where one is needed.
+pub(crate) async fn run(
+    hub: impl FnOnce() -> Result<Hub, RequestError>,
+    args: &Bundle,
+) -> anyhow::Result<()> {
     match &args.command {
-        BundleCommand::Create(args) => create(&Hub::new(url)?, args).await,
+        BundleCommand::Create(args) => create(&hub()?, args).await,
         BundleCommand::Inspect { file } => {
             let archive = Archive::open(file).with_context(|| file.display().to_string())?;
             output::print(&shown(&archive))

@@ -90,7 +90,7 @@ pub(crate) async fn pushed(
     image: &mut Image,
 ) -> anyhow::Result<String> {
     let repository = format!("{namespace}/{name}").parse()?;
-    let pushed = registry.push(image, &repository, &Tag::latest()).await?;
+    let pushed = registry.push(image, &repository, &Tag::latest(), steps).await?;
     Ok(build::said(steps, pushed).image)
 }
 

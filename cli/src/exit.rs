@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use tombolo_oci::TransferError;
+
 use crate::hub::RequestError;
 use crate::output::PipeClosed;
 
@@ -10,6 +12,8 @@ const REFUSED: u8 = 1;
 const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
 const TIMED_OUT: u8 = 4;
+/// And the signal's number, as shells have it.
+const SIGNALLED: u8 = 128;
 
 /// What was asked makes no sense, whatever the hub's state.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +24,11 @@ pub(crate) struct WrongUse(pub(crate) String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct TimedOut(pub(crate) String);
+
+/// Somebody ended what was being done, by this signal.
+#[derive(Debug, thiserror::Error)]
+#[error("broken off")]
+pub(crate) struct Interrupted(pub(crate) u8);
 
 /// Prints an error and tells its exit code.
 pub(crate) fn with(error: &anyhow::Error) -> ExitCode {
@@ -46,10 +55,21 @@ fn code(error: &anyhow::Error) -> u8 {
             return TIMED_OUT;
         }
         match cause.downcast_ref::<RequestError>() {
-            Some(RequestError::Url(_)) => return USAGE,
+            Some(RequestError::Url(_) | RequestError::Trust(_)) => return USAGE,
             Some(RequestError::Unreachable { .. } | RequestError::NotAHub { .. }) => return UNREACHABLE,
             Some(RequestError::Timeout { .. }) => return TIMED_OUT,
             _ => {}
+        }
+        if cause.is::<crate::tls::TrustError>() {
+            return USAGE;
+        }
+        match cause.downcast_ref::<TransferError>() {
+            Some(TransferError::Unreachable { .. }) => return UNREACHABLE,
+            Some(TransferError::Timeout { .. }) => return TIMED_OUT,
+            _ => {}
+        }
+        if let Some(interrupted) = cause.downcast_ref::<Interrupted>() {
+            return SIGNALLED.saturating_add(interrupted.0);
         }
     }
     REFUSED

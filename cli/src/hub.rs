@@ -3,12 +3,16 @@
 //! Must not know which resources there are.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::Value;
+use tombolo_oci::Scheme;
+
+use crate::tls::{Trust, TrustError};
 
 /// A hub on the same network answers a connect in far less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +28,8 @@ const ERROR_BODY_MAX: usize = 256 * 1024;
 pub(crate) struct Hub {
     base: Url,
     http: reqwest::Client,
+    scheme: Scheme,
+    trust: Trust,
 }
 
 /// Why the hub did not do what was asked.
@@ -31,6 +37,8 @@ pub(crate) struct Hub {
 pub(crate) enum RequestError {
     #[error("{0:?} is not the URL of a hub: use http://HOST:PORT")]
     Url(String),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("no hub answers at {url} ({cause}): start one with `tombolo up`, or name another with --hub")]
     Unreachable { url: String, cause: String },
     #[error("the hub at {url} did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
@@ -90,14 +98,23 @@ impl RequestError {
 
 impl Hub {
     pub(crate) fn new(url: &str) -> Result<Self, RequestError> {
+        Self::trusting(url, &Trust::default())
+    }
+
+    /// A hub that may speak TLS. Reads files then.
+    pub(crate) fn trusting(url: &str, trust: &Trust) -> Result<Self, RequestError> {
         let base: Url = url.parse().map_err(|_| RequestError::Url(url.to_owned()))?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(RequestError::Url(url.to_owned()));
         }
-        let mut http = reqwest::Client::builder();
-        if base.scheme() == "http" {
-            http = tombolo_oci::client::without_tls(http);
-        }
+        let (mut http, scheme) = match base.scheme() {
+            "http" => (tombolo_oci::client::without_tls(reqwest::Client::builder()), Scheme::Http),
+            _ => {
+                let tls = trust.config()?;
+                let http = reqwest::Client::builder().tls_backend_preconfigured(tls.clone());
+                (http, Scheme::Https(Arc::new(tls)))
+            }
+        };
         if is_here(&base) {
             // No proxy knows what `localhost` is to us.
             http = http.no_proxy();
@@ -107,7 +124,7 @@ impl Hub {
             .user_agent(concat!("tombolo/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| RequestError::Broken { url: url.to_owned(), cause: innermost(&error) })?;
-        Ok(Self { base, http })
+        Ok(Self { base, http, scheme, trust: trust.clone() })
     }
 
     /// Whether the hub is on this machine, by its address.
@@ -115,10 +132,20 @@ impl Hub {
         is_here(&self.base)
     }
 
-    /// `host:port`, if the hub is spoken to in plain HTTP.
-    pub(crate) fn http_authority(&self) -> Option<String> {
-        let (host, port) = (self.base.host_str()?, self.base.port_or_known_default()?);
-        (self.base.scheme() == "http").then(|| format!("{host}:{port}"))
+    /// `host:port`.
+    pub(crate) fn authority(&self) -> String {
+        let host = self.base.host_str().unwrap_or_default();
+        self.base.port_or_known_default().map_or(host.to_owned(), |port| format!("{host}:{port}"))
+    }
+
+    /// How it is spoken to.
+    pub(crate) fn scheme(&self) -> Scheme {
+        self.scheme.clone()
+    }
+
+    /// Whom to believe, of hubs and of registries.
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Without a slash at its end.
@@ -274,13 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_http_has_an_authority() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let of = |url: &str| Hub::new(url).unwrap().http_authority();
-        assert_eq!(of("http://h:7080/"), Some("h:7080".into()));
-        assert_eq!(of("http://h"), Some("h:80".into()));
-        assert_eq!(of("http://[::1]:1"), Some("[::1]:1".into()));
-        assert_eq!(of("https://h"), None);
+    fn an_address_has_a_port() {
+        let of = |url: &str| Hub::new(url).unwrap().authority();
+        assert_eq!(of("http://h:7080/"), "h:7080");
+        assert_eq!(of("http://h"), "h:80");
+        assert_eq!(of("http://[::1]:1"), "[::1]:1");
     }
 
     #[test]

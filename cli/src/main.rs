@@ -21,21 +21,27 @@ mod output;
 mod probe;
 mod ready;
 mod steps;
+mod tls;
 mod traffic;
 mod up;
 mod version;
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{Arguments, Command};
+use crate::exit::Interrupted;
 use crate::hub::Hub;
 
 /// The runtime supervisor of `up`, started by its agent. For no person to type, so the command line does not list it.
 const SUPERVISOR: &str = "runtime-supervisor";
+
+/// For the programs of a build that is broken off: compilers and installers end at once.
+const GRACE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     // Before anything else: the supervisor forks, and must never have had a thread or a runtime.
@@ -64,14 +70,29 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("no asynchronous runtime can be made")?;
-    let done = runtime.block_on(dispatch(arguments));
-    // A name lookup that hangs in a thread of its own is nothing to wait for.
-    runtime.shutdown_background();
+    let builds = matches!(arguments.command, Command::Build(_) | Command::Deploy(_));
+    let done = runtime.block_on(async {
+        tokio::select! {
+            done = dispatch(arguments) => done,
+            signal = build::signalled(), if builds => {
+                build::stop();
+                Err(Interrupted(signal).into())
+            }
+        }
+    });
+    if done.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+        // What was running notices, and removes its own.
+        runtime.shutdown_timeout(GRACE);
+        build::tidy_up();
+    } else {
+        // A name lookup that hangs in a thread of its own is nothing to wait for.
+        runtime.shutdown_background();
+    }
     done
 }
 
 async fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
-    let hub = || Hub::new(arguments.hub_url());
+    let hub = || Hub::trusting(arguments.hub_url(), &arguments.trust());
     match &arguments.command {
         Command::Up(args) => up::run(args).await,
         Command::New(args) => new::run(args),
@@ -84,8 +105,8 @@ async fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Delete(args) => delete::run(&hub()?, args).await,
         Command::Traffic(args) => traffic::run(&hub()?, args).await,
         Command::Logs(args) => logs::run(&hub()?, args).await,
-        Command::Bundle(args) => bundle::run(arguments.hub_url(), args).await,
-        Command::Version => version::run(arguments.hub.as_deref()).await,
+        Command::Bundle(args) => bundle::run(hub, args).await,
+        Command::Version => version::run(arguments.hub.as_ref().map(|_| hub()).transpose()?).await,
         Command::Completion { shell } => completion(*shell),
     }
 }

@@ -108,8 +108,7 @@ async fn look_up(registry: &Registry, reference: &ImageReference) -> Result<Name
 fn reference(name: &str) -> Result<ImageReference, WrongUse> {
     let wrong = |why: String| WrongUse(format!("--base {name}: {why}; or use `host` or `scratch`"));
     let first = name.split('/').next().unwrap_or_default();
-    let has_host = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-    if has_host {
+    if name.contains('/') && is_host(first) {
         return name
             .parse()
             .map_err(|error: tombolo_oci::reference::ReferenceError| wrong(error.to_string()));
@@ -117,6 +116,11 @@ fn reference(name: &str) -> Result<ImageReference, WrongUse> {
     let text = format!("{HUB_HOST}/{name}");
     let parsed: Result<ImageReference, _> = text.parse();
     parsed.map_err(|error| wrong(error.to_string()))
+}
+
+/// Whether the first part of an image's name is a registry, as container tools tell it.
+pub(super) fn is_host(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
 }
 
 /// Version of Python that an image says it has, as official ones do.

@@ -4,11 +4,11 @@
 //! {XDG_CACHE_HOME or ~/.cache}/tombolo/build/
 //!   blobs/<hex>     a layer; complete and on the disk before it has its name
 //!   layers/<hex>    a record by its key: which layer, and which other files it was made of
-//!   tmp/            layers and checkouts under way, emptied when nobody builds
+//!   tmp/            a directory of each build under way, removed at its end; emptied when nobody builds
 //!   lock            held shared by every build; who gets it alone cleans up
 //! ```
 //!
-//! A build that is killed leaves something in `tmp/` at most, and two that make the same layer put the same file in place.
+//! A build that is killed by force leaves something in `tmp/` at most, and two that make the same layer put the same file in place.
 //! Must not know what a layer is for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,11 +24,13 @@ use tempfile::{NamedTempFile, TempDir, TempPath};
 use tombolo_api::Digest;
 use tombolo_oci::Layer;
 
+use super::interrupt;
+
 /// Bytes of layers that are kept: some tens of bases and dependencies. What was not used for longest goes first.
 const BYTES_MAX: u64 = 4 << 30;
 
 /// Of the layout above, and of how layers are made: another number, and nothing from before is found.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// The cache, open until it is dropped.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(crate) struct Cache {
     dir: PathBuf,
     /// Whether what is there counts.
     reads: bool,
+    /// Of this build, in `tmp/`.
+    work: TempDir,
     _lock: File,
     /// Where there is no place for a cache: it goes with this build.
     _temporary: Option<TempDir>,
@@ -111,6 +115,7 @@ impl Cache {
         }
         let temporary =
             TempDir::with_prefix("tombolo-build-").context("no temporary directory can be made")?;
+        interrupt::goes_with_us(temporary.path());
         let cache = Self::open_in(temporary.path(), fresh)?;
         Ok(Self { _temporary: Some(temporary), ..cache })
     }
@@ -127,18 +132,21 @@ impl Cache {
             lock.unlock().with_context(cannot)?;
         }
         lock.lock_shared().with_context(cannot)?;
-        Ok(Self { dir: dir.to_owned(), reads: !fresh, _lock: lock, _temporary: None })
+        let made = tempfile::Builder::new().prefix("work-").tempdir_in(dir.join("tmp"));
+        let work = made.with_context(cannot)?;
+        interrupt::goes_with_us(work.path());
+        Ok(Self { dir: dir.to_owned(), reads: !fresh, work, _lock: lock, _temporary: None })
     }
 
     /// A directory that goes with its handle, and with a later build if this one is killed.
     pub(super) fn scratch(&self) -> anyhow::Result<TempDir> {
-        let made = tempfile::Builder::new().prefix("work-").tempdir_in(self.tmp());
-        made.with_context(|| format!("{} cannot be written", self.tmp().display()))
+        let made = tempfile::Builder::new().prefix("scratch-").tempdir_in(self.work.path());
+        made.with_context(|| format!("{} cannot be written", self.work.path().display()))
     }
 
     /// Where layers are written.
     pub(super) fn tmp(&self) -> PathBuf {
-        self.dir.join("tmp")
+        self.work.path().to_owned()
     }
 
     /// The layer of this key, if it is here and what it was made of is as it was.
@@ -270,12 +278,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Cache::open_in(dir.path(), false).unwrap();
         let (key, _) = put(&first, "a", &[]);
-        fs::write(first.tmp().join("half"), "x").unwrap();
+        let half = dir.path().join("tmp/work-killed");
+        fs::create_dir(&half).unwrap();
         let second = Cache::open_in(dir.path(), false).unwrap();
-        assert!(second.tmp().join("half").exists(), "it may be the first one's");
+        assert!(half.exists(), "it may be the first one's");
         drop((first, second));
+        assert_eq!(
+            fs::read_dir(dir.path().join("tmp")).unwrap().count(),
+            1,
+            "what ends by itself leaves nothing"
+        );
         let third = Cache::open_in(dir.path(), false).unwrap();
-        assert!(!third.tmp().join("half").exists());
+        assert!(!half.exists());
         assert!(third.find(&key).is_some());
     }
 

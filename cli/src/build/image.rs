@@ -2,6 +2,7 @@
 //!
 //! Must not know how it was built.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -103,9 +104,10 @@ impl Image {
         self.parts.iter().map(|part| part.size).sum()
     }
 
-    /// Layers and configuration, with the bytes of each.
-    pub(super) fn blobs(&self) -> impl Iterator<Item = (Digest, u64)> {
-        self.parts.iter().map(|part| (part.digest, part.size))
+    /// Layers and configuration, each once: the same layer may stand in an image twice, as where its base has the same code.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = &Part> {
+        let mut seen = BTreeSet::new();
+        self.parts.iter().filter(move |part| seen.insert(part.digest))
     }
 
     pub(super) fn scratch(&self) -> &Path {
@@ -121,6 +123,8 @@ impl Image {
             bail!("{} holds something that is no image: name an empty or new directory", dir.display());
         }
         fs::create_dir_all(&blobs).with_context(cannot)?;
+        // First, so that a layout whose making was broken off is known again.
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).with_context(cannot)?;
         for part in &self.parts {
             let to = blobs.join(part.digest.hex());
             match &part.whence {
@@ -139,8 +143,7 @@ impl Image {
                 "annotations": {"org.opencontainers.image.ref.name": name},
             }],
         });
-        fs::write(dir.join("index.json"), index.to_string()).with_context(cannot)?;
-        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).with_context(cannot)
+        fs::write(dir.join("index.json"), index.to_string()).with_context(cannot)
     }
 }
 

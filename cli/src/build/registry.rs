@@ -1,8 +1,11 @@
-//! The hub's registry, as a build needs it: what a base image says, and where a built image goes.
+//! A registry, the hub's or another one, as a build needs it: what a base image says, and where a built image goes.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bytes::Bytes;
 use tombolo_api::Digest;
 use tombolo_oci::{
@@ -11,12 +14,23 @@ use tombolo_oci::{
 };
 
 use super::base::Place;
+use super::credentials;
 use super::image::{Image, Part, Whence};
 use crate::hub::Hub;
+use crate::steps::Steps;
+use crate::tls::Trust;
+
+/// Attempts of one push, and the wait before the second, doubled for each further one: a hub that starts anew is back within
+/// seconds, and what it took until then it has.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Registry {
     client: Client,
+    address: String,
+    /// By which images of it are named.
+    host: String,
 }
 
 /// What a push did.
@@ -29,14 +43,34 @@ pub(crate) struct Pushed {
 }
 
 impl Registry {
+    /// The hub's.
     pub(crate) fn of(hub: &Hub) -> anyhow::Result<Self> {
-        let Some(address) = hub.http_authority() else {
-            bail!(
-                "images are pushed over http:// only: name the hub so, or push with another program and deploy the image by its name"
-            );
+        let address = hub.authority();
+        let auth = credentials::of(&address);
+        let endpoint = Endpoint { scheme: hub.scheme(), address: address.clone(), auth, server_name: None };
+        Ok(Self { client: Client::new(endpoint)?, address, host: HUB_HOST.to_owned() })
+    }
+
+    /// Another one, whose user and password are where container tools keep them. Reads files.
+    pub(super) fn at(host: &str, plain_http: bool, trust: &Trust) -> anyhow::Result<Self> {
+        let scheme = match plain_http || is_this_machine(host) {
+            true => Scheme::Http,
+            false => Scheme::Https(Arc::new(trust.config()?)),
         };
-        let client = Client::new(Endpoint { scheme: Scheme::Http, address, auth: None, server_name: None })?;
-        Ok(Self { client })
+        let auth = credentials::of(host);
+        let address = host.to_owned();
+        let endpoint = Endpoint { scheme, address: address.clone(), auth, server_name: None };
+        Ok(Self { client: Client::new(endpoint)?, address, host: host.to_owned() })
+    }
+
+    /// Whether it answers: found out before minutes of building.
+    pub(super) async fn is_there(&self, repository: &Repository, tag: &Tag) -> anyhow::Result<()> {
+        match self.client.resolve(repository, &Target::Tag(tag.clone())).await {
+            Err(error @ (TransferError::Unreachable { .. } | TransferError::Timeout { .. })) => {
+                Err(error).context("nothing was built, as nothing could be pushed (--no-push builds only)")
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn base(&self, place: &Place, target: &Target) -> Result<BaseImage, TransferError> {
@@ -50,9 +84,11 @@ impl Registry {
         image: &mut Image,
         repository: &Repository,
         tag: &Tag,
+        steps: Steps,
     ) -> anyhow::Result<Pushed> {
+        let (mut attempt, mut pause) = (1, PAUSE);
         let sent = loop {
-            let blobs = image.parts.iter().map(blob).collect();
+            let blobs = image.blobs().map(blob).collect();
             let manifest = Bytes::from(image.manifest.clone());
             match self.client.push_parts(repository, tag, blobs, manifest).await {
                 Ok(sent) => break sent,
@@ -62,14 +98,33 @@ impl Registry {
                 {
                     self.bring(image, &digest).await?;
                 }
-                Err(error) => {
-                    return Err(error).with_context(|| format!("pushing {repository} to the hub"));
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    steps.say(&format!("{error}: trying again in {} s", pause.as_secs()));
+                    tokio::time::sleep(pause).await;
+                    (attempt, pause) = (attempt + 1, pause * 2);
                 }
+                Err(error) => return Err(self.failed(error, repository)),
             }
         };
         let (repository, target) = (repository.clone(), Target::Digest(image.digest()));
-        let image = ImageReference { host: HUB_HOST.to_owned(), repository, target }.to_string();
+        let image = ImageReference { host: self.host.clone(), repository, target }.to_string();
         Ok(Pushed { image, sent: sent.into_iter().collect() })
+    }
+
+    /// Says what to do.
+    fn failed(&self, error: TransferError, repository: &Repository) -> anyhow::Error {
+        let place = if self.host == HUB_HOST { "the hub" } else { &self.host };
+        let address = &self.address;
+        let advice = match &error {
+            TransferError::Unauthorized { .. } => {
+                format!(" (give `podman login {address}` or `docker login {address}` its user and password)")
+            }
+            error if error.is_retryable() => {
+                " (type the same again once it answers: only what it lacks is sent then)".to_owned()
+            }
+            _ => String::new(),
+        };
+        anyhow::Error::new(error).context(format!("pushing {repository} to {place}{advice}"))
     }
 
     /// Brings the content of all layers of the base here.
@@ -101,4 +156,30 @@ fn blob(part: &Part) -> PushBlob {
         Whence::Registry(place, _) => PushContent::Elsewhere(place.repository.clone()),
     };
     PushBlob { digest: part.digest, content }
+}
+
+/// Registries of this machine speak plain HTTP, as every container tool assumes.
+fn is_this_machine(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_of_this_machine_are_known_by_their_address() {
+        for (host, expected) in [
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("[::1]:5000", true),
+            ("localhost", true),
+            ("10.0.0.1:5000", false),
+            ("localhost.example:5000", false),
+        ] {
+            assert_eq!(is_this_machine(host), expected, "{host}");
+        }
+    }
 }

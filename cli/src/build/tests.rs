@@ -112,14 +112,39 @@ fn what_is_asked_for_counts_more_than_what_is_found() {
 fn an_image_is_named_after_its_directory_unless_it_is_given_a_name() {
     let bench = Bench::new();
     let tree = Tree::of_directory(&bench.project("My_App", &[("a", "")])).unwrap();
-    for (asked, expected) in
-        [(None, "default/my-app:latest"), (Some("x"), "default/x:latest"), (Some("ns/x:1.2"), "ns/x:1.2")]
-    {
-        let (repository, tag) = named(asked, &tree).unwrap();
-        assert_eq!(format!("{repository}:{tag}"), expected);
+    let host = |name: &str| Some(name.to_owned());
+    for (asked, at, expected) in [
+        (None, None, "default/my-app:latest"),
+        (Some("x"), None, "default/x:latest"),
+        (Some("ns/x:1.2"), None, "ns/x:1.2"),
+        (Some("registry.example/x:1"), host("registry.example"), "x:1"),
+        (Some("localhost:5000/a/b/c"), host("localhost:5000"), "a/b/c:latest"),
+    ] {
+        let named = Destination::of(asked, &tree).unwrap();
+        assert_eq!((named.host, format!("{}:{}", named.repository, named.tag).as_str()), (at, expected));
     }
-    for bad in ["X", "a:-", "a b"] {
-        assert!(named(Some(bad), &tree).unwrap_err().is::<WrongUse>(), "{bad}");
+    for bad in ["X", "a:-", "a b", "registry.example/", "registry.example/X"] {
+        assert!(Destination::of(Some(bad), &tree).unwrap_err().is::<WrongUse>(), "{bad}");
+    }
+    // What makes no repository's name between two letters makes one `-`.
+    let tree = Tree::of_directory(&bench.project("Über  App_", &[("a", "")])).unwrap();
+    assert_eq!(Destination::of(None, &tree).unwrap().repository.as_str(), "default/ber-app");
+}
+
+#[test]
+fn links_that_lead_out_are_seen() {
+    let outside = env!("CARGO_MANIFEST_DIR");
+    for (link, target, expected) in [
+        ("app/a", "b", false),
+        ("app/deep/a", "../b", false),
+        ("app/deep/a", "../../b", true),
+        ("app/a", "../b", true),
+        ("app/a", "./b/../../c", true),
+        ("app/a", outside, true),
+        ("app/a", "/no/such/file", false),
+    ] {
+        let leads = make::leads_out(Path::new("app"), Path::new(link), Path::new(target));
+        assert_eq!(leads, expected, "{link} to {target}");
     }
 }
 

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
+use super::interrupt;
+
 /// A program by its name, as a shell would find it.
 pub(super) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -24,8 +26,8 @@ pub(super) fn is_program(path: &Path) -> bool {
 pub(super) fn run(command: &mut Command, what: &str) -> anyhow::Result<()> {
     let name = Path::new(command.get_program()).display().to_string();
     let output = io::stderr().as_fd().try_clone_to_owned().context("standard error cannot be written")?;
-    let done = command.stdin(Stdio::null()).stdout(output).status();
-    let status = done.with_context(|| format!("{name} cannot be run"))?;
+    let done = interrupt::to_end(command.stdin(Stdio::null()).stdout(output));
+    let status = done.with_context(|| format!("{name} cannot be run"))?.status;
     if !status.success() {
         bail!("{what} failed ({name}: {status}): its messages are above");
     }
@@ -35,7 +37,7 @@ pub(super) fn run(command: &mut Command, what: &str) -> anyhow::Result<()> {
 /// What a command says on standard output.
 pub(super) fn answer(command: &mut Command, what: &str) -> anyhow::Result<Vec<u8>> {
     let name = Path::new(command.get_program()).display().to_string();
-    let asked = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let asked = interrupt::to_end(command.stdin(Stdio::null()).stdout(Stdio::piped()));
     let output = asked.with_context(|| format!("{name} cannot be run"))?;
     if !output.status.success() {
         bail!("{what} failed ({name}: {}): its messages are above", output.status);

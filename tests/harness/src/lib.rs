@@ -22,6 +22,7 @@ mod node;
 mod process;
 mod signer;
 mod site;
+mod tls;
 mod wait;
 
 pub use api::{Api, ApiError, condition};
@@ -35,6 +36,7 @@ pub use node::{HubTraffic, Node, NodeOptions};
 pub use process::{Process, program};
 pub use signer::Signer;
 pub use site::{Hub, Site};
+pub use tls::{Certificate, Front};
 pub use wait::{until, within};
 
 /// Says that a test does not run here, and why; the runner counts the line.
