@@ -1,5 +1,10 @@
 //! From source to an answer: projects of each language, dependencies, repositories, and what a change of one line costs.
 
+mod interruptions;
+mod registries;
+mod toolchains;
+mod users;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
@@ -87,6 +92,32 @@ impl Workshop {
     }
 }
 
+impl Workshop {
+    /// The same directory again at another place, with times of another day.
+    fn copy(&self, dir: &Path, name: &str) -> PathBuf {
+        let to = self.path(name);
+        fs::create_dir_all(to.parent().expect("it is in a directory")).expect("a directory");
+        let mut copy = Command::new("cp");
+        copy.arg("-r").arg(dir).arg(&to);
+        run(copy);
+        let mut touch = Command::new("find");
+        touch.arg(&to).args(["-exec", "touch", "-d", "2001-02-03", "{}", "+"]);
+        run(touch);
+        to
+    }
+
+    /// Directories with these programs of the PATH and nothing else.
+    fn only(&self, programs: &[&str]) -> PathBuf {
+        let dir = self.path(&format!("only-{}", programs.join("-")));
+        fs::create_dir_all(&dir).expect("a directory");
+        for name in programs {
+            let found = find(name).expect("it was asked for before");
+            let _ = std::os::unix::fs::symlink(found, dir.join(name));
+        }
+        dir
+    }
+}
+
 /// Standard output of a command that succeeded.
 fn good(output: &Output) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -107,12 +138,25 @@ fn built(mut command: Command) -> (String, usize) {
 }
 
 fn has(program: &str) -> bool {
-    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .any(|dir| dir.join(program).is_file());
+    let found = find(program).is_some();
     if !found {
         skip(&format!("{program} is not installed"));
     }
     found
+}
+
+/// A program of the PATH, by its own path.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// How a command failed: its exit code, and what it said.
+fn refused(mut command: Command) -> (Option<i32>, String) {
+    let output = command.output().expect("a program runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    (output.status.code(), said)
 }
 
 fn text(path: &Path) -> &str {
@@ -266,12 +310,26 @@ http.createServer((_, response) => response.end(require('word'))).listen(process
     good(&install.stdin(Stdio::null()).output().expect("npm runs"));
     run(shop.tombolo(&["deploy", "--no-wait", text(&dir)]));
     answers(&node, "talker", "a word of a package").await;
+    // Packed, it is installed as what comes from a registry is.
+    let packed = shop.copy(&dir, "packed");
+    let mut install = Command::new("sh");
+    install.args(["-c", "npm pack --silent ./vendor/word && rm -r vendor package-lock.json node_modules && npm install --offline --no-audit --no-fund ./word-1.0.0.tgz"]);
+    good(&install.current_dir(&packed).stdin(Stdio::null()).output().expect("npm runs"));
+    run(shop.tombolo(&["deploy", "--no-wait", text(&packed)]));
+    answers(&node, "packed", "a word of a package").await;
+    for (name, dir) in [("talker", &dir), ("packed", &packed)] {
+        let build = |dir: &Path| built(shop.tombolo(&["build", "--no-cache", "-t", name, text(dir)]));
+        let digest = build(dir);
+        assert_eq!(digest.1, 0, "{name}: everything is there");
+        assert_eq!(build(&shop.copy(dir, &format!("elsewhere/{name}"))), digest);
+        fs::write(dir.join("server.js"), format!("{server}\n// Another line.\n")).expect("a file");
+        assert_eq!(build(dir).1, 2, "{name}: the layer of the code, and the configuration");
+    }
 }
 
-/// A Dockerfile goes through buildah, a script in a plain directory runs on this machine's shell, and a module of Go is
-/// built by whatever `go` is.
+/// A Dockerfile goes through buildah, and a script in a plain directory runs on this machine's shell.
 #[tokio::test]
-async fn dockerfiles_directories_and_go_become_services() {
+async fn dockerfiles_and_directories_become_services() {
     let Some(mut site) = Site::start().await else { return };
     let node = site.node(NodeOptions::named("press-7")).await;
     let shop = Workshop::new();
@@ -303,14 +361,6 @@ async fn dockerfiles_directories_and_go_become_services() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains("install"), "{said}");
     }
-    // In place of a toolchain: it gives a static program where `go build -o` would.
-    let fake =
-        format!("#!/bin/sh\nwhile [ \"$1\" != -o ]; do shift; done\nexec cp {} \"$2\"\n", text(&hello));
-    let tools = shop.project("tools", &[("+go", &fake)]);
-    let mut deploy = shop.tombolo(&["deploy", "--no-wait", text(&dir)]);
-    deploy.env("PATH", format!("{}:/usr/bin:/bin", text(&tools)));
-    run(deploy);
-    answers(&node, "gopher", "Hello World").await;
 }
 
 /// The static example as a file.
