@@ -20,15 +20,6 @@ fn lines() -> Vec<String> {
     (0..LINES).map(|_| format!("{:012x}{:012x}{:012x}\n", word(), word(), word())).collect()
 }
 
-/// Bytes that came over the node's link to the hub.
-fn received(node: &mut Node) -> u64 {
-    let counters = fs::read_to_string(format!("/proc/{}/net/dev", node.agent().pid()));
-    let counters = counters.expect("the kernel counts what comes over a link");
-    let line = counters.lines().find_map(|line| line.trim().strip_prefix("uplink:"));
-    let first = line.and_then(|line| line.split_whitespace().next());
-    first.and_then(|bytes| bytes.parse().ok()).expect("the link to the hub has counters")
-}
-
 async fn answers_as(node: &Node, revision: &str) {
     until("an answer of the new revision", 60, || async {
         let answer = node.answer("hello", "/").await?;
@@ -43,16 +34,16 @@ async fn only_changed_content_travels() {
     let Some(mut site) = Site::start().await else { return };
     let mut node = site.node(NodeOptions::named("press-7")).await;
     let mut content = lines();
-    let start = received(&mut node);
+    let start = node.received_bytes();
     site.hub.deploy(&Function::hello("hello").content(&content.concat())).await;
     answers_as(&node, "hello-00001").await;
-    let first = received(&mut node);
+    let first = node.received_bytes();
     assert!(first - start > LAYER_BYTES, "{} bytes came for the first version", first - start);
 
     content.insert(LINES / 2, "one line more\n".into());
     site.hub.deploy(&Function::hello("hello").content(&content.concat())).await;
     answers_as(&node, "hello-00002").await;
-    let second = received(&mut node) - first;
+    let second = node.received_bytes() - first;
     assert!(second < LAYER_BYTES / 4, "{second} bytes came for a line more");
     let log = node.log();
     assert!(log.contains("put a layer together from chunks"), "{log}");
@@ -66,7 +57,7 @@ async fn layers_come_whole_where_there_are_no_lists() {
     let mut content = lines();
     site.hub.deploy(&Function::hello("hello").content(&content.concat())).await;
     answers_as(&node, "hello-00001").await;
-    let first = received(&mut node);
+    let first = node.received_bytes();
     let lists = site.dir().join("hub/state/registry/chunks");
     fs::remove_dir_all(&lists).expect("the hub has a directory of lists");
     fs::write(&lists, "not a directory").expect("something can stand in its place");
@@ -74,7 +65,7 @@ async fn layers_come_whole_where_there_are_no_lists() {
     content.insert(LINES / 2, "one line more\n".into());
     site.hub.deploy(&Function::hello("hello").content(&content.concat())).await;
     answers_as(&node, "hello-00002").await;
-    let second = received(&mut node) - first;
+    let second = node.received_bytes() - first;
     assert!(second > LAYER_BYTES, "{second} bytes came");
     let log = node.log();
     assert!(log.contains("a layer travels whole"), "{log}");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tombolo_api::Digest;
 use tombolo_oci::{
     BuildOptions, Client, Endpoint, FileEntry, HUB_HOST, Platform, RunConfig, Scheme, Source, Store,
     build_directory,
@@ -198,6 +199,13 @@ impl Function {
 
     /// Builds the image and pushes it to the hub's registry. Returns its name by digest.
     pub async fn push(&self) -> String {
+        let repository = format!("default/{}", self.name);
+        let digest = self.push_to(&format!("{HUB}:7080"), &repository, "latest").await;
+        format!("{HUB_HOST}/{repository}@{digest}")
+    }
+
+    /// Builds the image and pushes it under a tag to a registry at `address` that speaks plain HTTP.
+    pub async fn push_to(&self, address: &str, repository: &str, tag: &str) -> Digest {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = Store::open(dir.path()).expect("a store in it");
         let host = Platform::host();
@@ -223,13 +231,10 @@ impl Function {
         };
         let image = build_directory(&options, &store).expect("an image can be built");
         let endpoint =
-            Endpoint { scheme: Scheme::Http, address: format!("{HUB}:7080"), auth: None, server_name: None };
+            Endpoint { scheme: Scheme::Http, address: address.into(), auth: None, server_name: None };
         let client = Client::new(endpoint).expect("a client can be made");
-        let repository = format!("default/{}", self.name);
-        let (path, tag) = (repository.parse().expect("a repository"), "latest".parse().expect("a tag"));
-        let digest =
-            client.push(&store, &path, &tag, &image).await.expect("the hub's registry takes an image");
-        format!("{HUB_HOST}/{repository}@{digest}")
+        let (path, tag) = (repository.parse().expect("a repository"), tag.parse().expect("a tag"));
+        client.push(&store, &path, &tag, &image).await.expect("the registry takes an image")
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::fcntl::posix_fallocate;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
 use serde_json::Value;
 
 use crate::census::Census;
@@ -30,6 +34,8 @@ pub struct NodeOptions {
     pub disk_bytes: Option<u64>,
     /// Further sections of the agent's configuration.
     pub config: String,
+    /// Seconds that its clock is ahead of the machine's; `None`: it has the machine's own, which nobody sets.
+    pub clock_ahead_s: Option<i64>,
 }
 
 /// What an agent has said to its hub and heard from it since its start.
@@ -64,6 +70,7 @@ impl NodeOptions {
             state_bytes: None,
             disk_bytes: None,
             config: String::new(),
+            clock_ahead_s: None,
         }
     }
 
@@ -89,6 +96,13 @@ impl NodeOptions {
     #[must_use]
     pub fn state_bytes(mut self, bytes: u64) -> Self {
         self.state_bytes = Some(bytes);
+        self
+    }
+
+    /// A clock of its own, so far ahead of the machine's or behind it, that can be set.
+    #[must_use]
+    pub fn clock_ahead_s(mut self, seconds: i64) -> Self {
+        self.clock_ahead_s = Some(seconds);
         self
     }
 
@@ -141,6 +155,9 @@ impl Node {
             http: client(),
         };
         node.new_boot()?;
+        if let Some(seconds) = node.options.clock_ahead_s {
+            node.set_clock_ahead_s(seconds);
+        }
         Ok(node)
     }
 
@@ -158,7 +175,32 @@ impl Node {
         fs::write(&config, self.config())?;
         let mut command = Command::new(program("tombolo-agent"));
         command.arg("--config").arg(&config);
+        if self.options.clock_ahead_s.is_some() {
+            command
+                .env("LD_PRELOAD", program("libtombolo_fake_clock.so"))
+                .env("FAKE_CLOCK", self.clock_file());
+        }
         Ok(command)
+    }
+
+    /// Sets the clock of a node that has its own.
+    pub fn set_clock_ahead_s(&self, seconds: i64) {
+        let (file, fresh) = (self.clock_file(), self.dir.join("clock.new"));
+        let written = fs::write(&fresh, seconds.to_string()).and_then(|()| fs::rename(&fresh, &file));
+        written.expect("the node's directory can be written");
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.dir.join("clock")
+    }
+
+    /// Bytes that came over the link to the hub.
+    pub fn received_bytes(&mut self) -> u64 {
+        let counters = fs::read_to_string(format!("/proc/{}/net/dev", self.agent().pid()));
+        let counters = counters.expect("the kernel counts what comes over a link");
+        let line = counters.lines().find_map(|line| line.trim().strip_prefix("uplink:"));
+        let first = line.and_then(|line| line.split_whitespace().next());
+        first.and_then(|bytes| bytes.parse().ok()).expect("the link to the hub has counters")
     }
 
     fn config(&self) -> String {
@@ -373,6 +415,31 @@ impl Node {
         self.dir.join("plugins")
     }
 
+    /// Fills the disk of the state directory until so many bytes are left; with none, until not one can be written.
+    pub fn fill_disk(&self, left: u64) -> Result<()> {
+        let mut file = fs::File::create(self.filler())?;
+        if left > 0 {
+            let disk = statvfs(&self.state_dir())?;
+            let bytes = (disk.blocks_available() * disk.fragment_size()).saturating_sub(left);
+            posix_fallocate(file.as_raw_fd(), 0, i64::try_from(bytes)?)?;
+            return Ok(());
+        }
+        for size in [64 << 10, 1] {
+            while file.write(&vec![1; size]).is_ok() {}
+        }
+        file.sync_all().or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })?;
+        Ok(())
+    }
+
+    /// Gives back what was filled.
+    pub fn empty_disk(&self) -> Result<()> {
+        Ok(fs::remove_file(self.filler())?)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.state_dir().join("filler")
+    }
+
     fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
@@ -428,6 +495,10 @@ impl Drop for Node {
             let _ = umount2(&self.state_dir(), MntFlags::MNT_DETACH);
         }
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::StorageFull
 }
 
 /// A disk of this size below `dir`, with ext4 on it, as its state directory.
