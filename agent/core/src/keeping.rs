@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use tombolo_api::Digest;
 use tombolo_api::desired::{Desired, RevisionObject};
 
+/// Longest time that counts between two looks where only a clock on the wall saw it pass, seconds: the node was off, or the agent
+/// was, and that clock may have been set meanwhile by years.
+pub const UNSEEN_MAX_S: u64 = 3_600;
+
 /// Images of a configuration that served before, of which one is the way back: more than one, since what it goes back to may be
 /// among them itself.
 const FORMER_MAX: usize = 3;
@@ -27,10 +31,12 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Images {
-    /// Images that may be on the disk; those that nobody wants with the second since when.
+    /// Images that may be on the disk; those that nobody wants with the seconds for which that is so.
     known: BTreeMap<Digest, Option<u64>>,
     /// Images of each desired configuration that have been ready, the last one last.
     ready: BTreeMap<String, Vec<Digest>>,
+    /// Seconds since 1970 (UTC) at the last look, as the node's clock had it then.
+    at_s: u64,
 }
 
 impl Wanted {
@@ -61,8 +67,18 @@ impl Wanted {
 }
 
 impl Images {
-    /// Takes note of what is wanted at `now_s`. True: it has to be written.
-    pub fn note(&mut self, wanted: &Wanted, now_s: u64) -> bool {
+    /// Time passes: the clock shows `now_s`, and `passed_s` went by since the last look; `None`: that was before a restart. What a
+    /// clock is set by makes nothing older.
+    pub fn pass(&mut self, now_s: u64, passed_s: Option<u64>) {
+        let passed_s = passed_s.unwrap_or_else(|| now_s.saturating_sub(self.at_s).min(UNSEEN_MAX_S));
+        for age in self.known.values_mut().flatten() {
+            *age = age.saturating_add(passed_s);
+        }
+        self.at_s = now_s;
+    }
+
+    /// Takes note of what is wanted. True: it has to be written.
+    pub fn note(&mut self, wanted: &Wanted) -> bool {
         let before = self.clone();
         self.ready.retain(|configuration, _| wanted.configurations.contains_key(configuration));
         for (configuration, images) in &wanted.ready {
@@ -80,8 +96,8 @@ impl Images {
         for image in &pinned {
             self.known.insert(*image, None);
         }
-        for (_, since) in self.known.iter_mut().filter(|(image, _)| !pinned.contains(*image)) {
-            since.get_or_insert(now_s);
+        for (_, age) in self.known.iter_mut().filter(|(image, _)| !pinned.contains(*image)) {
+            age.get_or_insert(0);
         }
         *self != before
     }
@@ -96,11 +112,10 @@ impl Images {
     }
 
     /// What may go, the one first that nobody has wanted for longest, each with for how many seconds.
-    pub fn loose(&self, wanted: &Wanted, now_s: u64) -> Vec<(Digest, u64)> {
+    pub fn loose(&self, wanted: &Wanted) -> Vec<(Digest, u64)> {
         let pinned = self.pinned(wanted);
-        let age = |since: Option<u64>| now_s.saturating_sub(since.unwrap_or(now_s));
         let known = self.known.iter().filter(|(image, _)| !pinned.contains(*image));
-        let mut loose: Vec<_> = known.map(|(image, since)| (*image, age(*since))).collect();
+        let mut loose: Vec<_> = known.map(|(image, age)| (*image, age.unwrap_or(0))).collect();
         loose.sort_by_key(|(_, age)| std::cmp::Reverse(*age));
         loose
     }
@@ -116,7 +131,12 @@ impl Images {
 
     /// What cannot be read is begun anew: nothing that is wanted goes for it.
     pub fn decode(bytes: &[u8]) -> Self {
-        serde_json::from_slice(bytes).unwrap_or_default()
+        let mut images: Self = serde_json::from_slice(bytes).unwrap_or_default();
+        if images.at_s == 0 {
+            // As it was written before: what is told of each is a time of day.
+            images.known.values_mut().flatten().for_each(|age| *age = 0);
+        }
+        images
     }
 }
 
@@ -143,36 +163,52 @@ mod tests {
     #[test]
     fn the_way_back_stays_and_the_rest_ages() {
         let mut images = Images::default();
-        assert!(images.note(&wanted(&[1], &[1]), 10));
-        images.note(&wanted(&[1, 2], &[1]), 20);
-        images.note(&wanted(&[2], &[2]), 30);
+        assert!(images.note(&wanted(&[1], &[1])));
+        images.note(&wanted(&[1, 2], &[1]));
+        images.note(&wanted(&[2], &[2]));
         assert_eq!(images.pinned(&wanted(&[2], &[2])), [image(1), image(2)].into());
-        images.note(&wanted(&[3], &[3]), 40);
-        assert!(!images.note(&wanted(&[3], &[3]), 50), "nothing is other than it was");
-        assert_eq!(images.loose(&wanted(&[3], &[3]), 60), [(image(1), 20)]);
+        images.note(&wanted(&[3], &[3]));
+        images.pass(100, Some(20));
+        assert!(!images.note(&wanted(&[3], &[3])), "nothing is other than it was");
+        assert_eq!(images.loose(&wanted(&[3], &[3])), [(image(1), 20)]);
         // One that never got ready is no way back.
-        images.note(&wanted(&[4], &[]), 70);
-        images.note(&wanted(&[5], &[5]), 80);
+        images.note(&wanted(&[4], &[]));
+        images.note(&wanted(&[5], &[5]));
         assert_eq!(images.pinned(&wanted(&[5], &[5])), [image(5), image(3)].into());
         // Back to what was: the same two stay, and from there the way back leads to it.
-        images.note(&wanted(&[3], &[3]), 90);
+        images.note(&wanted(&[3], &[3]));
         assert_eq!(images.pinned(&wanted(&[3], &[3])), [image(5), image(3)].into());
-        images.note(&wanted(&[6], &[6]), 95);
+        images.note(&wanted(&[6], &[6]));
         assert_eq!(images.pinned(&wanted(&[6], &[6])), [image(3), image(6)].into());
         assert_eq!(Images::decode(&images.encode()), images);
         // Without its configuration nothing of it is a way back.
-        images.note(&Wanted::default(), 100);
+        images.note(&Wanted::default());
         assert_eq!(images.pinned(&Wanted::default()), BTreeSet::new());
-        assert_eq!(images.loose(&Wanted::default(), 100).len(), 6);
+        assert_eq!(images.loose(&Wanted::default()).len(), 6);
     }
 
     #[test]
-    fn a_clock_that_goes_back_makes_nothing_old() {
+    fn what_a_clock_is_set_by_makes_nothing_older() {
+        const YEARS: u64 = 56 * 365 * 86_400;
         let mut images = Images::default();
-        images.note(&wanted(&[1], &[]), 1_000_000);
-        images.note(&Wanted::default(), 1_000_000);
-        assert_eq!(images.loose(&Wanted::default(), 5), [(image(1), 0)]);
+        images.note(&wanted(&[1], &[]));
+        images.pass(60, None);
+        images.note(&Wanted::default());
+        let mut is = |now_s, passed_s, age| {
+            images.pass(now_s, passed_s);
+            assert_eq!(images.loose(&Wanted::default()), [(image(1), age)], "{now_s}");
+            images = Images::decode(&images.encode());
+        };
+        is(70, Some(10), 10);
+        // Set right, set back, and set by somebody while the agent was away.
+        is(YEARS, Some(10), 20);
+        is(80, Some(10), 30);
+        is(70, None, 30);
+        is(80, None, 40);
+        is(YEARS, None, 40 + UNSEEN_MAX_S);
         assert_eq!(Images::decode(b"neither"), Images::default());
+        let before = format!("{{\"known\":{{\"{}\":1700000000}}}}", image(1));
+        assert_eq!(Images::decode(before.as_bytes()).loose(&Wanted::default()), [(image(1), 0)]);
     }
 
     /// What is desired next, what of it is ready, how much time passes, and how many of the loose are removed then.
@@ -185,11 +221,11 @@ mod tests {
         /// For any sequence: what is desired, runs, or was the last other one that was ready, is never among the loose.
         #[test]
         fn nothing_pinned_is_ever_loose(steps in proptest::collection::vec(step(), 1..30)) {
-            let (mut images, mut now_s) = (Images::default(), 0);
+            let mut images = Images::default();
             // The model: images that got ready, in the order in which they first did.
             let mut model: Vec<u8> = Vec::new();
             for (desired, ready, passes, removed) in steps {
-                now_s += passes;
+                images.pass(1, Some(passes));
                 let ready: Vec<u8> = ready.intersection(&desired).copied().collect();
                 let desired: Vec<u8> = desired.into_iter().collect();
                 if desired.is_empty() {
@@ -206,8 +242,8 @@ mod tests {
                     model = [former, current].concat();
                 }
                 let now = if desired.is_empty() { Wanted::default() } else { wanted(&desired, &ready) };
-                images.note(&now, now_s);
-                let loose = images.loose(&now, now_s);
+                images.note(&now);
+                let loose = images.loose(&now);
                 let is_loose = |number: &u8| loose.iter().any(|(other, _)| *other == image(*number));
                 prop_assert!(!desired.iter().any(is_loose));
                 if let Some(back) = model.iter().rev().find(|number| !desired.contains(*number)) {

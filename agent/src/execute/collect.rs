@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tombolo_agent_core::keeping::{self, Images};
@@ -35,6 +35,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Between looks at how full the disk is and what has become old.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// How often it is written how old images have become, if nothing else is to be: a restart costs no more of their age.
+const WRITE_EACH: Duration = Duration::from_secs(keeping::UNSEEN_MAX_S);
+
 /// The part of the disk that stays free at most: of a small one less than what is configured.
 const KEEP_FREE_PART: u64 = 20;
 
@@ -57,12 +60,21 @@ pub(super) struct Wanted {
 pub(super) struct Shelf {
     record: PathBuf,
     images: Mutex<Images>,
+    /// When they were looked at, and when written.
+    looked: Mutex<Looked>,
     unused_s: u64,
     /// Bytes of the disk under which it is short.
     mark: u64,
     /// Bytes that have to be free, as somebody found who lacked them.
     needed: Mutex<u64>,
     short: Arc<Notify>,
+}
+
+/// Moments of this agent; `None`: in none of its own.
+#[derive(Clone, Copy, Debug, Default)]
+struct Looked {
+    at: Option<Instant>,
+    written: Option<Instant>,
 }
 
 impl Wanted {
@@ -90,17 +102,52 @@ impl Shelf {
     /// As it was left; tells the store what it is to leave free.
     pub(super) fn open(tools: &Tools) -> Self {
         let record = tools.state_dir.join(RECORD);
-        let images = fs::read(&record).map(|bytes| Images::decode(&bytes)).unwrap_or_default();
+        let images = match fs::read(&record) {
+            Ok(bytes) => Images::decode(&bytes),
+            Err(error) => {
+                if error.kind() != ErrorKind::NotFound {
+                    tracing::warn!(%error, record = %record.display(), "it is not known which images were wanted");
+                }
+                Images::default()
+            }
+        };
         let configured = tools.keeping.keep_free_mib.saturating_mul(1 << 20);
         let floor = tools.images.size().map_or(configured, |size| configured.min(size / KEEP_FREE_PART));
         tools.images.keep_free(floor);
         Self {
             record,
             images: Mutex::new(images),
+            looked: Mutex::default(),
             unused_s: tools.keeping.keep_unused_hours.saturating_mul(3600),
             mark: floor.saturating_mul(2),
             needed: Mutex::new(0),
             short: Arc::default(),
+        }
+    }
+
+    /// Images as old as they are now.
+    fn aged(&self) -> MutexGuard<'_, Images> {
+        let mut images = lock(&self.images);
+        let looked = &mut lock(&self.looked).at;
+        let passed_s = looked.map(|at| at.elapsed().as_secs());
+        images.pass(now_s(), passed_s);
+        // The part of a second that did not count yet counts next time.
+        *looked =
+            Some(looked.map_or_else(Instant::now, |at| at + Duration::from_secs(passed_s.unwrap_or(0))));
+        images
+    }
+
+    /// Whether it should be written how old images have become.
+    fn is_stale(&self) -> bool {
+        lock(&self.looked).written.is_none_or(|at| at.elapsed() >= WRITE_EACH)
+    }
+
+    /// Writes what is known of images.
+    fn write(&self, images: &Images) {
+        match write(&self.record, &images.encode()) {
+            Ok(()) => lock(&self.looked).written = Some(Instant::now()),
+            // What is in memory counts; after a restart images stay a little longer.
+            Err(error) => tracing::warn!(%error, "cannot record which images are wanted"),
         }
     }
 
@@ -154,12 +201,13 @@ pub(super) async fn run(inner: Weak<Inner>, mut wanted: watch::Receiver<Wanted>)
     }
 }
 
-/// Whether something has become old, or room is short that could be had.
+/// Whether something has become old, which is to be written at least, or room is short that could be had.
 fn is_due(inner: &Inner, wanted: &Wanted) -> bool {
     let shelf = &inner.shelf;
-    let loose = lock(&shelf.images).loose(&wanted.images, now_s());
+    let loose = shelf.aged().loose(&wanted.images);
     let is_short = inner.tools.images.free().is_ok_and(|free| free < shelf.mark);
-    wanted.known && (is_short || loose.first().is_some_and(|(_, age)| *age >= shelf.unused_s))
+    let is_old = |(_, age): &(Digest, u64)| *age >= shelf.unused_s || shelf.is_stale();
+    wanted.known && (is_short || loose.first().is_some_and(is_old))
 }
 
 async fn collected(inner: &Arc<Inner>, wanted: Wanted) -> bool {
@@ -177,10 +225,10 @@ fn collect(inner: &Arc<Inner>, wanted: &Wanted) -> bool {
     needs.images.extend(in_use.values().filter_map(|used| used.image));
     let shelf = &inner.shelf;
     let (store, goal) = (&inner.tools.images, shelf.goal());
-    let mut images = lock(&shelf.images);
-    let mut is_changed = images.note(&needs, now_s());
+    let mut images = shelf.aged();
+    let mut is_changed = images.note(&needs);
     let pinned = images.pinned(&needs);
-    let loose = images.loose(&needs, now_s());
+    let loose = images.loose(&needs);
     let old = loose.partition_point(|(_, age)| *age >= shelf.unused_s);
     let is_short = || store.free().is_ok_and(|free| free < goal);
 
@@ -198,9 +246,8 @@ fn collect(inner: &Arc<Inner>, wanted: &Wanted) -> bool {
         is_changed = true;
     }
     *lock(&shelf.needed) = 0;
-    if is_changed && let Err(error) = write(&shelf.record, &images.encode()) {
-        // What is in memory counts; after a restart images stay a little longer.
-        tracing::warn!(%error, "cannot record which images are wanted");
+    if is_changed || (first < loose.len() && shelf.is_stale()) {
+        shelf.write(&images);
     }
     removed
 }
