@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tombolo_agent_core::backoff::RECONNECT;
 use tombolo_api::{Digest, NodeId};
 
@@ -26,6 +27,10 @@ const CHECK: Duration = Duration::from_secs(3600);
 
 /// Between two renewals, however often one is wished for: a thousand nodes that lost their hub must not crowd it.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+
+/// For how long a fresh certificate is not judged by the node's clock. It lasts a year: a clock by which it is at its end is wrong,
+/// and so would be the next one's end.
+const FRESH: Duration = Duration::from_secs(86_400);
 
 /// Largest answer read, bytes.
 const ANSWER_MAX: u64 = 256 * 1024;
@@ -102,8 +107,9 @@ impl Enrol {
             }
             self.trouble.send_replace(String::new());
         }
+        let mut renewed = None;
         loop {
-            self.wait().await;
+            self.wait(renewed).await;
             failures = 0;
             while let Err(error) = self.refresh().await {
                 self.failed("cannot renew the certificate", &error);
@@ -111,16 +117,18 @@ impl Enrol {
                 tokio::time::sleep(jittered(failures).max(RENEWAL_PAUSE / 4)).await;
             }
             self.trouble.send_replace(String::new());
+            renewed = Some(Instant::now());
             tokio::time::sleep(RENEWAL_PAUSE).await;
         }
     }
 
-    /// Returns when the identity should be renewed.
-    async fn wait(&self) {
+    /// Returns when the identity should be renewed, which it was at that moment.
+    async fn wait(&self, renewed: Option<Instant>) {
         loop {
             let identity = self.identity.borrow().clone();
+            let is_fresh = renewed.is_some_and(|at| at.elapsed() < FRESH);
             if identity.is_some_and(|identity| {
-                identity.wants_renewal(now_s())
+                (!is_fresh && identity.wants_renewal(now_s()))
                     || self.has_moved(&identity)
                     || self.is_of_another_hub(&identity)
             }) {
@@ -275,7 +283,7 @@ async fn send(request: reqwest::RequestBuilder, url: &str) -> Result<Enrolment, 
 }
 
 /// An error with what caused it, the innermost last.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -304,6 +312,8 @@ pub(crate) fn now_s() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -317,18 +327,55 @@ mod tests {
         assert!(pin(&format!("tombolo1.{}.a.b", digest.hex())).is_err());
     }
 
-    #[test]
-    fn the_signing_request_names_the_node() {
-        let state = tempfile::tempdir().unwrap();
-        let enrol = Enrol {
+    fn enrol_in(state: &Path) -> Enrol {
+        Enrol {
             me: "press-7".parse().unwrap(),
-            hub: HubConfig { token_file: state.path().join("token"), ..HubConfig::default() },
-            dir: IdentityDir::open(state.path()).unwrap(),
+            hub: HubConfig { token_file: state.join("token"), ..HubConfig::default() },
+            dir: IdentityDir::open(state).unwrap(),
             floor: TimeFloor::default(),
             identity: watch::Sender::new(None),
             renew: Arc::default(),
             trouble: watch::Sender::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_far_ahead_renews_once_a_day() {
+        let state = tempfile::tempdir().unwrap();
+        let enrol = enrol_in(state.path());
+        // It has ended, as every certificate has by the clock of such a node.
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        let certificate_pem = params.self_signed(&key).unwrap().pem();
+        let enrolment = Enrolment {
+            node: enrol.me.clone(),
+            hub_url: "https://127.0.0.1:7443".into(),
+            ca_pem: certificate_pem.clone(),
+            certificate_pem,
+            manifest_key: "A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg=".into(),
+            mqtt_url: "mqtts://127.0.0.1:7883".into(),
+            registry: "127.0.0.1:7443".into(),
+            pull_token: "secret".into(),
         };
+        enrol.dir.save(&enrolment).unwrap();
+        enrol.identity.send_replace(enrol.dir.load(&enrol.me).unwrap().map(Arc::new));
+        enrol.wait(None).await;
+        let renewed = Instant::now();
+        enrol.wait(Some(renewed)).await;
+        assert!(renewed.elapsed() >= FRESH, "{:?}", renewed.elapsed());
+        // The hub may have moved, or does not know this node any more: that is asked for.
+        let renewed = Instant::now();
+        enrol.renew.notify_one();
+        enrol.wait(Some(renewed)).await;
+        assert!(renewed.elapsed() < FRESH, "{:?}", renewed.elapsed());
+    }
+
+    #[test]
+    fn the_signing_request_names_the_node() {
+        let state = tempfile::tempdir().unwrap();
+        let enrol = enrol_in(state.path());
         let pem = enrol.signing_request().unwrap();
         assert!(pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{pem}");
         assert!(matches!(enrol.token(), Err(EnrolError::TokenFile { .. })));

@@ -1,7 +1,7 @@
 //! What stands in the fleet's certificates. Knows the files only through [`Dir`].
 //!
-//! The hub's own certificates begin in 1975: a node whose clock lost its battery must still find the hub, which then tells
-//! it the time. A node's certificate begins an hour ago, for clocks that are a little late.
+//! The hub's own certificates begin in 1970, as clocks do that have lost their battery: their nodes must still find the hub,
+//! which then tells them the time. A node's certificate begins an hour ago, for clocks that are a little late.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -143,7 +143,7 @@ pub(super) fn sign(
 
 fn params(common_name: &str, life: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.not_before = rcgen::date_time_ymd(1975, 1, 1);
+    params.not_before = OffsetDateTime::UNIX_EPOCH;
     params.not_after = OffsetDateTime::now_utc() + life;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
