@@ -13,6 +13,11 @@ use super::TransferError;
 /// What may come at once after a pause: little enough that a link is never filled for longer than this.
 const BURST: Duration = Duration::from_millis(250);
 
+/// What is asked for at once, as time at the budget's rate, and at least: a link brings what is asked for as fast as it can, and what
+/// waits in the kernel when a download is paused is lost.
+const STRETCH_S: u64 = 4;
+const STRETCH_MIN: u64 = 256 * 1024;
+
 /// Longest sleep in one piece: a download that waits for its turn says now and then that it lives, and hears that it should stop.
 const NAP: Duration = Duration::from_secs(1);
 
@@ -58,6 +63,12 @@ impl Pace {
     /// Whether a gate of it was closed.
     pub fn is_closed(&self) -> bool {
         self.gates.iter().any(|gate| gate.0.load(Ordering::Relaxed))
+    }
+
+    /// How many bytes may be asked for at once; `None`: all of them.
+    pub(super) fn stretch(&self) -> Option<u64> {
+        let bucket = self.bucket.as_ref()?;
+        Some(bucket.bytes_per_s.get().saturating_mul(STRETCH_S).max(STRETCH_MIN))
     }
 
     /// Waits until `bytes` that came may be read on from; `beat` is called while it waits.

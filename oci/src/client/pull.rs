@@ -283,35 +283,53 @@ impl Client {
         mut partial: Partial,
         share: &mut Share<'_>,
     ) -> Result<(), TransferError> {
-        if !partial.is_complete() {
-            let what = format!("{repository}@{}", blob.digest);
-            let request = || self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest));
-            let rest = match partial.len() {
-                0 => request(),
-                here => request().header(RANGE, format!("bytes={here}-")),
-            };
-            let answer = match self.send(rest, &what).await {
-                // It takes no range: everything, then.
-                Err(TransferError::Refused { status: 416, .. }) => self.send(request(), &what).await?,
-                other => other?,
-            };
-            let start = fitting(&answer, &partial, blob).map_err(|cause| {
-                let what = what.clone();
-                TransferError::Broken { what, cause }
-            })?;
-            if start != partial.len() {
-                partial.restart()?;
+        while !partial.is_complete() {
+            if self.pace.is_closed() {
+                return Err(TransferError::Paused);
             }
-            partial = self.receive(answer, partial, share, &what).await?;
+            partial = self.part_of(repository, blob, partial, share).await?;
         }
         Ok(blocking(move || partial.commit()).await?)
     }
 
-    /// Appends a body to a download.
+    /// Appends what is missing, or as much as may be asked for at once.
+    async fn part_of(
+        &self,
+        repository: &Repository,
+        blob: Blob,
+        mut partial: Partial,
+        share: &mut Share<'_>,
+    ) -> Result<Partial, TransferError> {
+        let what = format!("{repository}@{}", blob.digest);
+        let request = || self.request(Method::GET, &format!("{repository}/blobs/{}", blob.digest));
+        let here = partial.len();
+        let until = self.pace.stretch().map_or(blob.size, |bytes| blob.size.min(here.saturating_add(bytes)));
+        let rest = match here {
+            0 if until == blob.size => request(),
+            here if until == blob.size => request().header(RANGE, format!("bytes={here}-")),
+            here => request().header(RANGE, format!("bytes={here}-{}", until - 1)),
+        };
+        let answer = match self.send(rest, &what).await {
+            // It takes no range: everything, then.
+            Err(TransferError::Refused { status: 416, .. }) => self.send(request(), &what).await?,
+            other => other?,
+        };
+        let (start, end) = fitting(&answer, here, until, blob.size).map_err(|cause| {
+            let what = what.clone();
+            TransferError::Broken { what, cause }
+        })?;
+        if start != here {
+            partial.restart()?;
+        }
+        self.receive(answer, partial, end, share, &what).await
+    }
+
+    /// Appends a body to a download, up to its byte `until`.
     async fn receive(
         &self,
         mut answer: Response,
         mut partial: Partial,
+        until: u64,
         share: &mut Share<'_>,
         what: &str,
     ) -> Result<Partial, TransferError> {
@@ -325,13 +343,13 @@ impl Client {
                     waiting.extend_from_slice(&piece);
                     end = self.pace.take(piece.len(), || partial.beat()).await;
                 }
-                Ok(None) if partial.missing() > waiting.len() as u64 => {
+                Ok(None) if until - partial.len() > waiting.len() as u64 => {
                     end = Err(broken_off("it ended too early".into()));
                 }
                 Ok(None) => {}
                 Err(cause) => end = Err(broken_off(cause)),
             }
-            let ended = end.is_err() || waiting.len() as u64 >= partial.missing();
+            let ended = end.is_err() || waiting.len() as u64 >= until - partial.len();
             if waiting.len() >= WRITE_PIECE || ended {
                 let piece = std::mem::replace(&mut waiting, Vec::with_capacity(WRITE_PIECE));
                 partial = blocking(move || partial.write(&piece).map(|()| partial)).await?;
@@ -363,24 +381,24 @@ fn reserve(store: &Store, layers: &[(Blob, Digest)]) -> Result<(Vec<Layer>, Rese
     Ok((layers, store.reserve(needed)?))
 }
 
-/// The byte of the blob at which an answer's body begins: where the download is, or the first. Anything else, and a body that is
-/// too long or too short, is not the blob: a network's login page must not cost what is here.
-fn fitting(answer: &Response, partial: &Partial, blob: Blob) -> Result<u64, String> {
-    let start = match answer.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok())
-        }
-        _ => Some(0),
+/// The bytes of the blob at which an answer's body begins and ends: where the download is, or the first; and what was asked for, or the
+/// last. Anything else is not the blob: a network's login page must not cost what is here.
+fn fitting(answer: &Response, here: u64, until: u64, size: u64) -> Result<(u64, u64), String> {
+    let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
+    let start = if is_part {
+        let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok())
+    } else {
+        Some(0)
     };
     let start = start
-        .filter(|start| *start == 0 || *start == partial.len())
-        .ok_or_else(|| format!("it is not what follows the first {} bytes", partial.len()))?;
+        .filter(|start| *start == 0 || *start == here)
+        .ok_or_else(|| format!("it is not what follows the first {here} bytes"))?;
     match answer.content_length() {
-        Some(length) if length != blob.size - start => {
-            Err(format!("{length} bytes were announced where {} are missing", blob.size - start))
-        }
-        _ => Ok(start),
+        Some(length) if length == size - start => Ok((start, size)),
+        Some(length) if is_part && start == here && length == until - here => Ok((start, until)),
+        Some(length) => Err(format!("{length} bytes were announced where {} are missing", size - start)),
+        None => Ok((start, size)),
     }
 }
 

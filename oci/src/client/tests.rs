@@ -101,9 +101,10 @@ impl Registry {
             content[0] ^= 1;
         }
         let range = headers.get("range").filter(|_| !self.ignores_ranges);
-        let start = range
-            .map(|range| range.to_str().unwrap()["bytes=".len()..].trim_end_matches('-').parse().unwrap());
-        let rest = content[start.unwrap_or(0)..].to_vec();
+        let range = range.and_then(|range| range.to_str().unwrap()["bytes=".len()..].split_once('-'));
+        let start = range.map(|(start, _)| start.parse::<usize>().unwrap());
+        let last = range.and_then(|(_, last)| last.parse::<usize>().ok()).unwrap_or(content.len() - 1);
+        let rest = content[start.unwrap_or(0)..=last].to_vec();
         let length = rest.len();
         let cuts = content.len() > 1000
             && self.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
@@ -124,7 +125,7 @@ impl Registry {
         };
         let mut answer = Response::builder().header("content-length", length);
         if let Some(start) = start {
-            let range = format!("bytes {start}-{}/{}", content.len() - 1, content.len());
+            let range = format!("bytes {start}-{last}/{}", content.len());
             answer = answer.status(206).header("content-range", range);
         }
         answer.body(body).unwrap()
@@ -226,6 +227,24 @@ async fn a_transfer_goes_on_where_it_was_cut() {
             false => ["", " bytes=100000-", " bytes=200000-", " bytes=300000-"],
             true => ["", " bytes=100000-", " bytes=100000-", " bytes=100000-"],
         };
+        assert_eq!(asked, expected);
+    }
+}
+
+/// A link brings what was asked for as fast as it can: with a budget no more is asked for than that soon pays for.
+#[tokio::test]
+async fn with_a_budget_a_layer_is_asked_for_in_pieces() {
+    for ignores_ranges in [false, true] {
+        let Some(node) = Node::new() else { return };
+        let registry = Registry { ignores_ranges, ..Registry::default() };
+        let (registry, client, image) = pushed(registry, &Platform::host().architecture).await;
+        let pace = Pace::new(std::num::NonZeroU64::new(100_000));
+        node.pull(&client.with_pace(pace), &image.manifest).await.unwrap();
+        let layer = format!("GET /v2/a/blobs/{}", image.layers[0]);
+        let asked = registry.asked.lock().unwrap();
+        let asked: Vec<_> = asked.iter().filter_map(|line| line.strip_prefix(&layer)).collect();
+        let expected: &[&str] =
+            if ignores_ranges { &[" bytes=0-399999"] } else { &[" bytes=0-399999", " bytes=400000-"] };
         assert_eq!(asked, expected);
     }
 }
