@@ -5,6 +5,7 @@
 mod bad_input;
 mod building;
 mod bundles;
+mod clocks;
 mod contract;
 mod cosign;
 mod deltas;

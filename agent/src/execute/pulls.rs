@@ -150,7 +150,14 @@ impl Pulls {
                     gate.close();
                     is_open = false;
                 }
-                () = tokio::time::sleep(TELL_EVERY) => self.tell(),
+                () = tokio::time::sleep(TELL_EVERY) => {
+                    self.tell();
+                    // The clock may have been set.
+                    if is_open && self.allowed(&image, need).is_err() {
+                        gate.close();
+                        is_open = false;
+                    }
+                }
             }
         }
     }
