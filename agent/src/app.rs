@@ -29,7 +29,7 @@ use crate::descriptors;
 use crate::enrol::Enrol;
 use crate::execute::{Executor, Tools};
 use crate::identity::{Identity, IdentityDir};
-use crate::import::{Bundles, Ground, Import, Pins};
+use crate::import::{Bundles, Ground, Import, Pins, RoomWanted};
 use crate::keep::{Keep, Record};
 use crate::link::{Link, LinkState, Traffic};
 use crate::node_info;
@@ -64,6 +64,9 @@ const DEMAND: usize = 256;
 /// Log requests and chunks under way; a chunk is up to 32 KiB.
 const TAIL_REQUESTS: usize = 16;
 const TAIL_CHUNKS: usize = 8;
+
+/// Wishes for room on the disk: one bundle is imported at a time.
+const ROOM_WANTED: usize = 1;
 
 /// How to start an agent.
 pub struct Start {
@@ -345,7 +348,9 @@ fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
 /// Starts what speaks with the hub; what the admin API shows.
 fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, tasks: &mut Tasks) -> Shown {
     let (received_sender, received) = mpsc::channel(RECEIVED);
-    let import = importer(&shared, bundles, received_sender.clone());
+    let (room, room_wanted) = mpsc::channel(ROOM_WANTED);
+    tasks.lasting("room for bundles", make_room(served.executor.clone(), room_wanted));
+    let import = importer(&shared, bundles, received_sender.clone(), room);
     let Shared { me, config, keep, session, outbox, floor, identity, accepted, .. } = shared;
     let Served { tables, meter, report, decisions, usage, images, ready, .. } = served;
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
@@ -415,10 +420,15 @@ fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, t
 }
 
 /// What takes bundles.
-fn importer(shared: &Shared, bundles: Bundles, sync: mpsc::Sender<Received>) -> Import {
+fn importer(
+    shared: &Shared,
+    bundles: Bundles,
+    sync: mpsc::Sender<Received>,
+    room: mpsc::Sender<RoomWanted>,
+) -> Import {
     let Shared { me, images, config, keep, outbox, accepted, .. } = shared;
     Import {
-        ground: Ground { me: me.clone(), keep: keep.clone(), images: images.clone(), sync },
+        ground: Ground { me: me.clone(), keep: keep.clone(), images: images.clone(), sync, room: Some(room) },
         bundles,
         state_dir: config.state_dir.clone(),
         media: config.import.directories.clone(),
@@ -426,6 +436,15 @@ fn importer(shared: &Shared, bundles: Bundles, sync: mpsc::Sender<Received>) -> 
         outbox: outbox.clone(),
         report: watch::Sender::default(),
     }
+}
+
+/// Has the executor make the room that bundles want.
+async fn make_room(executor: Executor, mut wanted: mpsc::Receiver<RoomWanted>) {
+    while let Some(RoomWanted { bytes, answer }) = wanted.recv().await {
+        // Whoever asked may have been broken off.
+        let _ = answer.send(executor.make_room(bytes).await);
+    }
+    std::future::pending().await
 }
 
 /// The hub's last signed time has passed, whatever the node's clock says.

@@ -347,6 +347,11 @@ impl Executor {
         self.inner.forget(instance);
     }
 
+    /// Frees so many bytes of the disk by removing images that nothing needs. Whether there were any.
+    pub(crate) async fn make_room(&self, bytes: u64) -> bool {
+        collect::make_room(&self.inner, bytes).await
+    }
+
     /// Images that are being fetched.
     pub(crate) fn pulls(&self) -> watch::Receiver<Vec<PullReport>> {
         self.inner.pulls.reports()

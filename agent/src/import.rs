@@ -23,6 +23,7 @@ use tombolo_api::report::EventKind;
 use tombolo_oci::ArchiveError;
 
 use crate::accepted::Accepted;
+use crate::enrol::causes;
 use crate::outbox::Outbox;
 
 mod command;
@@ -35,7 +36,7 @@ mod watch_files;
 
 pub use command::run as command;
 pub(crate) use record::{Bundles, Pins};
-pub(crate) use take::Ground;
+pub(crate) use take::{Ground, RoomWanted};
 
 use error::ImportError;
 use images::Copying;
@@ -237,7 +238,7 @@ impl Report {
     fn of(bundle: &Path, outcome: &Outcome, copying: &Copying) -> Self {
         let (state, reason, message) = match outcome {
             Ok(imported) => (State::Imported, String::new(), imported.to_string()),
-            Err(error) => (State::Refused, error.reason().to_owned(), error.to_string()),
+            Err(error) => (State::Refused, error.reason().to_owned(), causes(error)),
         };
         Self { state, reason, message, ..Self::under_way(bundle, copying) }
     }

@@ -117,6 +117,18 @@ impl UnpackError {
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::DiffIdMismatch { .. } | Self::Truncated(_) | Self::Malformed(_))
     }
+
+    /// Bytes that have to be free before the same may succeed, if it was room on the disk that was wanting; 0 where nobody knows.
+    pub fn room_needed(&self) -> Option<u64> {
+        match self {
+            Self::Store(error) => error.room_needed(),
+            Self::Write { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                    .then_some(0)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Unpacks `blob` into `directory`/[`ROOT`] and writes [`RECORD`] last. Syncing is the caller's.

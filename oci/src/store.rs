@@ -104,6 +104,19 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Bytes that have to be free before the same may succeed, if it was room on the disk that was wanting; 0 where nobody knows.
+    pub fn room_needed(&self) -> Option<u64> {
+        match self {
+            Self::NoRoom { needed, kept, promised, .. } => {
+                Some(needed.saturating_add(*kept).saturating_add(*promised))
+            }
+            Self::DiskFull { .. } => Some(0),
+            _ => None,
+        }
+    }
+}
+
 impl Store {
     /// Opens the store in `root`, made if absent. Leftovers of a crash are removed; downloads under way are kept.
     pub fn open(root: &Path) -> Result<Self, StoreError> {

@@ -33,7 +33,7 @@ fn create(site: &Site, arguments: &[&str], file: &Path) -> Command {
 }
 
 /// A bundle for these nodes. Returns what the command said.
-fn created(site: &Site, arguments: &[&str], file: &Path) -> String {
+pub(super) fn created(site: &Site, arguments: &[&str], file: &Path) -> String {
     let output = run(create(site, arguments, file));
     assert!(output.status.success(), "{}", text(&output));
     text(&output)
@@ -46,20 +46,20 @@ fn import(node: &Node, file: &Path) -> Command {
 }
 
 /// What the command said when it brought the node up to date.
-fn imported(node: &Node, file: &Path) -> String {
+pub(super) fn imported(node: &Node, file: &Path) -> String {
     let output = run(import(node, file));
     assert!(output.status.success(), "{}", text(&output));
     text(&output)
 }
 
 /// What the command said when it refused.
-fn refused(node: &Node, file: &Path) -> String {
+pub(super) fn refused(node: &Node, file: &Path) -> String {
     let output = run(import(node, file));
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     text(&output)
 }
 
-async fn serves(node: &Node, revision: &str) {
+pub(super) async fn serves(node: &Node, revision: &str) {
     until(revision, 30, || async {
         let answer = node.answer("hello", "/").await?;
         if answer.contains(revision) { Ok(()) } else { Err(answer) }
@@ -68,7 +68,7 @@ async fn serves(node: &Node, revision: &str) {
 }
 
 /// What a node should have, waited for: a change takes a moment to be signed.
-async fn desired(site: &Site, above: u64) -> u64 {
+pub(super) async fn desired(site: &Site, above: u64) -> u64 {
     until("a newer generation", 20, || async {
         let node = site.hub.api.node(NAME).await.map_err(|error| error.to_string())?;
         let generation = node["status"]["desired"]["generation"].as_u64().unwrap_or(0);
@@ -77,13 +77,13 @@ async fn desired(site: &Site, above: u64) -> u64 {
     .await
 }
 
-async fn generation(node: &Node) -> u64 {
+pub(super) async fn generation(node: &Node) -> u64 {
     let status = node.status().await.expect("the agent says what it serves");
     status["serving"]["generation"].as_u64().unwrap_or(0)
 }
 
 /// Another revision of `hello` at the hub, of which nodes without a link know nothing.
-async fn changed(site: &Site, node: &Node, content: &str) {
+pub(super) async fn changed(site: &Site, node: &Node, content: &str) {
     let before = generation(node).await;
     site.hub.deploy_unready(&Function::hello("hello").content(content)).await;
     let mut known = desired(site, before).await;
@@ -106,7 +106,7 @@ fn text_of(event: &Value) -> String {
     event["message"].as_str().or(event["note"].as_str()).unwrap_or_default().to_owned()
 }
 
-async fn connected(node: &Node) {
+pub(super) async fn connected(node: &Node) {
     until("the link", 120, || async {
         let hub = node.status().await?["hub"].clone();
         if hub["state"] == "connected" { Ok(()) } else { Err(hub.to_string()) }
@@ -115,7 +115,7 @@ async fn connected(node: &Node) {
 }
 
 /// Files of the image store with what tells a new one from an old one.
-fn stored(node: &Node) -> Vec<(PathBuf, u64)> {
+pub(super) fn stored(node: &Node) -> Vec<(PathBuf, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     let dir = node.state_dir().join("images/blobs/sha256");
     let entries = fs::read_dir(dir).expect("the store can be listed").flatten();
@@ -449,4 +449,54 @@ async fn a_node_that_never_joined_believes_the_key_it_was_told() {
     })
     .await;
     assert_eq!(node.instances("hello").await, instances);
+}
+
+/// A disk without room for what a bundle brings: images that nothing needs go for it, and no others; what does not fit even then is
+/// refused with figures, and fits once there is room.
+#[tokio::test]
+async fn what_nobody_needs_makes_room_for_a_bundle() {
+    let Some(mut site) = Site::start().await else { return };
+    let options = NodeOptions::named(NAME).idle_timeout_s(600);
+    let node = site.node(options.disk_bytes(64 << 20)).await;
+    let former = site.hub.deploy(&Function::hello("hello").content("zero")).await;
+    let present = site.hub.deploy(&Function::hello("hello").content("one")).await;
+    let passing = site.hub.deploy(&Function::hello("passing").noise(8_000_000, 3)).await;
+    site.hub.api.delete_service("passing").await.expect("a service can be deleted");
+    until("the passing service to be gone", 60, || async {
+        if node.answer("passing", "/").await.is_err() { Ok(()) } else { Err("it answers") }
+    })
+    .await;
+    serves(&node, "hello-00002").await;
+    let manifest = |image: &str| {
+        let hex = image.rsplit("sha256:").next().expect("a digest");
+        node.state_dir().join("images/blobs/sha256").join(hex)
+    };
+    assert!(manifest(&passing).is_file(), "it is kept for a while");
+    node.cut_link();
+    node.fill_disk(14 << 20).expect("a disk can be filled");
+    let before = generation(&node).await;
+    let large = Function::hello("hello").noise(8_000_000, 4);
+    let next = site.hub.deploy_unready(&large).await;
+    desired(&site, before).await;
+    let file = site.dir().join("b.tombolo");
+    created(&site, &["--node", NAME], &file);
+    let said = imported(&node, &file);
+    assert!(said.contains("is in force"), "{said}");
+    serves(&node, "hello-00003").await;
+    assert!(!manifest(&passing).exists(), "its room was needed");
+    for image in [&former, &present, &next] {
+        assert!(manifest(image).is_file(), "{image}");
+    }
+
+    let before = generation(&node).await;
+    site.hub.deploy_unready(&Function::hello("hello").noise(10_000_000, 5)).await;
+    desired(&site, before).await;
+    let larger = site.dir().join("larger.tombolo");
+    created(&site, &["--node", NAME], &larger);
+    let said = refused(&node, &larger);
+    assert!(["DiskFull", "MiB", "stay free"].iter().all(|word| said.contains(word)), "{said}");
+    serves(&node, "hello-00003").await;
+    node.empty_disk().expect("a disk can be emptied");
+    imported(&node, &larger);
+    serves(&node, "hello-00004").await;
 }

@@ -13,6 +13,7 @@ use tombolo_oci::{
 
 use super::pulls::Need;
 use super::{Inner, Trouble, collect, lock, users};
+use crate::enrol::causes;
 use crate::tls;
 
 /// What launching needs of an image.
@@ -114,7 +115,7 @@ pub(super) async fn fetch(
         return Err(waits.into());
     }
     let full = if error.is_disk_full() { "; what runs goes on" } else { "" };
-    let message = format!("cannot get image {name}: {error}{full}");
+    let message = format!("cannot get image {name}: {}{full}", causes(&error));
     Err(Failure { trouble: Trouble::new(error.reason(), message), room_needed: error.room_needed() })
 }
 
@@ -140,7 +141,7 @@ fn client(inner: &Inner, host: &str) -> Result<Client, Trouble> {
 
 fn unfit(error: ImageError) -> Trouble {
     let error = TransferError::from(error);
-    Trouble::new(error.reason(), error.to_string())
+    Trouble::new(error.reason(), causes(&error))
 }
 
 /// Reads files of the image's layers: blocks.

@@ -169,7 +169,7 @@ async fn alone(config: Config, bundle: &Path) -> anyhow::Result<Report> {
         outbox: outbox.clone(),
     };
     let task = tokio::spawn(task.run(received));
-    let ground = Ground { me, keep: keep.clone(), images, sync };
+    let ground = Ground { me, keep: keep.clone(), images, sync, room: None };
     let mut bundles = Bundles::load(&keep, version);
     let report = with_progress(&ground, bundle, &mut bundles, &outbox).await;
     outbox.flushed().await;

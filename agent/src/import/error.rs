@@ -35,6 +35,7 @@ impl ImportError {
     /// One CamelCase word.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
+            _ if self.room_needed().is_some() => "DiskFull",
             Self::Archive(error) => match error {
                 ArchiveError::Unreadable(_) => "BundleUnreadable",
                 ArchiveError::NotABundle(_) => "NotABundle",
@@ -47,11 +48,19 @@ impl ImportError {
             Self::OtherNodes { .. } => Reason::WrongNode.as_str(),
             Self::NoKey => "NoKey",
             Self::Refused(refusal) => refusal.reason.as_str(),
-            Self::Store(StoreError::DiskFull { .. } | StoreError::NoRoom { .. }) => "DiskFull",
             Self::Image { .. } => "ImageInvalid",
             Self::Store(_) | Self::Unpack(_) => "ImageStoreFailed",
             Self::Cancelled => "Cancelled",
             Self::Stopped => "AgentStopped",
+        }
+    }
+
+    /// Bytes that have to be free before the same may succeed, if it was room on the disk that was wanting; 0 where nobody knows.
+    pub(super) fn room_needed(&self) -> Option<u64> {
+        match self {
+            Self::Store(error) => error.room_needed(),
+            Self::Unpack(error) => error.room_needed(),
+            _ => None,
         }
     }
 
@@ -69,7 +78,7 @@ impl ImportError {
         match self {
             Self::NoKey | Self::Store(_) => true,
             Self::Refused(refusal) => is_passing(refusal.reason),
-            _ => false,
+            error => error.room_needed().is_some(),
         }
     }
 }

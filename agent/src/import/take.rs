@@ -35,6 +35,15 @@ pub(crate) struct Ground {
     pub(crate) images: Store,
     /// To whoever puts desired state in force.
     pub(crate) sync: mpsc::Sender<Received>,
+    /// To whoever removes images that nothing needs; `None`: nobody does, where no agent runs.
+    pub(crate) room: Option<mpsc::Sender<RoomWanted>>,
+}
+
+/// So many bytes are to be free; told whether anything went for it.
+#[derive(Debug)]
+pub(crate) struct RoomWanted {
+    pub(crate) bytes: u64,
+    pub(crate) answer: oneshot::Sender<bool>,
 }
 
 /// What was imported.
@@ -159,7 +168,7 @@ impl Ground {
         .await
     }
 
-    /// Makes every image complete in the store.
+    /// Makes every image complete in the store. Where the disk is full, what nothing needs goes first, once.
     async fn prepare(
         &self,
         archive: &Arc<Archive>,
@@ -168,23 +177,56 @@ impl Ground {
         wanted: &BTreeSet<Digest>,
         copying: &Copying,
     ) -> Result<(), ImportError> {
-        for attempt in 1.. {
-            let (from, store, listed) = (archive.clone(), self.images.clone(), wanted.clone());
-            let needed = blocking(move || images::documents(&from, &store, &listed)).await?;
-            match needed.incomplete {
-                None => break,
-                Some(image) if attempt > ATTEMPTS_MAX => return Err(StoreError::Missing(image).into()),
-                Some(_) => {}
-            }
-            // Before anything is copied: what nobody wants yet would be collected.
-            bundles.begin(version, needed.pins).await;
-            let (store, layers, counts) = (self.images.clone(), needed.layers.clone(), copying.clone());
-            let room = Arc::new(blocking(move || images::reserve(&store, &layers, &counts)).await?);
-            for layer in needed.layers {
-                images::layer(archive, &self.images, layer, copying, &room).await?;
+        let mut made_room = false;
+        let mut attempts = 0;
+        loop {
+            let error = match self.attempt(archive, bundles, version, wanted, copying).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(incomplete)) if attempts == ATTEMPTS_MAX => {
+                    return Err(StoreError::Missing(incomplete).into());
+                }
+                Ok(Some(_)) => {
+                    attempts += 1;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match error.room_needed() {
+                Some(bytes) if !made_room && self.make_room(bytes).await => made_room = true,
+                _ => return Err(error),
             }
         }
-        Ok(())
+    }
+
+    /// Brings what is missing. Returns an image that was not complete, to be looked at once more.
+    async fn attempt(
+        &self,
+        archive: &Arc<Archive>,
+        bundles: &mut Bundles,
+        version: Version,
+        wanted: &BTreeSet<Digest>,
+        copying: &Copying,
+    ) -> Result<Option<Digest>, ImportError> {
+        let (from, store, listed) = (archive.clone(), self.images.clone(), wanted.clone());
+        let needed = blocking(move || images::documents(&from, &store, &listed)).await?;
+        if needed.incomplete.is_none() {
+            return Ok(None);
+        }
+        // Before anything is copied: what nobody wants yet would be collected.
+        bundles.begin(version, needed.pins).await;
+        let (store, layers, counts) = (self.images.clone(), needed.layers.clone(), copying.clone());
+        let room = Arc::new(blocking(move || images::reserve(&store, &layers, &counts)).await?);
+        for layer in needed.layers {
+            images::layer(archive, &self.images, layer, copying, &room).await?;
+        }
+        Ok(needed.incomplete)
+    }
+
+    /// Has images removed that nothing needs. Whether there were any.
+    async fn make_room(&self, bytes: u64) -> bool {
+        let Some(room) = &self.room else { return false };
+        let (answer, made) = oneshot::channel();
+        room.send(RoomWanted { bytes, answer }).await.is_ok() && made.await.unwrap_or(false)
     }
 }
 

@@ -152,7 +152,7 @@ impl Node {
             outbox: Outbox::load(&keep),
         };
         tokio::spawn(task.run(received));
-        let ground = Ground { me: me(), keep: keep.clone(), images, sync };
+        let ground = Ground { me: me(), keep: keep.clone(), images, sync, room: None };
         Self { dir, ground, bundles: Bundles::load(&keep, None), accepted: in_force }
     }
 

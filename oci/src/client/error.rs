@@ -1,7 +1,5 @@
 //! Why a transfer failed, in words that end up in a condition: what is wrong, and what to do.
 
-use std::io;
-
 use crate::image::ImageError;
 use crate::layer::UnpackError;
 use crate::store::StoreError;
@@ -15,6 +13,8 @@ pub enum TransferError {
     Unauthorized { what: String },
     #[error("the registry {address} cannot be reached: {cause}")]
     Unreachable { address: String, cause: String },
+    #[error("the registry {address} shows a certificate that is not believed: {cause}")]
+    Untrusted { address: String, cause: String },
     #[error("the registry {address} does not answer in time")]
     Timeout { address: String },
     #[error("the registry refused {what} with status {status}{}", if said.is_empty() { String::new() } else { format!(": {said}") })]
@@ -42,9 +42,10 @@ impl TransferError {
             _ if self.is_disk_full() => "DiskFull",
             Self::NotFound { .. } => "ImageNotFound",
             Self::Unauthorized { .. } => "RegistryUnauthorized",
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => {
-                "RegistryUnreachable"
-            }
+            Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::Timeout { .. }
+            | Self::Interrupted { .. } => "RegistryUnreachable",
             Self::Refused { .. } | Self::Broken { .. } => "RegistryRefused",
             Self::Image(ImageError::Platform { .. }) => "ImagePlatformMismatch",
             Self::Image(ImageError::Malformed { .. }) => "ImageInvalid",
@@ -63,6 +64,7 @@ impl TransferError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. }
+            | Self::Untrusted { .. }
             | Self::Timeout { .. }
             | Self::Interrupted { .. }
             | Self::Broken { .. } => true,
@@ -74,25 +76,14 @@ impl TransferError {
     /// Bytes that have to be free before the same may succeed, if it was room on the disk that was wanting; 0 where nobody knows.
     pub fn room_needed(&self) -> Option<u64> {
         match self {
-            Self::Store(StoreError::NoRoom { needed, kept, promised, .. }) => {
-                Some(needed.saturating_add(*kept).saturating_add(*promised))
-            }
-            _ => self.is_disk_full().then_some(0),
+            Self::Store(error) | Self::Image(ImageError::Store(error)) => error.room_needed(),
+            Self::Unpack(error) => error.room_needed(),
+            _ => None,
         }
     }
 
     /// Whether it was room on the disk that was wanting.
     pub fn is_disk_full(&self) -> bool {
-        let full =
-            |error: &StoreError| matches!(error, StoreError::DiskFull { .. } | StoreError::NoRoom { .. });
-        match self {
-            Self::Store(error)
-            | Self::Image(ImageError::Store(error))
-            | Self::Unpack(UnpackError::Store(error)) => full(error),
-            Self::Unpack(UnpackError::Write { source, .. }) => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
-            _ => false,
-        }
+        self.room_needed().is_some()
     }
 }
