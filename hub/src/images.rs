@@ -21,7 +21,7 @@ use tombolo_oci::{HUB_HOST, ImageReference, Target, TransferError};
 use crate::catalog::State;
 use crate::lookups::{Lookup, Lookups};
 use crate::registry::Registry;
-use crate::upstream::Upstreams;
+use crate::upstream::{UpstreamError, Upstreams};
 
 /// The task that resolves.
 pub(crate) struct Resolver {
@@ -145,7 +145,9 @@ async fn look_elsewhere(upstreams: Upstreams, reference: ImageReference) -> Reso
     match upstreams.resolve(&reference).await {
         Ok(digest) => Resolution::Resolved(pinned(&reference, Target::Digest(digest))),
         Err(error @ TransferError::NotFound { .. }) => Resolution::Missing(format!("{reference}: {error}")),
-        Err(error) => Resolution::Unreachable(format!("{reference}: {error}")),
+        Err(error) => {
+            Resolution::Unreachable(format!("{reference}: {error}{}", UpstreamError::advice(&error)))
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tombolo_api::Digest;
 use tombolo_oci::image::MAX_DOCUMENT;
 use tombolo_oci::{Client, HUB_HOST, ImageReference, Repository, Store, StoreError, Target, TransferError};
@@ -40,6 +40,8 @@ struct Inner {
     clients: Mutex<BTreeMap<String, Client>>,
     cache: Store,
     fetches: Fetches,
+    /// Something has come that may be more than the cache is to hold.
+    grown: Notify,
     state: watch::Receiver<Arc<State>>,
 }
 
@@ -61,6 +63,19 @@ pub(crate) enum UpstreamError {
     Slow(String),
     #[error("the hub's cache failed: {0}")]
     Store(#[from] StoreError),
+}
+
+impl UpstreamError {
+    /// What is to be done about a failed transfer, to be told behind it.
+    pub(crate) fn advice(error: &TransferError) -> &'static str {
+        match error {
+            TransferError::Unauthorized { .. } => ", in [[registry.upstreams]] of the hub's configuration",
+            TransferError::Untrusted { .. } => {
+                ": check url and ca_file, in [[registry.upstreams]] of the hub's configuration"
+            }
+            _ => "",
+        }
+    }
 }
 
 /// Who asks.
@@ -90,8 +105,8 @@ impl Upstreams {
         let mut sources: Vec<Source> = configured.map(Source::new).collect();
         sources.sort_by_key(|source| std::cmp::Reverse(source.prefix().len()));
         let cache = Store::open(root)?;
-        let fetches = Fetches::default();
-        Ok(Self(Arc::new(Inner { sources, clients: Mutex::default(), cache, fetches, state })))
+        let (clients, fetches, grown) = (Mutex::default(), Fetches::default(), Notify::new());
+        Ok(Self(Arc::new(Inner { sources, clients, cache, fetches, grown, state })))
     }
 
     /// Whether the hub's own registry is another one.
@@ -240,9 +255,9 @@ impl Upstreams {
         self.0.sources.iter().find(|source| source.covers(host, repository))
     }
 
-    /// After a refusal the password is read again.
+    /// After a refusal the password is read again, and whom to believe where a certificate is not believed.
     fn learn(&self, host: &str, repository: &Repository, error: Option<&TransferError>) {
-        if let Some(TransferError::Unauthorized { .. }) = error {
+        if let Some(TransferError::Unauthorized { .. } | TransferError::Untrusted { .. }) = error {
             let key = self.source(host, repository).map_or(host, Source::prefix);
             self.clients().remove(key);
         }

@@ -30,3 +30,4 @@ mod suspension;
 mod tiers;
 mod traffic;
 mod up;
+mod upstreams;

@@ -76,6 +76,7 @@ impl Wish {
                     Err(
                         TransferError::NotFound { .. }
                         | TransferError::Unreachable { .. }
+                        | TransferError::Untrusted { .. }
                         | TransferError::Timeout { .. },
                     ) => Ok(Found::Host),
                     Err(error) => {

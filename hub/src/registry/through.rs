@@ -74,11 +74,10 @@ fn told(error: UpstreamError, unknown: &'static str) -> ApiError {
             TransferError::Timeout { .. } => {
                 ApiError::upstream(StatusCode::GATEWAY_TIMEOUT, format!("{message}: {source}"))
             }
-            TransferError::Unauthorized { .. } => ApiError::upstream(
+            _ => ApiError::upstream(
                 StatusCode::BAD_GATEWAY,
-                format!("{message}: {source}, in [[registry.upstreams]] of the hub's configuration"),
+                format!("{message}: {source}{}", UpstreamError::advice(&source)),
             ),
-            _ => ApiError::upstream(StatusCode::BAD_GATEWAY, format!("{message}: {source}")),
         },
     }
 }

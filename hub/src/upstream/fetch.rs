@@ -109,6 +109,7 @@ impl Upstreams {
             let last = match fetched {
                 Ok(size) => {
                     tracing::info!(name, %digest, size, "fetched from another registry");
+                    upstreams.0.grown.notify_one();
                     Stage::Done { size }
                 }
                 Err(error) => {

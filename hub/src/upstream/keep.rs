@@ -19,13 +19,16 @@ use crate::registry::Contents;
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
+/// After something came, so that what comes with it is there too.
+const SETTLE: Duration = Duration::from_secs(5);
+
 impl Upstreams {
     /// Keeps the cache within its bounds until `stop`.
     pub(crate) async fn keep_clean(self, config: CacheConfig, stop: CancellationToken) {
-        let unused = Duration::from_secs(config.unused_s);
+        let (unused, max) = (Duration::from_secs(config.unused_s), config.max_mib << 20);
         let pause = (unused / 2).clamp(PAUSE_MIN, PAUSE_MAX);
-        while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
-            match self.clean(unused, config.max_mib << 20).await {
+        while stop.run_until_cancelled(self.due(pause, max)).await.is_some() {
+            match self.clean(unused, max).await {
                 Ok(removed) if removed == Removed::default() => {}
                 Ok(Removed { blobs, bytes, .. }) => {
                     tracing::info!(blobs, bytes, "the cache removed what no revision names");
@@ -34,6 +37,27 @@ impl Upstreams {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the cache cannot be cleaned")
                 }
             }
+        }
+    }
+
+    /// Returns after `pause`, or when the cache has grown beyond `max`.
+    async fn due(&self, pause: Duration, max: u64) {
+        let grown = async {
+            loop {
+                self.0.grown.notified().await;
+                tokio::time::sleep(SETTLE).await;
+                let cache = self.0.cache.clone();
+                let held = blocking(move || sizes(&cache)).await;
+                // What cannot be listed cannot be cleaned either, which the pass says.
+                if held.is_ok_and(|sizes| sizes.values().sum::<u64>() <= max) {
+                    continue;
+                }
+                return;
+            }
+        };
+        tokio::select! {
+            () = grown => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 
@@ -88,6 +112,15 @@ fn named(cache: &Store, roots: BTreeSet<Digest>) -> Result<BTreeSet<Digest>, Sto
     Ok(found)
 }
 
+/// Everything that the cache holds, downloads that broke off too.
+fn sizes(cache: &Store) -> Result<BTreeMap<Digest, u64>, StoreError> {
+    let mut sizes = cache.blobs()?;
+    for (digest, size) in cache.partials()? {
+        *sizes.entry(digest).or_default() += size;
+    }
+    Ok(sizes)
+}
+
 /// What was used since `before`, the last used first, as far as it fits beside what is kept anyway. Downloads that broke off
 /// count like content.
 fn lately(
@@ -96,10 +129,7 @@ fn lately(
     before: SystemTime,
     max: u64,
 ) -> Result<BTreeSet<Digest>, StoreError> {
-    let mut sizes: BTreeMap<Digest, u64> = cache.blobs()?;
-    for (digest, size) in cache.partials()? {
-        *sizes.entry(digest).or_default() += size;
-    }
+    let sizes = sizes(cache)?;
     let used = |digest: &Digest| {
         let partial = cache.root().join("partial").join(digest.hex());
         let time = |path: &std::path::Path| path.metadata().and_then(|metadata| metadata.modified()).ok();

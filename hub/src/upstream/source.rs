@@ -100,7 +100,16 @@ fn is_this_machine(host: &str) -> bool {
 
 /// The authorities this machine believes.
 fn system_roots() -> Vec<CertificateDer<'static>> {
-    rustls_native_certs::load_native_certs().certs
+    let loaded = rustls_native_certs::load_native_certs();
+    for error in &loaded.errors {
+        tracing::warn!(%error, "an authority of this machine cannot be read");
+    }
+    if loaded.certs.is_empty() {
+        tracing::warn!(
+            "this machine believes no authority: registries need a ca_file, or install its CA certificates"
+        );
+    }
+    loaded.certs
 }
 
 fn tls(believed: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig, TransferError> {

@@ -15,7 +15,8 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, Request, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::{Client, TransferError, innermost};
+use super::send::unreached;
+use super::{Client, TransferError};
 
 /// A token lasts this long where its service does not say, as the protocol has it.
 const LASTS: Duration = Duration::from_secs(60);
@@ -154,9 +155,7 @@ impl Client {
         let request = self.authorised(self.http.get(url));
         let answer = match tokio::time::timeout(self.deadlines.answer, request.send()).await {
             Err(_) => return Err(TransferError::Timeout { address }),
-            Ok(Err(error)) => {
-                return Err(TransferError::Unreachable { address, cause: innermost(&error) });
-            }
+            Ok(Err(error)) => return Err(unreached(address, &error)),
             Ok(Ok(answer)) => answer,
         };
         // The service not knowing the user is the registry's refusal.

@@ -1,5 +1,7 @@
 //! Requests and the heads of their answers: deadlines, tokens, redirects, registries that are busy, refusals in words.
 
+use std::error::Error;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -124,13 +126,35 @@ impl Client {
     }
 
     pub(super) fn failed(&self, error: &reqwest::Error) -> TransferError {
-        let address = self.base.clone();
-        if error.is_timeout() && !error.is_connect() {
-            TransferError::Timeout { address }
-        } else {
-            TransferError::Unreachable { address, cause: innermost(error) }
-        }
+        unreached(self.base.clone(), error)
     }
+}
+
+/// Why there is no answer from `address`.
+pub(super) fn unreached(address: String, error: &reqwest::Error) -> TransferError {
+    if error.is_timeout() && !error.is_connect() {
+        return TransferError::Timeout { address };
+    }
+    let cause = innermost(error);
+    if is_untrusted(error) {
+        TransferError::Untrusted { address, cause }
+    } else {
+        TransferError::Unreachable { address, cause }
+    }
+}
+
+/// Whether it is the certificate of whoever answers.
+fn is_untrusted(error: &reqwest::Error) -> bool {
+    let mut next: Option<&dyn Error> = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // An I/O error does not name what it holds as its source, but what that has.
+        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = held.map(|held| held as &dyn Error).or_else(|| error.source());
+    }
+    false
 }
 
 /// Follows a redirect, but not out of encryption, and not for ever.
