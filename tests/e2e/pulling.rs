@@ -124,3 +124,39 @@ async fn a_small_disk_keeps_what_is_needed_and_says_what_does_not_fit() {
     assert_eq!(node.instances("runs").await.expect("the agent says what it runs"), before);
     node.answer("runs", "/").await.expect("what ran goes on");
 }
+
+/// Not a byte is free: an agent that begins again serves what ran, instances that ended included, says what is wrong, and takes what
+/// is new by itself once there is room.
+#[tokio::test]
+async fn an_agent_begins_again_on_a_full_disk_and_recovers_when_there_is_room() {
+    let Some(mut site) = Site::start().await else { return };
+    let mut node = site.node(NodeOptions::named("press-7").idle_timeout_s(600).disk_bytes(64 << 20)).await;
+    site.hub.deploy(&Function::hello("runs")).await;
+    let before = node.instances("runs").await.expect("the agent says what it runs");
+    node.fill_disk(0).expect("a disk can be filled");
+    for end in ["killed", "stopped"] {
+        match end {
+            "killed" => node.kill_agent(),
+            _ => node.stop_agent(),
+        }
+        node.start_agent().expect("an agent starts again");
+        until(&format!("an answer of what ran, {end}"), 30, || node.answer("runs", "/")).await;
+        assert_eq!(node.instances("runs").await.expect("the agent says what it runs"), before, "{end}");
+    }
+    node.power_off().expect("the power can be cut");
+    node.start_agent().expect("an agent starts again");
+    until("an answer after the power was off", 30, || node.answer("runs", "/")).await;
+
+    site.hub.deploy_unready(&Function::hello("next").noise(1_000_000, 1)).await;
+    until("what is wrong, at the hub", 90, || async {
+        let seen = site.hub.api.node("press-7").await.map_err(|error| error.to_string())?.to_string();
+        if seen.contains("DiskFull") { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    let status = node.status().await.expect("the agent says what it serves").to_string();
+    assert!(status.contains("DiskFull"), "{status}");
+    node.answer("runs", "/").await.expect("what runs goes on");
+    node.empty_disk().expect("a disk can be emptied");
+    until("the new one to answer", 120, || node.answer("next", "/")).await;
+    node.answer("runs", "/").await.expect("what runs goes on");
+}
