@@ -348,9 +348,7 @@ fn open(config: &Config, me: &NodeId) -> anyhow::Result<Opened> {
 /// Starts what speaks with the hub; what the admin API shows.
 fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, tasks: &mut Tasks) -> Shown {
     let (received_sender, received) = mpsc::channel(RECEIVED);
-    let (room, room_wanted) = mpsc::channel(ROOM_WANTED);
-    tasks.lasting("room for bundles", make_room(served.executor.clone(), room_wanted));
-    let import = importer(&shared, bundles, received_sender.clone(), room);
+    let import = importer(&shared, bundles, received_sender.clone(), served.executor.clone(), tasks);
     let Shared { me, config, keep, session, outbox, floor, identity, accepted, .. } = shared;
     let Served { tables, meter, report, decisions, usage, images, ready, .. } = served;
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
@@ -424,8 +422,11 @@ fn importer(
     shared: &Shared,
     bundles: Bundles,
     sync: mpsc::Sender<Received>,
-    room: mpsc::Sender<RoomWanted>,
+    executor: Executor,
+    tasks: &mut Tasks,
 ) -> Import {
+    let (room, room_wanted) = mpsc::channel(ROOM_WANTED);
+    tasks.lasting("room for bundles", make_room(executor, room_wanted));
     let Shared { me, images, config, keep, outbox, accepted, .. } = shared;
     Import {
         ground: Ground { me: me.clone(), keep: keep.clone(), images: images.clone(), sync, room: Some(room) },

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
 use tokio::net::unix::pipe::Receiver;
 
 use super::request::Request;
@@ -82,13 +83,13 @@ impl Watcher {
             let mut directories = BTreeSet::new();
             for directory in &media {
                 // Watched before it is looked at: nothing comes unseen in between.
-                let _ = inotify::add_watch(&*notify, directory, events());
+                watch(&notify, directory);
                 let below = list(directory).filter(|path| path.is_dir());
                 directories.extend(std::iter::once(directory.clone()).chain(below).take(DIRECTORIES_MAX));
             }
             directories.insert(own.clone());
             for directory in directories.into_iter().take(DIRECTORIES_MAX) {
-                let _ = inotify::add_watch(&*notify, &directory, events());
+                watch(&notify, &directory);
                 for path in list(&directory) {
                     if directory == own && Request::is_one(&path) {
                         found.requests.extend(Request::read(&path));
@@ -123,6 +124,16 @@ fn list(directory: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let paths: BTreeSet<PathBuf> = entries.take(FILES_MAX).map(|entry| entry.path()).collect();
     paths.into_iter()
+}
+
+/// Watches a directory, if it is there.
+fn watch(notify: &Receiver, directory: &Path) {
+    match inotify::add_watch(notify, directory, events()) {
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+        Err(error) => {
+            tracing::warn!(directory = %directory.display(), %error, "bundles that appear there are not noticed");
+        }
+    }
 }
 
 /// What says that something has come or gone.

@@ -40,7 +40,11 @@ impl Names {
         tag: &Tag,
     ) -> Result<Option<AnyDigest>, StoreError> {
         let path = self.tags(repository).join(tag.as_str());
-        Ok(read(&path)?.and_then(|text| text.parse().ok()))
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let digest = text.parse().inspect_err(
+            |error| tracing::error!(%repository, %tag, %error, "a tag is damaged: push the image again"),
+        );
+        Ok(digest.ok())
     }
 
     pub(super) fn set_tag(
