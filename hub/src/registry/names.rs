@@ -119,17 +119,31 @@ impl Names {
         write(&self.referring(repository).join(subject.hex()), &digest.hex(), "")
     }
 
-    /// The manifests that name `subject`, the one that was pushed last first. Some may be gone.
+    /// The manifests that name `subject`, by digest. Some may be gone.
     pub(super) fn referrers(
         &self,
         repository: &Repository,
         subject: &AnyDigest,
     ) -> Result<Vec<Digest>, StoreError> {
+        let names = list(&self.referring(repository).join(subject.hex()))?;
+        let mut referrers: Vec<Digest> =
+            names.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect();
+        referrers.sort_unstable();
+        Ok(referrers)
+    }
+
+    /// The same, the one that was pushed last first.
+    pub(super) fn newest_referrers(
+        &self,
+        repository: &Repository,
+        subject: &AnyDigest,
+    ) -> Result<Vec<Digest>, StoreError> {
         let directory = self.referring(repository).join(subject.hex());
-        let mut names = list(&directory)?;
-        let pushed = |name: &String| directory.join(name).metadata().and_then(|file| file.modified()).ok();
-        names.sort_by_cached_key(|name| std::cmp::Reverse(pushed(name)));
-        Ok(names.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
+        let pushed =
+            |digest: &Digest| directory.join(digest.hex()).metadata().and_then(|file| file.modified()).ok();
+        let mut referrers = self.referrers(repository, subject)?;
+        referrers.sort_by_cached_key(|digest| std::cmp::Reverse(pushed(digest)));
+        Ok(referrers)
     }
 
     // No part of a repository's name starts with an underscore, so these never meet one.
@@ -273,6 +287,8 @@ mod tests {
             File::options().write(true).open(path).unwrap().set_modified(pushed).unwrap();
             expected.insert(0, referrer);
         }
+        assert_eq!(names.newest_referrers(&repository, &subject.into()).unwrap(), expected);
+        expected.sort();
         assert_eq!(names.referrers(&repository, &subject.into()).unwrap(), expected);
     }
 }

@@ -19,8 +19,9 @@ impl Registry {
         if let Target::Tag(tag) = signature_tag(image) {
             manifests.extend(self.tagged(repository, &tag)?);
         }
-        manifests
-            .extend(self.0.names.referrers(repository, &(*image).into())?.into_iter().take(MANIFESTS_MAX));
+        manifests.extend(
+            self.0.names.newest_referrers(repository, &(*image).into())?.into_iter().take(MANIFESTS_MAX),
+        );
         let mut findings = Findings::default();
         for manifest in manifests {
             // A list of contents or an attestation refers to an image too.

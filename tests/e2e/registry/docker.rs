@@ -1,11 +1,11 @@
 //! Docker and the hub's registry: a daemon of the test's own builds, pushes and pulls, and a node runs what it pushed.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use tombolo_harness::{Census, Function, NodeOptions, Process, Site, skip, until};
+use tombolo_harness::{Census, Function, NodeOptions, Process, Site, program, skip, until};
 
-use super::{HUB, answers};
+use super::{HUB, answers, answers_on};
 
 /// A daemon with everything of its own: storage, sockets, configuration; it makes no bridge and no firewall rule.
 struct Docker {
@@ -61,15 +61,37 @@ impl Docker {
         self.run(arguments).unwrap_or_else(|error| panic!("docker {arguments:?}: {error}"))
     }
 
-    /// Builds an image of one program.
-    fn build(&self, program: &[u8], name: &str) {
+    /// Writes a project of one program and a Dockerfile.
+    fn write_project(&self, program: &[u8]) -> PathBuf {
         let project = self.dir.join("project");
         std::fs::create_dir_all(&project).expect("the test's directory can be written");
         std::fs::write(project.join("program"), program).expect("the test's directory can be written");
         let text = "FROM scratch\nCOPY program /program\nENTRYPOINT [\"/program\"]\n";
         std::fs::write(project.join("Dockerfile"), text).expect("the test's directory can be written");
         make_executable(&project.join("program"));
-        self.ask(&["build", "-q", "-t", name, "project"]);
+        project
+    }
+
+    /// What `tombolo` says, with docker and what unpacks archives in place of all other programs.
+    fn tombolo(&self, arguments: &[&str]) -> String {
+        let tools = self.dir.join("tools");
+        std::fs::create_dir_all(&tools).expect("the test's directory can be written");
+        let path = std::env::var_os("PATH").expect("a PATH");
+        for tool in ["docker", "tar"] {
+            let found = std::env::split_paths(&path).map(|dir| dir.join(tool)).find(|file| file.is_file());
+            let link = tools.join(tool);
+            if !link.exists() {
+                std::os::unix::fs::symlink(found.expect("it is installed"), link).expect("a link");
+            }
+        }
+        let mut command = Command::new(program("tombolo"));
+        command.args(["--hub", &format!("http://{HUB}")]).args(arguments).stdin(Stdio::null());
+        command.env("PATH", tools).env("HOME", &self.dir).env("XDG_CACHE_HOME", self.dir.join("cache"));
+        command.env("DOCKER_HOST", socket(&self.dir)).env("DOCKER_BUILDKIT", "0");
+        let output = command.output().expect("tombolo runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        assert!(output.status.success(), "tombolo {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 
     /// The image's own digest, and how its manifest is named.
@@ -107,7 +129,8 @@ async fn runs_what_docker_pushes() {
     let Some(docker) = Docker::start(&dir).await else { return };
     let hello = Function::hello("docked");
     let (image, copy) = (format!("{HUB}/field/docked:v1"), format!("{HUB}/copies/docked:v2"));
-    docker.build(hello.program(), &image);
+    docker.write_project(hello.program());
+    docker.ask(&["build", "-q", "-t", &image, "project"]);
     let pushed = docker.ask(&["push", &image]);
     let (id, named) = docker.identity(&image);
     let digest = named.split_once('@').expect("name and digest").1.to_owned();
@@ -139,4 +162,24 @@ async fn runs_what_docker_pushes() {
     let running: Vec<_> = left.processes.iter().filter(|(_, line)| of_docker(line)).collect();
     assert!(running.is_empty() && left.mounts.is_empty(), "{running:?} {:?}", left.mounts);
     assert!(!dir.join("socket").exists() && !dir.join("pid").exists(), "its socket is gone");
+}
+
+/// A Dockerfile becomes a service where docker is the only program that understands it.
+#[tokio::test]
+async fn a_dockerfile_is_built_by_docker() {
+    let Some(mut site) = Site::start().await else { return };
+    let dir = site.dir().join("docker");
+    let node = site.node(NodeOptions::named("press-7")).await;
+    let Some(docker) = Docker::start(&dir).await else { return };
+    let hello = Function::hello("filed");
+    let project = docker.write_project(hello.program());
+    let project = project.to_str().expect("the test's own name");
+    docker.tombolo(&["deploy", "--no-wait", "--name", "filed", project]);
+    answers_on(&site, &node, &hello).await;
+
+    // It is docker's: its own cache gives the same image again.
+    let digest = |told: String| told.split_once("@sha256:").expect("a digest").1.to_owned();
+    let build = ["build", "-t", "filed", project];
+    assert_eq!(digest(docker.tombolo(&build)), digest(docker.tombolo(&build)));
+    docker.stop();
 }
