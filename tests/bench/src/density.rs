@@ -49,7 +49,8 @@ async fn measure_tier(tier: &'static str, shown: Option<&str>) -> Option<Vec<Row
     };
     let mut rows = vec![agent, row("supervisor-pss", supervisor_mb, "MB")];
     if shown.is_some() {
-        let each = slots.iter().sum::<f64>() / slots.len().max(1) as f64;
+        assert!(!slots.is_empty(), "what waits are children of the supervisor");
+        let each = slots.iter().sum::<f64>() / slots.len() as f64;
         rows.push(Row::bounded("density", "primed-slot-pss", each, "MB", SLOT_MB));
     }
     rows.push(row("first-answer-p50", first.quantile_ms(0.5), "ms"));

@@ -447,10 +447,10 @@ impl Node {
     /// The supervisor's pid, if one runs.
     pub fn supervisor_pid(&self) -> Option<i32> {
         let run = self.run_dir().display().to_string();
-        descendants()
-            .into_iter()
-            .find(|(_, line)| line.contains("tombolo-supervisor") && line.contains(&run))
-            .map(|(pid, _)| pid)
+        let all = descendants().into_iter();
+        let of_run = all.filter(|(_, line)| line.contains("tombolo-supervisor") && line.contains(&run));
+        // What it forks for an operation has its command line too, and comes after it.
+        of_run.map(|(pid, _)| pid).min()
     }
 
     /// SIGKILL to the supervisor alone; its instances stay.
