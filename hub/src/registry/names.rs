@@ -139,6 +139,7 @@ impl Names {
         subject: &AnyDigest,
     ) -> Result<Vec<Digest>, StoreError> {
         let directory = self.referring(repository).join(subject.hex());
+        // One whose time cannot be read, as it was deleted meanwhile, comes last.
         let pushed =
             |digest: &Digest| directory.join(digest.hex()).metadata().and_then(|file| file.modified()).ok();
         let mut referrers = self.referrers(repository, subject)?;
