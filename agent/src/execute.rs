@@ -365,8 +365,8 @@ impl Executor {
         instances: &BTreeMap<InstanceId, RevisionKey>,
         is_ready: impl Fn(&RevisionKey) -> bool,
     ) {
-        lock(&self.inner.prepared)
-            .retain(|object, _| desired.revisions.values().any(|(digest, _)| digest == object));
+        let objects: BTreeSet<&Digest> = desired.revisions.values().map(|(digest, _)| digest).collect();
+        lock(&self.inner.prepared).retain(|object, _| objects.contains(object));
         self.inner.wanted.send_replace(Wanted::of(desired, instances, is_ready));
     }
 

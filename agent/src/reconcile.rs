@@ -102,6 +102,8 @@ pub(crate) struct Reconciler {
     /// Desired state or who serves is other than when rollouts were last stepped.
     routes_changed: bool,
     rollout_wake: Option<Moment>,
+    /// When what instances have left behind is to be collected.
+    collect_at: Option<Moment>,
     /// The desired state with only those rollouts that can be, if that is another.
     rollable: Option<Desired>,
     /// How many instances of each revision the last plan wanted, and why some get less.
@@ -141,6 +143,7 @@ impl Reconciler {
             left: takeovers,
             routes_changed: true,
             rollout_wake: None,
+            collect_at: None,
             rollable: None,
             wanted: BTreeMap::new(),
             cuts: BTreeMap::new(),
@@ -220,6 +223,9 @@ impl Reconciler {
         if self.changed {
             self.publish_table(now);
         }
+        if self.collect_at.is_some_and(|at| at <= now) {
+            self.collect();
+        }
         let Some(accepted) = self.accepted.clone().filter(|_| self.supervised) else {
             self.publish();
             return IDLE_POLL;
@@ -250,7 +256,7 @@ impl Reconciler {
             tokio::task::yield_now().await;
             self.publish();
         }
-        let wakes = wake.map(|(at, _)| at).into_iter().chain(self.rollout_wake);
+        let wakes = wake.map(|(at, _)| at).into_iter().chain(self.rollout_wake).chain(self.collect_at);
         let until_wake =
             wakes.map(|at| Duration::from_millis(at.since(now) + 1)).fold(IDLE_POLL, Duration::min);
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
@@ -413,18 +419,6 @@ impl Reconciler {
         self.routes_changed = true;
         self.accepted = Some(accepted);
         self.collect();
-    }
-
-    /// Has everything removed that belongs to no desired revision and no instance. Not before the instances are known.
-    fn collect(&self) {
-        if let Some(accepted) = self.accepted.as_ref().filter(|_| self.supervised) {
-            let instances = self.actual.instances.iter();
-            let instances: BTreeMap<_, _> =
-                instances.map(|(id, instance)| (id.clone(), instance.revision.clone())).collect();
-            let is_ready =
-                |key: &RevisionKey| self.actual.revisions.get(key).is_some_and(|known| known.ready_once);
-            self.executor.retain(&accepted.desired, &instances, is_ready);
-        }
     }
 
     /// Publishes table and report if they changed.

@@ -1,17 +1,21 @@
-//! What the reconciler knows of images: whether a revision's is there and may be used.
+//! What the reconciler knows of images: whether a revision's is there and may be used, and which nobody wants any more.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tombolo_agent_core::actual::{ImageState, Moment};
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::routes::Unavailable;
 use tombolo_agent_core::status::PULL_DEFERRED;
-use tombolo_api::Digest;
 use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::report::EventKind;
+use tombolo_api::{Digest, RevisionKey};
 
 use super::Reconciler;
 use crate::execute::{Image, Trouble};
+
+/// From the first end of an instance until what it leaves is collected, milliseconds, so that many ends are one collection.
+const COLLECT_AFTER_MS: u64 = 500;
 
 impl Reconciler {
     pub(super) fn image_prepared(
@@ -76,6 +80,24 @@ impl Reconciler {
             if let Some(known) = self.actual.revisions.get_mut(key).filter(|known| known.object == *digest) {
                 known.image = ImageState::Unknown;
             }
+        }
+    }
+
+    /// Has collected what nobody wants any more, with what else comes to that meanwhile.
+    pub(super) fn collect_soon(&mut self, now: Moment) {
+        self.collect_at.get_or_insert(now.after(COLLECT_AFTER_MS));
+    }
+
+    /// Has everything removed that belongs to no desired revision and no instance. Not before the instances are known.
+    pub(super) fn collect(&mut self) {
+        self.collect_at = None;
+        if let Some(accepted) = self.accepted.as_ref().filter(|_| self.supervised) {
+            let instances = self.actual.instances.iter();
+            let instances: BTreeMap<_, _> =
+                instances.map(|(id, instance)| (id.clone(), instance.revision.clone())).collect();
+            let is_ready =
+                |key: &RevisionKey| self.actual.revisions.get(key).is_some_and(|known| known.ready_once);
+            self.executor.retain(&accepted.desired, &instances, is_ready);
         }
     }
 }

@@ -52,7 +52,7 @@ impl Reconciler {
             }
             Outcome::Deleted { instance } => {
                 self.actual.instances.remove(&instance);
-                self.collect();
+                self.collect_soon(now);
             }
             // What is left of it stays known and is asked to be deleted again.
             Outcome::DeleteFailed { instance, exit } => self.set_phase(&instance, Phase::Ended { exit }, now),
@@ -193,7 +193,7 @@ impl Reconciler {
                 revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
                 self.ready_record.insert(&key, &object);
                 // Its image is a way back from now on.
-                self.collect();
+                self.collect_soon(now);
                 self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));
             }
         }
