@@ -20,11 +20,12 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    /// Puts a manifest that has been judged already together with its objects' contents.
+    /// Puts a manifest that has been judged already together with its objects' contents; what is the same `before` is shared.
     pub(crate) fn assemble(
         manifest: &Manifest,
         digest: Digest,
         contents: &BTreeMap<Digest, Vec<u8>>,
+        before: &Desired,
     ) -> Result<Self, Refusal> {
         let mut desired = Desired::default();
         for entry in &manifest.objects {
@@ -36,7 +37,7 @@ impl Accepted {
                 ),
             })?;
             desired
-                .add(entry, content)
+                .add(entry, content, before)
                 .map_err(|error| Refusal { reason: Reason::BadObject, message: error.to_string() })?;
         }
         let serving = Serving { version: manifest.version(), digest };
@@ -53,7 +54,8 @@ impl Accepted {
         let manifest = SignedManifest::from_bytes(bytes)
             .and_then(|signed| signed.verify(trusted, me))
             .map_err(|error| error.to_string())?;
-        Self::assemble(&manifest, Digest::of(bytes), contents).map_err(|refusal| refusal.message)
+        Self::assemble(&manifest, Digest::of(bytes), contents, &Desired::default())
+            .map_err(|refusal| refusal.message)
     }
 
     /// As the generation rule wants it.

@@ -25,7 +25,7 @@ const LAST_LINE_MAX: usize = 300;
 
 /// The directory of a revision's logs.
 pub(crate) fn directory(state_dir: &Path, revision: &RevisionKey) -> PathBuf {
-    state_dir.join("logs").join(&revision.namespace).join(&revision.name)
+    state_dir.join("logs").join(&*revision.namespace).join(&*revision.name)
 }
 
 /// The log of one instance, its directory made.

@@ -19,6 +19,7 @@ use ed25519_dalek::VerifyingKey;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tombolo_agent_core::accept::{self, Reason, Refusal, Verdict};
+use tombolo_api::desired::Desired;
 use tombolo_api::frame::{self, Frame};
 use tombolo_api::manifest::Manifest;
 use tombolo_api::report::{EventKind, Refused};
@@ -300,7 +301,10 @@ impl Task {
                 contents.insert(entry.digest, content);
             }
         }
-        let accepted = Accepted::assemble(manifest, Digest::of(bytes), &contents)?;
+        let before = self.io.accepted.borrow().clone();
+        let nothing = Desired::default();
+        let before = before.as_deref().map_or(&nothing, |accepted| &accepted.desired);
+        let accepted = Accepted::assemble(manifest, Digest::of(bytes), &contents, before)?;
         let kept = Kept { manifest: bytes.to_vec(), contents };
         self.io.keep.accept(&kept).await.map_err(|error| not_kept(&error))?;
         tracing::info!(

@@ -169,7 +169,7 @@ pub struct Desired {
     /// By key; the digest says whether how it runs has changed. It is that of the object without its verification.
     pub revisions: BTreeMap<RevisionKey, (Digest, Arc<RevisionObject>)>,
     /// By namespace and name.
-    pub routes: BTreeMap<(String, String), RouteObject>,
+    pub routes: BTreeMap<(String, String), Arc<RouteObject>>,
 }
 
 /// Why an object could not be taken.
@@ -184,8 +184,9 @@ pub struct ObjectError {
 }
 
 impl Desired {
-    /// Adds the object that `entry` names, after checking that `bytes` are its content.
-    pub fn add(&mut self, entry: &Entry, bytes: &[u8]) -> Result<(), ObjectError> {
+    /// Adds the object that `entry` names, after checking that `bytes` are its content. What is the same in `before` is shared
+    /// with it.
+    pub fn add(&mut self, entry: &Entry, bytes: &[u8], before: &Self) -> Result<(), ObjectError> {
         let fail = |reason: String| ObjectError {
             kind: entry.kind,
             namespace: entry.namespace.clone(),
@@ -199,13 +200,27 @@ impl Desired {
         let named = |namespace: &str, name: &str| namespace == entry.namespace && name == entry.name;
         match entry.kind {
             ObjectKind::Revision => {
+                let known = before.revisions.get_key_value(&RevisionKey::new(&entry.namespace, &entry.name));
+                // Its identity is the digest of its content, if it has no verification.
+                let is_known = |(digest, object): &(Digest, Arc<RevisionObject>)| {
+                    *digest == entry.digest && object.verification.is_none()
+                };
+                if let Some((key, known)) = known.filter(|(_, known)| is_known(known)) {
+                    self.revisions.insert(key.clone(), known.clone());
+                    return Ok(());
+                }
                 let object: RevisionObject =
                     serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }
                 let identity = object.identity(entry.digest);
-                self.revisions.insert(object.key(), (identity, Arc::new(object)));
+                let same = known.filter(|(_, (_, known))| **known == object);
+                let (key, object) = match same {
+                    Some((key, (_, known))) => (key.clone(), Arc::clone(known)),
+                    None => (object.key(), Arc::new(object)),
+                };
+                self.revisions.insert(key, (identity, object));
             }
             ObjectKind::Route => {
                 let object: RouteObject =
@@ -213,7 +228,10 @@ impl Desired {
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }
-                self.routes.insert((object.namespace.clone(), object.name.clone()), object);
+                let key = (object.namespace.clone(), object.name.clone());
+                let same = before.routes.get(&key).filter(|known| ***known == object);
+                let object = same.map_or_else(|| Arc::new(object), Arc::clone);
+                self.routes.insert(key, object);
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,16 +67,16 @@ pub fn is_dns1123_label(text: &str) -> bool {
     bytes.len() <= NODE_ID_MAX && bytes.iter().all(inner) && edge(bytes.first()) && edge(bytes.last())
 }
 
-/// A revision anywhere in a hub's fleet: namespace and name.
+/// A revision anywhere in a hub's fleet: namespace and name. Much is kept by it, so that a copy costs no memory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RevisionKey {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl RevisionKey {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self { namespace: namespace.as_ref().into(), name: name.as_ref().into() }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tombolo_api::Digest;
 use tombolo_api::desired::{
-    Desired, HeaderMatch, HealthGate, RevisionObject, RolloutSpec, RouteObject, RouteTarget, Steer,
+    Desired, Encoded, HeaderMatch, HealthGate, RevisionObject, RolloutSpec, RouteObject, RouteTarget, Steer,
     encode_revision, encode_route,
 };
 use tombolo_api::manifest::{FORMAT, Manifest, SignedManifest, Version};
@@ -167,7 +168,7 @@ fn what_an_image_is_judged_by_says_nothing_of_how_it_runs() {
     let identity = |object: &RevisionObject| {
         let encoded = encode_revision(object);
         let mut desired = Desired::default();
-        desired.add(&encoded.entry, &encoded.bytes).unwrap();
+        desired.add(&encoded.entry, &encoded.bytes, &Desired::default()).unwrap();
         let (identity, read) = desired.revisions[&object.key()].clone();
         assert_eq!(*read, *object);
         (identity, encoded.entry.digest)
@@ -180,6 +181,33 @@ fn what_an_image_is_judged_by_says_nothing_of_how_it_runs() {
     let mut moved = verified();
     moved.spec.timeout_seconds = Some(7);
     assert_ne!(identity(&moved).0, plain);
+}
+
+#[test]
+fn what_is_as_it_was_is_shared_with_what_was() {
+    let desired = |revision: &RevisionObject, route: &RouteObject, before: &Desired| {
+        let mut desired = Desired::default();
+        for Encoded { entry, bytes } in [encode_revision(revision), encode_route(route)] {
+            desired.add(&entry, &bytes, before).unwrap();
+        }
+        desired
+    };
+    let key = revision().key();
+    for object in [revision(), verified()] {
+        let before = desired(&object, &route(), &Desired::default());
+        let after = desired(&object, &route(), &before);
+        assert_eq!(after, before);
+        let pair = |of: &Desired| of.revisions[&key].1.clone();
+        assert!(Arc::ptr_eq(&pair(&after), &pair(&before)));
+        assert!(Arc::ptr_eq(after.routes.values().next().unwrap(), before.routes.values().next().unwrap()));
+
+        // What runs the same is not the same object if it is judged by something else.
+        let other = if object.verification.is_none() { verified() } else { revision() };
+        let after = desired(&other, &moving_route(), &before);
+        assert_eq!(*after.revisions[&key].1, other);
+        assert_eq!(after.revisions[&key].0, before.revisions[&key].0);
+        assert_eq!(**after.routes.values().next().unwrap(), moving_route());
+    }
 }
 
 #[test]
@@ -197,7 +225,7 @@ fn manifests() {
     let mut desired = Desired::default();
     let objects = [include_str!("golden/revision_object.json"), include_str!("golden/route_object.json")];
     for (entry, object) in manifest().objects.iter().zip(objects) {
-        desired.add(entry, object.trim_end().as_bytes()).unwrap();
+        desired.add(entry, object.trim_end().as_bytes(), &Desired::default()).unwrap();
     }
 }
 

@@ -14,7 +14,7 @@ use crate::supervision::InstanceId;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteTable {
     /// Host names, lower case, without port.
-    pub hosts: BTreeMap<String, Arc<HostRoutes>>,
+    pub hosts: BTreeMap<Arc<str>, Arc<HostRoutes>>,
     pub revisions: BTreeMap<RevisionKey, Arc<Backend>>,
 }
 

@@ -56,8 +56,8 @@ pub fn revisions(
         }
         let restarts = known.map_or(0, |revision| revision.crashes.total);
         reports.push(RevisionReport {
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
+            namespace: key.namespace.to_string(),
+            name: key.name.to_string(),
             uid: object.uid.clone(),
             phase,
             reason,
@@ -85,7 +85,7 @@ pub fn routes(desired: &Desired, actual: &Actual, rollouts: &Rollouts) -> Vec<Ro
                     configuration: target.configuration.clone(),
                     tag: target.tag.clone(),
                     goal: goal.clone(),
-                    shares: vec![ShareReport { revision: served.name, percent: 100 }],
+                    shares: vec![ShareReport { revision: served.name.to_string(), percent: 100 }],
                     rolled_back: Some(why.clone()),
                 };
                 add_target(&mut reports, route, report);

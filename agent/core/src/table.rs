@@ -16,23 +16,45 @@ use crate::routes::{Backend, Endpoint, HostRoutes, RouteTable, Split, Unavailabl
 use crate::supervision::InstanceId;
 
 /// Builds the table. `rollouts`: [stepped](Rollouts::step) to now. `now` decides whether a failed revision is still waiting
-/// before it is tried again.
-pub fn build(desired: &Desired, actual: &Actual, rollouts: &Rollouts, now: Moment) -> RouteTable {
+/// before it is tried again. What is as it was in the table `before` is shared with it.
+pub fn build(
+    desired: &Desired,
+    actual: &Actual,
+    rollouts: &Rollouts,
+    before: &RouteTable,
+    now: Moment,
+) -> RouteTable {
     let index = actual.by_revision();
-    let mut table = RouteTable::default();
+    let mut making = Making { desired, actual, rollouts, before, table: RouteTable::default() };
     let mut named = BTreeSet::new();
     for route in desired.routes.values() {
-        add_route(route, desired, actual, rollouts, &mut table, &mut named);
+        making.add_route(route, &mut named);
     }
+    let mut table = making.table;
     // Those that no route leads to any more have requests that wait for them.
     for (key, (digest, object)) in &desired.revisions {
         let backend = backend(key, digest, object, actual, index.of(key), now);
-        table.revisions.insert(key.clone(), Arc::new(backend));
+        table.revisions.insert(key.clone(), kept(before.revisions.get(key), backend));
     }
     for key in named {
-        table.revisions.entry(key).or_insert_with_key(|key| Arc::new(missing(key)));
+        let known = before.revisions.get(&key);
+        table.revisions.entry(key).or_insert_with_key(|key| kept(known, missing(key)));
     }
     table
+}
+
+/// `now`, or what was before if that is the same.
+fn kept<T: PartialEq>(before: Option<&Arc<T>>, now: T) -> Arc<T> {
+    before.filter(|before| ***before == now).map_or_else(|| Arc::new(now), Arc::clone)
+}
+
+/// A table whose hosts are being made.
+struct Making<'a> {
+    desired: &'a Desired,
+    actual: &'a Actual,
+    rollouts: &'a Rollouts,
+    before: &'a RouteTable,
+    table: RouteTable,
 }
 
 /// Whether requests may wait for a revision: it has been ready here, or is taking over.
@@ -42,48 +64,60 @@ pub fn serves(desired: &Desired, actual: &Actual, key: &RevisionKey) -> bool {
     known.is_some_and(|known| known.ready_once || matches!(known.takeover, Takeover::Begun { .. }))
 }
 
-fn add_route(
-    route: &RouteObject,
-    desired: &Desired,
-    actual: &Actual,
-    rollouts: &Rollouts,
-    table: &mut RouteTable,
-    named: &mut BTreeSet<RevisionKey>,
-) {
-    let mut splits: BTreeMap<RevisionKey, u8> = BTreeMap::new();
-    let mut tags = BTreeMap::new();
-    for target in &route.targets {
-        let chosen =
-            |percent| vec![Split { percent, revision: choose(&route.namespace, target, desired, actual) }];
+impl Making<'_> {
+    fn add_route(&mut self, route: &RouteObject, named: &mut BTreeSet<RevisionKey>) {
+        let mut splits: BTreeMap<RevisionKey, u8> = BTreeMap::new();
+        let mut tags = BTreeMap::new();
+        for target in &route.targets {
+            let own: Vec<Split> = self.splits(self.rollouts.shares(route, target), route, target, 100);
+            named.extend(own.iter().map(|split| split.revision.clone()));
+            if !target.tag.is_empty() {
+                tags.insert(target.tag.clone(), own.clone());
+            }
+            if !target.hosts.is_empty() {
+                self.lead(&target.hosts, HostRoutes { splits: own, ..HostRoutes::default() });
+            }
+            if target.percent > 0 {
+                let points = self.rollouts.points(route, target);
+                for Split { percent, revision } in self.splits(points, route, target, target.percent) {
+                    named.insert(revision.clone());
+                    let share = splits.entry(revision).or_default();
+                    *share = share.saturating_add(percent);
+                }
+            }
+        }
+        let splits = splits.into_iter().map(|(revision, percent)| Split { percent, revision }).collect();
+        self.lead(&route.hosts, HostRoutes { splits, tags, steering: route.steering.clone() });
+    }
+
+    /// As the rollout shares it, or else all to the revision that should have it.
+    fn splits(
+        &self,
+        shares: Option<Vec<Share>>,
+        route: &RouteObject,
+        target: &RouteTarget,
+        percent: u8,
+    ) -> Vec<Split> {
         let split = |share: Share| Split {
             percent: share.percent,
             revision: RevisionKey::new(&route.namespace, &share.revision),
         };
-        let of = |shares: Option<Vec<Share>>, percent| match shares {
+        match shares {
             Some(shares) if !shares.is_empty() => shares.into_iter().map(split).collect(),
-            _ => chosen(percent),
-        };
-        let own: Vec<Split> = of(rollouts.shares(route, target), 100);
-        named.extend(own.iter().map(|split| split.revision.clone()));
-        if !target.tag.is_empty() {
-            tags.insert(target.tag.clone(), own.clone());
-        }
-        if !target.hosts.is_empty() {
-            let own = Arc::new(HostRoutes { splits: own, ..HostRoutes::default() });
-            table.hosts.extend(target.hosts.iter().map(|host| (host.clone(), own.clone())));
-        }
-        if target.percent > 0 {
-            for Split { percent, revision } in of(rollouts.points(route, target), target.percent) {
-                named.insert(revision.clone());
-                let share = splits.entry(revision).or_default();
-                *share = share.saturating_add(percent);
+            _ => {
+                let revision = choose(&route.namespace, target, self.desired, self.actual);
+                vec![Split { percent, revision }]
             }
         }
     }
-    let splits = splits.into_iter().map(|(revision, percent)| Split { percent, revision }).collect();
-    let routes = Arc::new(HostRoutes { splits, tags, steering: route.steering.clone() });
-    for host in &route.hosts {
-        table.hosts.insert(host.clone(), routes.clone());
+
+    fn lead(&mut self, hosts: &[String], routes: HostRoutes) {
+        let known = hosts.iter().find_map(|host| self.before.hosts.get(&**host));
+        let routes = kept(known, routes);
+        for host in hosts {
+            let name = self.before.hosts.get_key_value(&**host).map(|(name, _)| Arc::clone(name));
+            self.table.hosts.insert(name.unwrap_or_else(|| host.as_str().into()), Arc::clone(&routes));
+        }
     }
 }
 

@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let splits = vec![Split { percent: 100, revision: key.clone() }];
     let host = HostRoutes { splits, ..HostRoutes::default() };
     let table = RouteTable {
-        hosts: BTreeMap::from([("bench".to_owned(), Arc::new(host))]),
+        hosts: BTreeMap::from([("bench".into(), Arc::new(host))]),
         revisions: BTreeMap::from([(key, Arc::new(backend))]),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;

@@ -19,7 +19,7 @@ use crate::steering::{Rules, TAG_HEADER};
 #[derive(Default)]
 pub(crate) struct Routes {
     version: AtomicU64,
-    hosts: RwLock<Arc<HashMap<String, Arc<Host>>>>,
+    hosts: RwLock<Arc<HashMap<Arc<str>, Arc<Host>>>>,
 }
 
 /// A host's shares.
@@ -80,8 +80,10 @@ impl Routes {
         }
         let before = Arc::clone(&self.hosts.read().expect("no panic under this lock"));
         let hosts = table.hosts.iter().map(|(name, routes)| {
-            let host = Host::new(routes, before.get(name).map(|host| &**host), &targets);
-            (name.clone(), Arc::new(host))
+            let known = before.get(name);
+            let host = Host::new(routes, known.map(|host| &**host), &targets);
+            let same = known.filter(|known| known.leads_as(&host));
+            (Arc::clone(name), same.map_or_else(|| Arc::new(host), Arc::clone))
         });
         *self.hosts.write().expect("no panic under this lock") = Arc::new(hosts.collect());
         self.version.fetch_add(1, Ordering::Release);
@@ -118,6 +120,15 @@ impl Host {
         Self { shares, choices }
     }
 
+    /// Whether requests go the same ways by both; said only of hosts whose headers choose nothing.
+    fn leads_as(&self, other: &Self) -> bool {
+        let pairs = || self.shares.iter().zip(&other.shares);
+        let without_choices = self.choices.is_none() && other.choices.is_none();
+        without_choices
+            && self.shares.len() == other.shares.len()
+            && pairs().all(|(one, two)| one.leads_as(two))
+    }
+
     /// The share that gets the next request; none if the drawn one leads to a revision the table lacks.
     pub(crate) fn draw(&self, headers: &HeaderMap) -> Option<Draw<'_>> {
         let Some(choices) = &self.choices else {
@@ -126,6 +137,13 @@ impl Host {
         let chosen = choices.chosen(headers);
         let share = draw(chosen.unwrap_or(&self.shares))?;
         Some(Draw { share, default_route: Some(chosen.is_none()) })
+    }
+}
+
+impl Share {
+    fn leads_as(&self, other: &Self) -> bool {
+        let same_target = Arc::ptr_eq(&self.target, &other.target);
+        self.percent == other.percent && same_target && Arc::ptr_eq(&self.revision, &other.revision)
     }
 }
 
@@ -162,6 +180,12 @@ mod tests {
     const DRAWS: u32 = 10_000;
 
     fn applied(splits: &[(u8, &str)], revisions: &[&str]) -> (Routes, Meter) {
+        let (routes, meter) = (Routes::default(), Meter::new());
+        routes.apply(Arc::new(table(splits, revisions)), &meter, &mpsc::channel(1).0);
+        (routes, meter)
+    }
+
+    fn table(splits: &[(u8, &str)], revisions: &[&str]) -> RouteTable {
         let key = |name: &str| RevisionKey::new("default", name);
         let backend = Arc::new(Backend {
             ready: Vec::new(),
@@ -175,16 +199,13 @@ mod tests {
             idle_timeout_ms: 0,
         });
         let splits = splits.iter().map(|(percent, name)| Split { percent: *percent, revision: key(name) });
-        let table = RouteTable {
+        RouteTable {
             hosts: BTreeMap::from([(
-                "a.b".to_owned(),
+                "a.b".into(),
                 Arc::new(HostRoutes { splits: splits.collect(), ..HostRoutes::default() }),
             )]),
             revisions: revisions.iter().map(|name| (key(name), Arc::clone(&backend))).collect(),
-        };
-        let (routes, meter) = (Routes::default(), Meter::new());
-        routes.apply(Arc::new(table), &meter, &mpsc::channel(1).0);
-        (routes, meter)
+        }
     }
 
     fn draws(routes: &Routes) -> BTreeMap<String, u32> {
@@ -220,6 +241,22 @@ mod tests {
             draws(&applied(&[(0, "x"), (100, "y")], &["x", "y"]).0),
             BTreeMap::from([("y".into(), DRAWS)])
         );
+    }
+
+    #[test]
+    fn a_host_whose_requests_go_as_before_stays_the_same() {
+        let mut table = table(&[(50, "x"), (50, "y")], &["x", "y"]);
+        let (routes, meter) = (Routes::default(), Meter::new());
+        let is_the_same = |table: &RouteTable| {
+            let before = routes.host("a.b");
+            routes.apply(Arc::new(table.clone()), &meter, &mpsc::channel(1).0);
+            before.is_some_and(|before| Arc::ptr_eq(&before, &routes.host("a.b").unwrap()))
+        };
+        assert!(!is_the_same(&table) && is_the_same(&table));
+        Arc::make_mut(table.revisions.values_mut().next().unwrap()).container_concurrency = 7;
+        assert!(!is_the_same(&table) && is_the_same(&table), "it has another target");
+        Arc::make_mut(table.hosts.values_mut().next().unwrap()).splits[0].percent = 49;
+        assert!(!is_the_same(&table) && is_the_same(&table), "it has another share");
     }
 
     #[test]

@@ -126,7 +126,8 @@ impl Ground {
             OfferVerdict::NoKey => return Err(ImportError::NoKey),
         };
         let contents = self.objects(archive, &manifest).await?;
-        let accepted = Accepted::assemble(&manifest, digest, &contents).map_err(ImportError::Refused)?;
+        let accepted = Accepted::assemble(&manifest, digest, &contents, &Desired::default());
+        let accepted = accepted.map_err(ImportError::Refused)?;
         let wanted = images_of(&accepted.desired)?;
         let version = manifest.version();
         self.prepare(archive, bundles, version, &wanted, copying).await?;

@@ -25,7 +25,8 @@ impl Reconciler {
         if self.routes_changed || self.rollout_wake.is_some_and(|wake| wake <= now) {
             self.step_rollouts(&accepted.desired, now);
         }
-        let table = table::build(&accepted.desired, &self.actual, &self.rollouts, now);
+        let before = self.outputs.table.borrow().clone();
+        let table = table::build(&accepted.desired, &self.actual, &self.rollouts, &before, now);
         self.outputs.table.send_if_modified(|current| {
             let changed = **current != table;
             if changed {
@@ -131,7 +132,7 @@ pub(super) fn rollable(desired: &Desired, inventory: &Inventory) -> Option<Desir
     let mut rollable = desired.clone();
     for key in at_once {
         if let Some(route) = rollable.routes.get_mut(&key) {
-            route.rollout = None;
+            Arc::make_mut(route).rollout = None;
         }
     }
     Some(rollable)

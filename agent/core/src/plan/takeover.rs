@@ -175,8 +175,9 @@ impl<'a> Pass<'a> {
         let mut stays = BTreeSet::new();
         for route in desired.routes.values() {
             for target in &route.targets {
-                let mut others = target.candidates.iter().skip_while(|name| **name != scope.key.name).skip(1);
-                let is_ours = route.namespace == scope.key.namespace;
+                let mut others =
+                    target.candidates.iter().skip_while(|name| ***name != *scope.key.name).skip(1);
+                let is_ours = *route.namespace == *scope.key.namespace;
                 let candidate = others.find_map(|name| {
                     let key = RevisionKey::new(&route.namespace, name);
                     let known = actual.revisions.get(&key)?;

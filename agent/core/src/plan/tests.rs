@@ -72,7 +72,7 @@ fn given_routed(objects: &[(Digest, RevisionObject)]) -> (Desired, Actual) {
             steering: vec![],
             rollout: None,
         };
-        desired.routes.insert(("default".into(), object.name.clone()), route);
+        desired.routes.insert(("default".into(), object.name.clone()), Arc::new(route));
     }
     (desired, actual)
 }
@@ -99,7 +99,7 @@ fn fitting(
 }
 
 fn routes(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
-    crate::table::build(desired, actual, &crate::rollout::Rollouts::default(), now)
+    crate::table::build(desired, actual, &crate::rollout::Rollouts::default(), &RouteTable::default(), now)
 }
 
 /// The autoscaler asks for `want` instances of every revision.

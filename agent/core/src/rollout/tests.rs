@@ -1,6 +1,7 @@
 //! Rollouts on a node: tables of what should happen, and what must hold whatever happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tombolo_api::desired::{Desired, HealthGate, RevisionObject, RolloutSpec, RouteObject, RouteTarget};
@@ -54,14 +55,14 @@ impl Node {
             now: Moment(1_000_000),
             rollouts: Rollouts::default(),
         };
-        node.desired.routes.insert(("n".into(), "r".into()), route);
+        node.desired.routes.insert(("n".into(), "r".into()), Arc::new(route));
         node.has(&["a"]);
         node.step();
         node
     }
 
     fn route(&mut self) -> &mut RouteObject {
-        self.desired.routes.values_mut().next().unwrap()
+        Arc::make_mut(self.desired.routes.values_mut().next().unwrap())
     }
 
     fn add(&mut self, name: &str, content: &str) {
@@ -93,7 +94,7 @@ impl Node {
 
     fn step(&mut self) -> Stepped {
         let ready = self.ready.clone();
-        let is_ready = |key: &RevisionKey| ready.contains(&key.name);
+        let is_ready = |key: &RevisionKey| ready.contains(&*key.name);
         self.rollouts.step(&self.desired, is_ready, &self.health, self.now)
     }
 

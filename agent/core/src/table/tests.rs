@@ -7,7 +7,7 @@ use crate::actual::{Crashes, InstanceActual};
 use crate::supervision::InstanceId;
 
 fn build(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
-    super::build(desired, actual, &Rollouts::default(), now)
+    super::build(desired, actual, &Rollouts::default(), &RouteTable::default(), now)
 }
 
 const NOW: Moment = Moment(1_000);
@@ -45,7 +45,7 @@ fn route(targets: Vec<RouteTarget>) -> Desired {
         steering: vec![],
         rollout: None,
     };
-    Desired { routes: [(("default".into(), "s".into()), route)].into(), ..Desired::default() }
+    Desired { routes: [(("default".into(), "s".into()), Arc::new(route))].into(), ..Desired::default() }
 }
 
 fn target(percent: u8, candidates: &[&str], hosts: &[&str]) -> RouteTarget {
@@ -60,7 +60,7 @@ fn target(percent: u8, candidates: &[&str], hosts: &[&str]) -> RouteTarget {
 }
 
 fn split(table: &RouteTable, host: &str) -> Vec<(String, u8)> {
-    table.hosts[host].splits.iter().map(|split| (split.revision.name.clone(), split.percent)).collect()
+    table.hosts[host].splits.iter().map(|split| (split.revision.name.to_string(), split.percent)).collect()
 }
 
 #[test]
@@ -175,14 +175,14 @@ fn a_rollout_shares_the_hosts_the_tags_and_the_percentages() {
     };
     let mut desired = route(vec![both(100, "", &[]), both(0, "next", &["next-s.default.localhost"])]);
     let spec = tombolo_api::desired::RolloutSpec { duration_s: 100, gate: None };
-    desired.routes.values_mut().next().unwrap().rollout = Some(spec);
+    Arc::make_mut(desired.routes.values_mut().next().unwrap()).rollout = Some(spec);
     let mut actual = Actual::default();
     add_revision(&mut desired, &mut actual, "s-00001", true);
     add_revision(&mut desired, &mut actual, "s-00002", false);
     let mut rollouts = Rollouts::default();
     let table = |rollouts: &mut Rollouts, actual: &Actual, now| {
         rollouts.step(&desired, |key| serves(&desired, actual, key), &BTreeMap::new(), now);
-        super::build(&desired, actual, rollouts, now)
+        super::build(&desired, actual, rollouts, &RouteTable::default(), now)
     };
     assert_eq!(serves_at(&table(&mut rollouts, &actual, NOW)), [("s-00001".into(), 100)]);
     actual.revisions.get_mut(&RevisionKey::new("default", "s-00002")).unwrap().ready_once = true;
@@ -196,4 +196,26 @@ fn a_rollout_shares_the_hosts_the_tags_and_the_percentages() {
 
 fn serves_at(table: &RouteTable) -> Vec<(String, u8)> {
     split(table, "s.default.localhost")
+}
+
+#[test]
+fn what_did_not_change_is_shared_with_the_table_before() {
+    let alias = "next-s.default.localhost";
+    let mut desired = route(vec![target(100, &["s-00001"], &[]), target(0, &["s-00002"], &[alias])]);
+    let mut actual = Actual::default();
+    add_revision(&mut desired, &mut actual, "s-00001", true);
+    add_revision(&mut desired, &mut actual, "s-00002", true);
+    let before = build(&desired, &actual, NOW);
+    let key = RevisionKey::new("default", "s-00002");
+    actual.revisions.get_mut(&key).unwrap().misfit =
+        Some(Unavailable { reason: "NoRoom".into(), message: "m".into() });
+    let after = super::build(&desired, &actual, &Rollouts::default(), &before, NOW);
+    assert_eq!(after, build(&desired, &actual, NOW));
+    for (host, routes) in &after.hosts {
+        let (name, known) = before.hosts.get_key_value(host).unwrap();
+        assert!(Arc::ptr_eq(host, name) && Arc::ptr_eq(routes, known), "{host}");
+    }
+    for (other, backend) in &after.revisions {
+        assert_eq!(Arc::ptr_eq(backend, &before.revisions[other]), *other != key, "{other}");
+    }
 }

@@ -267,7 +267,7 @@ pub(crate) fn table(backend: Backend) -> RouteTable {
     let splits = vec![Split { percent: 100, revision: key("a") }];
     let routes = HostRoutes { splits, ..HostRoutes::default() };
     RouteTable {
-        hosts: BTreeMap::from([(HOST.to_owned(), Arc::new(routes))]),
+        hosts: BTreeMap::from([(HOST.into(), Arc::new(routes))]),
         revisions: BTreeMap::from([(key("a"), Arc::new(backend))]),
     }
 }

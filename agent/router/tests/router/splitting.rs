@@ -24,7 +24,7 @@ async fn split() -> Option<Ground> {
     for (_, name) in SHARES {
         ground.serve_name(name);
     }
-    let hosts = BTreeMap::from([(HOST.to_owned(), Arc::new(routes))]);
+    let hosts = BTreeMap::from([(HOST.into(), Arc::new(routes))]);
     ground.put(RouteTable { hosts, revisions: BTreeMap::from(revisions) }).await;
     Some(ground)
 }

@@ -24,10 +24,7 @@ fn tagged() -> RouteTable {
     let routes = HostRoutes { splits: splits("a"), tags: BTreeMap::from(tags), steering };
     let plain = HostRoutes { splits: splits("a"), ..HostRoutes::default() };
     RouteTable {
-        hosts: BTreeMap::from([
-            (HOST.to_owned(), Arc::new(routes)),
-            ("plain.localhost".to_owned(), Arc::new(plain)),
-        ]),
+        hosts: BTreeMap::from([(HOST.into(), Arc::new(routes)), ("plain.localhost".into(), Arc::new(plain))]),
         revisions: BTreeMap::from([
             (key("a"), Arc::new(backend(&["i1"]))),
             (key("b"), Arc::new(backend(&["i2"]))),

@@ -209,7 +209,7 @@ fn updated(old: (Digest, RevisionObject), new: (Digest, RevisionObject)) -> (Des
     let (mut desired, actual) = given_routed(&[old, new]);
     let mut route = desired.routes.remove(&("default".into(), "s-00001".into())).unwrap();
     desired.routes.clear();
-    route.targets[0].candidates = vec!["s-00002".into(), "s-00001".into()];
+    Arc::make_mut(&mut route).targets[0].candidates = vec!["s-00002".into(), "s-00001".into()];
     desired.routes.insert(("default".into(), "s".into()), route);
     (desired, actual)
 }
@@ -338,8 +338,8 @@ proptest! {
         let objects: Vec<_> =
             names.iter().zip(&counts).map(|(name, count)| with_devices(name, *count, &annotations)).collect();
         let (mut desired, mut actual) = given_routed(&objects);
-        desired.routes.get_mut(&("default".into(), "s-00001".into())).unwrap().targets[0].candidates =
-            vec!["s-00002".into(), "s-00001".into()];
+        let route = desired.routes.get_mut(&("default".into(), "s-00001".into())).unwrap();
+        Arc::make_mut(route).targets[0].candidates = vec!["s-00002".into(), "s-00001".into()];
         let mut now = NOW;
         for (devices, want, held, passed) in steps {
             now = now.after(passed);

@@ -370,7 +370,7 @@ fn what_is_moved_counts_as_memory_of_the_node() {
     for (moved_bytes, starts) in [(64 << 20, 1), (65 << 20, 0)] {
         actual.instances.get_mut(&u).unwrap().moved_bytes = moved_bytes;
         let plan = fitting(&desired, &actual, &waits, &asking(&desired, 0, NOW), &settings, NOW);
-        let launched = |action: &&Action| matches!(action, Action::Launch { revision, .. } if revision.name == "t-00001");
+        let launched = |action: &&Action| matches!(action, Action::Launch { revision, .. } if *revision.name == *"t-00001");
         assert_eq!(plan.actions.iter().filter(launched).count(), starts, "{plan:?}");
     }
 }

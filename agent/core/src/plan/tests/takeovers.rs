@@ -25,7 +25,7 @@ fn update(strategy: &str) -> (Desired, Actual) {
         steering: vec![],
         rollout: None,
     };
-    desired.routes.insert(("default".into(), "s".into()), route);
+    desired.routes.insert(("default".into(), "s".into()), Arc::new(route));
     actual.revisions.get_mut(&key(OLD)).unwrap().ready_once = true;
     actual.instances.insert(InstanceId("old".into()), instance(OLD, old.0, Phase::Ready));
     (desired, actual)
@@ -52,7 +52,7 @@ fn name(action: &Action) -> String {
 
 fn routed(desired: &Desired, actual: &Actual) -> String {
     let table = routes(desired, actual, NOW);
-    table.hosts["s.default.localhost"].splits[0].revision.name.clone()
+    table.hosts["s.default.localhost"].splits[0].revision.name.to_string()
 }
 
 fn all(desired: &Desired, actual: &mut Actual, traffic: &Traffic, now: Moment) -> Vec<String> {
@@ -91,7 +91,7 @@ fn both_never_run_at_a_time() {
         for held in [0, 1, 1, 0, 1, 1, 1, 0, 0, 1] {
             step(&desired, &mut actual, &with_demand(NEW, 0, held, NOW), NOW);
             let runs = |name: &str| {
-                let mut all = actual.instances.values().filter(|instance| instance.revision.name == name);
+                let mut all = actual.instances.values().filter(|instance| *instance.revision.name == *name);
                 all.any(|instance| !matches!(instance.phase, Phase::Primed | Phase::Ended { .. }))
             };
             assert!(!(runs(OLD) && runs(NEW)), "{strategy}: {:?}", actual.instances);
@@ -184,7 +184,7 @@ fn what_is_pinned_elsewhere_is_not_stopped() {
         tag: "old".into(),
         configuration: String::new(),
     };
-    desired.routes.values_mut().next().unwrap().targets.push(pinned);
+    Arc::make_mut(desired.routes.values_mut().next().unwrap()).targets.push(pinned);
     assert_eq!(step(&desired, &mut actual, &Traffic::default(), NOW), ["Launch"]);
 }
 
@@ -207,7 +207,7 @@ fn an_undone_one_stays_undone_and_one_in_the_middle_goes_on_after_a_restart() {
     };
     let launches = |actions: &[Action], name: &str| {
         let launches =
-            |action: &Action| matches!(action, Action::Launch { revision, .. } if revision.name == name);
+            |action: &Action| matches!(action, Action::Launch { revision, .. } if *revision.name == *name);
         actions.iter().any(launches)
     };
     actual.revisions.get_mut(&key(NEW)).unwrap().takeover = Takeover::Undone(why);

@@ -98,7 +98,7 @@ fn who_was_called_last_waits_first() {
     }
     let actions = planned(&desired, &actual, &Traffic::default(), NOW).actions;
     assert!(
-        matches!(actions.as_slice(), [Action::Prime { revision, .. }] if revision.name == "t-00001"),
+        matches!(actions.as_slice(), [Action::Prime { revision, .. }] if *revision.name == *"t-00001"),
         "{actions:?}"
     );
 }
