@@ -223,11 +223,13 @@ impl Desired {
                 self.revisions.insert(key, (identity, object));
             }
             ObjectKind::Route => {
-                let object: RouteObject =
+                let mut object: RouteObject =
                     serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
                 if !named(&object.namespace, &object.name) {
                     return Err(fail("it names another object within".into()));
                 }
+                // It stays for long, and most routes have one target.
+                object.targets.shrink_to_fit();
                 let key = (object.namespace.clone(), object.name.clone());
                 let same = before.routes.get(&key).filter(|known| ***known == object);
                 let object = same.map_or_else(|| Arc::new(object), Arc::clone);
