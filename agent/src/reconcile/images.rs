@@ -83,7 +83,7 @@ impl Reconciler {
         }
     }
 
-    /// Has collected what nobody wants any more, with what else comes to that meanwhile.
+    /// Has collected what an instance leaves behind, with what else comes to that meanwhile.
     pub(super) fn collect_soon(&mut self, now: Moment) {
         self.collect_at.get_or_insert(now.after(COLLECT_AFTER_MS));
     }

@@ -192,8 +192,8 @@ impl Reconciler {
                 self.routes_changed = true;
                 revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
                 self.ready_record.insert(&key, &object);
-                // Its image is a way back from now on.
-                self.collect_soon(now);
+                // Its image is a way back from now on, even if the revision is not desired in a moment.
+                self.collect();
                 self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));
             }
         }
