@@ -357,6 +357,11 @@ impl Executor {
         self.inner.pulls.reports()
     }
 
+    /// Says that a revision has become ready here.
+    pub(crate) fn note_ready(&self, object: &RevisionObject) {
+        self.inner.shelf.note_ready(object);
+    }
+
     /// Says what is wanted on this node, and of which revisions it is ready; everything else of images, logs and bundles is removed
     /// in time.
     pub(crate) fn retain(

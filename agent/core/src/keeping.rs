@@ -39,10 +39,15 @@ pub struct Images {
     at_s: u64,
 }
 
+/// Namespace and name of the configuration of a revision.
+pub fn configuration_of(object: &RevisionObject) -> String {
+    format!("{}/{}", object.namespace, object.configuration)
+}
+
 impl Wanted {
     /// Adds a revision's image.
     pub fn add(&mut self, object: &RevisionObject, image: Digest, ready: bool) {
-        let configuration = format!("{}/{}", object.namespace, object.configuration);
+        let configuration = configuration_of(object);
         self.images.insert(image);
         if ready {
             self.ready.entry(configuration.clone()).or_default().insert(image);
@@ -100,6 +105,13 @@ impl Images {
             age.get_or_insert(0);
         }
         *self != before
+    }
+
+    /// An image of a configuration has been ready, whether or not it is wanted any more when that is noted. Before [`Images::note`].
+    pub fn note_ready(&mut self, configuration: &str, image: Digest) {
+        let known = self.ready.entry(configuration.to_owned()).or_default();
+        known.retain(|other| *other != image);
+        known.push(image);
     }
 
     /// What must not go, whatever happens.
@@ -185,6 +197,21 @@ mod tests {
         images.note(&Wanted::default());
         assert_eq!(images.pinned(&Wanted::default()), BTreeSet::new());
         assert_eq!(images.loose(&Wanted::default()).len(), 6);
+    }
+
+    #[test]
+    fn what_was_ready_between_two_looks_is_a_way_back() {
+        let mut images = Images::default();
+        images.note(&wanted(&[1], &[1]));
+        for passing in [image(2), image(3)] {
+            images.note_ready("default/a", passing);
+        }
+        images.note(&wanted(&[4], &[4]));
+        assert_eq!(images.pinned(&wanted(&[4], &[4])), [image(3), image(4)].into());
+        // What is ready still is told of too, and is no way back from itself.
+        images.note_ready("default/a", image(4));
+        images.note(&wanted(&[4], &[4]));
+        assert_eq!(images.pinned(&wanted(&[4], &[4])), [image(3), image(4)].into());
     }
 
     #[test]

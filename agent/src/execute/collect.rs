@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tombolo_agent_core::keeping::{self, Images};
-use tombolo_api::desired::Desired;
+use tombolo_api::desired::{Desired, RevisionObject};
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_oci::image::{Config, Document, MAX_DOCUMENT, choose, summary};
 use tombolo_oci::store::Keep;
@@ -60,6 +60,8 @@ pub(super) struct Wanted {
 pub(super) struct Shelf {
     record: PathBuf,
     images: Mutex<Images>,
+    /// Images that have become ready since they were looked at, the last one last, each after its configuration.
+    ready: Mutex<Vec<(String, Digest)>>,
     /// When they were looked at, and when written.
     looked: Mutex<Looked>,
     unused_s: u64,
@@ -117,11 +119,19 @@ impl Shelf {
         Self {
             record,
             images: Mutex::new(images),
+            ready: Mutex::default(),
             looked: Mutex::default(),
             unused_s: tools.keeping.keep_unused_hours.saturating_mul(3600),
             mark: floor.saturating_mul(2),
             needed: Mutex::new(0),
             short: Arc::default(),
+        }
+    }
+
+    /// A revision is ready here: its image is a way back from now on, even if it is not wanted in a moment.
+    pub(super) fn note_ready(&self, object: &RevisionObject) {
+        if let Ok((_, image)) = image::reference(object) {
+            lock(&self.ready).push((keeping::configuration_of(object), image));
         }
     }
 
@@ -226,6 +236,9 @@ fn collect(inner: &Arc<Inner>, wanted: &Wanted) -> bool {
     let shelf = &inner.shelf;
     let (store, goal) = (&inner.tools.images, shelf.goal());
     let mut images = shelf.aged();
+    for (configuration, image) in std::mem::take(&mut *lock(&shelf.ready)) {
+        images.note_ready(&configuration, image);
+    }
     let mut is_changed = images.note(&needs);
     let pinned = images.pinned(&needs);
     let loose = images.loose(&needs);

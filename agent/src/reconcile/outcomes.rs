@@ -192,8 +192,11 @@ impl Reconciler {
                 self.routes_changed = true;
                 revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
                 self.ready_record.insert(&key, &object);
-                // Its image is a way back from now on, even if the revision is not desired in a moment.
-                self.collect();
+                let desired = self.accepted.as_ref().and_then(|all| all.desired.revisions.get(&key));
+                if let Some((_, object)) = desired {
+                    self.executor.note_ready(object);
+                }
+                self.collect_soon(now);
                 self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));
             }
         }
