@@ -10,11 +10,22 @@ use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSe
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper_sys::bindings::{
+    nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH, nvmlReturn_enum_NVML_ERROR_DEPRECATED,
+};
 
-use crate::gpu::{self, Ecc, Gpu, Holding, Instance, Look, Place, Process, Usage, Uuid, Xid};
+use crate::gpu::{self, Ecc, Gpu, Holding, Instance, Look, Mute, Place, Process, Usage, Uuid, Xid};
 
 mod raw;
+
+/// How often processes are listed before it is given up: some may begin between the count of them and the list.
+const LISTS_MAX: usize = 3;
+
+/// What the library says to a form of a call that it does not know, or does not know any more.
+const OTHER_FORMS: [u32; 2] =
+    [nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH, nvmlReturn_enum_NVML_ERROR_DEPRECATED];
 
 pub(crate) struct Driver {
     nvml: Nvml,
@@ -55,16 +66,23 @@ impl Driver {
         let driver_version = self.nvml.sys_driver_version()?;
         let (mut gpus, mut mute) = (Vec::new(), Vec::new());
         for index in 0..self.nvml.device_count()? {
-            match self.nvml.device_by_index(index).and_then(|device| self.gpu(index, &device)) {
-                Ok(gpu) => gpus.push(gpu),
-                Err(error) => mute.push((index, error.to_string())),
+            match self.nvml.device_by_index(index) {
+                Ok(device) => match self.gpu(index, &device) {
+                    Ok(gpu) => gpus.push(gpu),
+                    Err(error) => mute.push(self::mute(index, device.uuid().ok(), &error)),
+                },
+                Err(error) => mute.push(self::mute(index, None, &error)),
             }
         }
         Ok(Look { driver_version, gpus, mute })
     }
 
-    /// What processes hold now; none: no GPU here tells.
-    pub(crate) fn holdings(&self) -> Result<Option<Vec<Holding>>, DriverError> {
+    /// What processes hold now; none: no GPU here tells. One that cannot be asked keeps no other from being told if it is lost or
+    /// `is_faulty`, by its index: then it has no users. Otherwise nothing is told, since it would seem that nobody holds any of it.
+    pub(crate) fn holdings(
+        &self,
+        is_faulty: impl Fn(u32) -> bool,
+    ) -> Result<Option<Vec<Holding>>, DriverError> {
         let (mut told, mut error) = (None, None);
         let count = self.nvml.device_count()?;
         for index in 0..count {
@@ -76,8 +94,8 @@ impl Driver {
                         (told, of_this) => told.or(of_this),
                     };
                 }
-                // It keeps no other from being told.
-                Err(of_this) => error = Some(of_this),
+                Err(of_this) if is_lost(&of_this) || is_faulty(index) => error = Some(of_this),
+                Err(of_this) => return Err(of_this.into()),
             }
         }
         match (told, error) {
@@ -176,8 +194,12 @@ impl Events<'_> {
     }
 }
 
+fn mute(index: u32, uuid: Option<String>, error: &NvmlError) -> Mute {
+    Mute { index, uuid: uuid.map(Uuid), why: error.to_string(), is_lost: is_lost(error) }
+}
+
 fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError> {
-    let rates = told(device.utilization_rates())?;
+    let rates = measured(device.utilization_rates())?;
     let errors = |kind| told(device.total_ecc_errors(kind, EccCounter::Volatile));
     let ecc = match (errors(MemoryError::Corrected)?, errors(MemoryError::Uncorrected)?) {
         (Some(corrected), Some(uncorrected)) => Some(Ecc { corrected, uncorrected }),
@@ -187,8 +209,8 @@ fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError
         memory_used_bytes,
         processor_percent: rates.as_ref().map(|rates| rates.gpu),
         memory_percent: rates.as_ref().map(|rates| rates.memory),
-        temperature_celsius: told(device.temperature(TemperatureSensor::Gpu))?,
-        power_milliwatts: told(device.power_usage())?,
+        temperature_celsius: measured(device.temperature(TemperatureSensor::Gpu))?,
+        power_milliwatts: measured(device.power_usage())?,
         ecc,
         processes: processes(device)?.unwrap_or_default(),
     })
@@ -196,7 +218,8 @@ fn usage(device: &Device<'_>, memory_used_bytes: u64) -> Result<Usage, NvmlError
 
 /// Those that compute and those that draw, each once; none: the GPU does not tell.
 fn processes(device: &Device<'_>) -> Result<Option<Vec<Process>>, NvmlError> {
-    let kinds = [told(device.running_compute_processes())?, told(device.running_graphics_processes())?];
+    let kinds =
+        [listed(|| device.running_compute_processes())?, listed(|| device.running_graphics_processes())?];
     if kinds.iter().all(Option::is_none) {
         return Ok(None);
     }
@@ -216,6 +239,18 @@ fn processes(device: &Device<'_>) -> Result<Option<Vec<Process>>, NvmlError> {
     Ok(Some(all.into_iter().map(process).collect()))
 }
 
+fn listed(
+    list: impl Fn() -> Result<Vec<ProcessInfo>, NvmlError>,
+) -> Result<Option<Vec<ProcessInfo>>, NvmlError> {
+    for _ in 1..LISTS_MAX {
+        match list() {
+            Err(NvmlError::InsufficientSize(_)) => {}
+            answer => return told(answer),
+        }
+    }
+    told(list())
+}
+
 /// The instances of a cut GPU, with their places in its list.
 fn migs<'driver>(device: &Device<'driver>) -> Result<Vec<(u32, Device<'driver>)>, NvmlError> {
     let mut found = Vec::new();
@@ -230,18 +265,46 @@ fn migs<'driver>(device: &Device<'driver>) -> Result<Vec<(u32, Device<'driver>)>
     Ok(found)
 }
 
-/// What a GPU or a driver does not tell is none; that a GPU does not answer any more is an error.
+/// What this GPU or this driver never tells is none. Any other failure is one: what is missing then must not count as absent.
 fn told<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(
-            error @ (NvmlError::GpuLost
+        Err(error) if is_never_told(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same of a figure that nothing depends on: only of a GPU that is lost it is a failure.
+fn measured<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_lost(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+fn is_never_told(error: &NvmlError) -> bool {
+    match error {
+        NvmlError::NotSupported
+        | NvmlError::NoPermission
+        | NvmlError::FunctionNotFound
+        | NvmlError::FailedToLoadSymbol(_)
+        | NvmlError::VgpuEccNotSupported => true,
+        // Of a driver that is older or newer than this form of the call.
+        NvmlError::UnexpectedVariant(code) => OTHER_FORMS.contains(code),
+        _ => false,
+    }
+}
+
+/// It does not answer any more, says the driver.
+fn is_lost(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::GpuLost
             | NvmlError::ResetRequired
             | NvmlError::IrqIssue
             | NvmlError::Uninitialized
             | NvmlError::DriverNotLoaded
-            | NvmlError::LibRmVersionMismatch),
-        ) => Err(error),
-        Err(_) => Ok(None),
-    }
+            | NvmlError::LibRmVersionMismatch
+    )
 }

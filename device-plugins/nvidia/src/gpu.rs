@@ -17,8 +17,29 @@ impl fmt::Display for Uuid {
 pub(crate) struct Look {
     pub driver_version: String,
     pub gpus: Vec<Gpu>,
-    /// GPUs that the driver counts and cannot tell more of, by their index.
-    pub mute: Vec<(u32, String)>,
+    /// GPUs that the driver counts and cannot tell all of.
+    pub mute: Vec<Mute>,
+}
+
+/// A GPU that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mute {
+    pub index: u32,
+    /// None: that is not told either.
+    pub uuid: Option<Uuid>,
+    pub why: String,
+    /// The driver says that it is lost; otherwise a call may have failed once.
+    pub is_lost: bool,
+}
+
+impl Look {
+    /// What keeps `gpu` from answering, if the driver counts it.
+    pub(crate) fn mute(&self, gpu: &Gpu) -> Option<&Mute> {
+        self.mute.iter().find(|mute| match &mute.uuid {
+            Some(uuid) => *uuid == gpu.uuid,
+            None => mute.index == gpu.index,
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! Which GPUs may be given to programs. A critical error (Xid) or a GPU that does not answer makes it unhealthy; so many good
-//! looks in a row make it healthy again. Errors that programs cause to themselves do not count.
+//! looks in a row make it healthy again. Errors that programs cause to themselves do not count, nor does a single look at which some
+//! call failed.
 //!
 //! Knows no clock: how often is looked is the caller's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::HealthConfig;
 use crate::gpu::{Gpu, Look, Place, Uuid, Xid};
@@ -18,6 +19,8 @@ pub(crate) struct Health {
     faults: BTreeMap<Uuid, BTreeMap<Scope, Fault>>,
     /// How often each critical error was reported, those that do not count among them.
     counts: BTreeMap<(Uuid, u64), u64>,
+    /// GPUs at whose last look some call failed, without the driver saying that they are lost.
+    doubted: BTreeSet<Uuid>,
 }
 
 /// What a fault is of.
@@ -38,7 +41,7 @@ struct Fault {
 
 impl Health {
     pub(crate) fn new(config: HealthConfig) -> Self {
-        Self { config, faults: BTreeMap::new(), counts: BTreeMap::new() }
+        Self { config, faults: BTreeMap::new(), counts: BTreeMap::new(), doubted: BTreeSet::new() }
     }
 
     /// Takes in a critical error. Says whether it changes anything.
@@ -54,25 +57,41 @@ impl Health {
         true
     }
 
-    /// Takes in a look, for all GPUs that were ever seen.
-    pub(crate) fn look(&mut self, known: &BTreeMap<Uuid, Gpu>, look: &Look) {
-        for uuid in known.keys() {
-            let gpu = look.gpus.iter().find(|gpu| gpu.uuid == *uuid);
-            match gpu {
-                None => self.lost(uuid, &reason(look)),
-                Some(gpu) => self.recover(gpu),
+    /// Takes in a look, for all GPUs that were ever seen. Gives those that have not answered this once, and are taken to be as they
+    /// were.
+    pub(crate) fn look(&mut self, known: &BTreeMap<Uuid, Gpu>, look: &Look) -> BTreeSet<Uuid> {
+        let mut as_before = BTreeSet::new();
+        for (uuid, gpu) in known {
+            if let Some(gpu) = look.gpus.iter().find(|gpu| gpu.uuid == *uuid) {
+                self.doubted.remove(uuid);
+                self.recover(gpu);
+                continue;
+            }
+            match look.mute(gpu) {
+                Some(mute) if !mute.is_lost && self.doubted.insert(uuid.clone()) => {
+                    self.interrupt(uuid);
+                    as_before.insert(uuid.clone());
+                }
+                Some(mute) => self.lost(uuid, &format!("the GPU does not answer: {}", mute.why)),
+                None => self.lost(uuid, "the driver does not list the GPU any more"),
             }
         }
+        as_before
     }
 
     /// The GPU does not answer.
     pub(crate) fn lost(&mut self, gpu: &Uuid, why: &str) {
+        self.interrupt(gpu);
         let faults = self.faults.entry(gpu.clone()).or_default();
-        for fault in faults.values_mut() {
-            fault.good = 0;
-        }
         let is_memory = faults.get(&Scope::Gpu).is_some_and(|fault| fault.is_memory);
         faults.insert(Scope::Gpu, Fault { why: why.to_owned(), is_memory, good: 0 });
+    }
+
+    /// Good looks are counted anew.
+    fn interrupt(&mut self, gpu: &Uuid) {
+        for fault in self.faults.get_mut(gpu).into_iter().flat_map(BTreeMap::values_mut) {
+            fault.good = 0;
+        }
     }
 
     fn recover(&mut self, gpu: &Gpu) {
@@ -101,13 +120,6 @@ impl Health {
 
     pub(crate) fn counts(&self) -> &BTreeMap<(Uuid, u64), u64> {
         &self.counts
-    }
-}
-
-fn reason(look: &Look) -> String {
-    match look.mute.first() {
-        Some((_, why)) => format!("the GPU does not answer: {why}"),
-        None => "the driver does not list the GPU any more".to_owned(),
     }
 }
 

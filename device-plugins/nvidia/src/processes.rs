@@ -52,7 +52,13 @@ impl Processes {
             OpenError::NoLibrary(_) => UsageError::Never(error.to_string()),
             OpenError::NoDriver(_) => UsageError::NotNow(error.into()),
         })?;
-        let told = driver.holdings().map_err(|error| UsageError::NotNow(error.into()))?;
+        let healthy: BTreeSet<u32> = {
+            let view = self.view.borrow();
+            let healthy = view.gpus.values().filter(|gpu| !view.faults.contains_key(&gpu.uuid));
+            healthy.map(|gpu| gpu.index).collect()
+        };
+        let told = driver.holdings(|index| !healthy.contains(&index));
+        let told = told.map_err(|error| UsageError::NotNow(error.into()))?;
         told.ok_or_else(|| UsageError::Never("no GPU here tells what processes hold".to_owned()))
     }
 

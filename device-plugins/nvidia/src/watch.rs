@@ -43,7 +43,7 @@ pub(crate) struct Watch {
     changes: mpsc::Sender<Change>,
     processes: SharedAccelerator,
     known: BTreeMap<Uuid, Gpu>,
-    /// Those of the last look: what containers can be given.
+    /// Those of the last look, and those that did not answer this once: what containers can be given.
     present: Vec<Gpu>,
     /// Of these, those that answer now: none while there is no driver.
     answering: BTreeSet<Uuid>,
@@ -128,9 +128,14 @@ impl Watch {
         }
         self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
         self.known.extend(look.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())));
-        self.health.look(&self.known, &look);
+        for mute in &look.mute {
+            tracing::debug!(index = mute.index, why = %mute.why, "a GPU does not answer");
+        }
+        let as_before = self.health.look(&self.known, &look);
         self.answering = look.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         self.present = look.gpus;
+        self.present.extend(as_before.iter().filter_map(|uuid| self.known.get(uuid)).cloned());
+        self.present.sort_by_key(|gpu| gpu.index);
     }
 
     fn take_board(&mut self, board: Board) {

@@ -70,6 +70,15 @@ fn find(device: nvmlDevice_t) -> Answer<(Gpu, Option<Mig>)> {
     Err(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST)
 }
 
+/// The same for `call`, which may be one that fails.
+fn ask(call: &str, device: nvmlDevice_t) -> Answer<(Gpu, Option<Mig>)> {
+    let (gpu, mig) = find(device)?;
+    match gpu.failing.iter().find(|failing| failing.call == call) {
+        Some(failing) => Err(failing.code),
+        None => Ok((gpu, mig)),
+    }
+}
+
 /// Writes what `value` finds at `to`.
 unsafe fn put<T>(to: *mut T, value: Answer<T>) -> nvmlReturn_t {
     code(value.map(|value| {
@@ -201,7 +210,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     if unsafe { (*to).version } != version {
         return nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     }
-    let info = find(device).map(|(gpu, mig)| {
+    let info = ask("nvmlDeviceGetMemoryInfo_v2", device).map(|(gpu, mig)| {
         let total = mig.map_or(gpu.memory_total, |mig| mig.memory_mib << 20);
         let used = gpu.memory_used.min(total);
         nvmlMemory_v2_t { version, total, reserved: 0, free: total - used, used }
@@ -215,7 +224,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUtilizationRates(
     device: nvmlDevice_t,
     to: *mut nvmlUtilization_t,
 ) -> nvmlReturn_t {
-    let rates = find(device).and_then(|(gpu, mig)| match mig {
+    let rates = ask("nvmlDeviceGetUtilizationRates", device).and_then(|(gpu, mig)| match mig {
         _ if gpu.is_plain => Err(nvmlReturn_enum_NVML_ERROR_UNKNOWN),
         Some(_) => Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED),
         None => Ok(nvmlUtilization_t { gpu: gpu.utilisation.0, memory: gpu.utilisation.1 }),
@@ -231,12 +240,12 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperature(
     to: *mut c_uint,
 ) -> nvmlReturn_t {
     // SAFETY: as the caller says.
-    unsafe { put(to, find(device).map(|(gpu, _)| gpu.temperature)) }
+    unsafe { put(to, ask("nvmlDeviceGetTemperature", device).map(|(gpu, _)| gpu.temperature)) }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: nvmlDevice_t, to: *mut c_uint) -> nvmlReturn_t {
-    let power = find(device).and_then(|(gpu, _)| match gpu.is_plain {
+    let power = ask("nvmlDeviceGetPowerUsage", device).and_then(|(gpu, _)| match gpu.is_plain {
         true => Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED),
         false => Ok(gpu.power_milliwatts),
     });
@@ -251,7 +260,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
     _counter: nvmlEccCounterType_t,
     to: *mut c_ulonglong,
 ) -> nvmlReturn_t {
-    let count = find(device).and_then(|(gpu, _)| {
+    let count = ask("nvmlDeviceGetTotalEccErrors", device).and_then(|(gpu, _)| {
         let (corrected, uncorrected) = gpu.ecc.ok_or(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED)?;
         Ok(if kind == nvmlMemoryErrorType_enum_NVML_MEMORY_ERROR_TYPE_CORRECTED {
             corrected
@@ -269,7 +278,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMigMode(
     current: *mut c_uint,
     pending: *mut c_uint,
 ) -> nvmlReturn_t {
-    let mode = find(device).map(|(gpu, _)| u32::from(gpu.mig.is_some()));
+    let mode = ask("nvmlDeviceGetMigMode", device).map(|(gpu, _)| u32::from(gpu.mig.is_some()));
     // SAFETY: as the caller says.
     unsafe {
         put(pending, mode);
@@ -350,7 +359,11 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     to: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
     // SAFETY: as the caller says.
-    unsafe { put_processes(device, count, to, |process| process.does != Does::Draw) }
+    unsafe {
+        put_processes(ask("nvmlDeviceGetComputeRunningProcesses_v3", device), count, to, |process| {
+            process.does != Does::Draw
+        })
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -360,16 +373,20 @@ pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     to: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
     // SAFETY: as the caller says.
-    unsafe { put_processes(device, count, to, |process| process.does != Does::Compute) }
+    unsafe {
+        put_processes(ask("nvmlDeviceGetGraphicsRunningProcesses_v3", device), count, to, |process| {
+            process.does != Does::Compute
+        })
+    }
 }
 
 unsafe fn put_processes(
-    device: nvmlDevice_t,
+    asked: Answer<(Gpu, Option<Mig>)>,
     count: *mut c_uint,
     to: *mut nvmlProcessInfo_t,
     is_asked: impl Fn(&Process) -> bool,
 ) -> nvmlReturn_t {
-    let processes = match find(device) {
+    let processes = match asked {
         Ok((gpu, _)) if gpu.is_plain => return nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED,
         Ok((gpu, mig)) => gpu
             .processes

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The variable that names the script.
 pub const VARIABLE: &str = "FAKE_NVML";
 
+/// What the library answers where it does not know what failed.
+pub const UNKNOWN: u32 = 999;
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Script {
@@ -48,6 +51,8 @@ pub struct Gpu {
     pub is_lost: bool,
     /// It is of a kind that tells little: no utilisation, no power, no processes, no critical errors.
     pub is_plain: bool,
+    /// Calls that fail for it as long as they stand here.
+    pub failing: Vec<Failing>,
     /// Instances; none: MIG is off.
     pub mig: Option<Vec<Mig>>,
     pub processes: Vec<Process>,
@@ -74,6 +79,15 @@ pub struct Process {
     pub does: Does,
 }
 
+/// A call by the library's name for it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failing {
+    pub call: String,
+    /// What it answers, as the library numbers it.
+    pub code: u32,
+}
+
 /// What a process uses its GPU for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,6 +106,12 @@ pub struct Event {
     pub xid: u64,
     pub gpu_instance: Option<u32>,
     pub compute_instance: Option<u32>,
+}
+
+impl Failing {
+    pub fn new(call: &str, code: u32) -> Self {
+        Self { call: call.to_owned(), code }
+    }
 }
 
 impl Script {

@@ -1,7 +1,7 @@
 //! What counts as a fault, and what makes it good again.
 
 use super::*;
-use crate::gpu::{Ecc, Usage};
+use crate::gpu::{Ecc, Mute, Usage};
 use crate::testing::{cut, gpu};
 
 struct Machine {
@@ -17,8 +17,13 @@ impl Machine {
     }
 
     fn look(&mut self, gpus: Vec<Gpu>) {
-        let look = Look { driver_version: "570.1".into(), gpus, mute: Vec::new() };
-        self.health.look(&self.known, &look);
+        self.look_at(gpus, Vec::new());
+    }
+
+    /// Gives which of them are taken to be as they were.
+    fn look_at(&mut self, gpus: Vec<Gpu>, mute: Vec<Mute>) -> Vec<Uuid> {
+        let look = Look { driver_version: "570.1".into(), gpus, mute };
+        self.health.look(&self.known, &look).into_iter().collect()
     }
 
     fn report(&mut self, gpu: &Gpu, number: u64, place: Option<Place>) -> bool {
@@ -71,6 +76,48 @@ fn a_gpu_that_is_gone_is_unhealthy_until_it_is_back() {
     assert!(!machine.is_fine(&gpus[0]), "not two good looks in a row");
     machine.look(gpus.clone());
     assert!(machine.is_fine(&gpus[0]));
+}
+
+/// One that does not answer, with what it is known by.
+fn mute(gpu: &Gpu, uuid: bool, why: &str) -> Mute {
+    let uuid = uuid.then(|| gpu.uuid.clone());
+    Mute { index: gpu.index, uuid, why: why.to_owned(), is_lost: false }
+}
+
+#[test]
+fn a_call_that_fails_at_one_look_takes_nothing_away_and_is_no_good_look() {
+    let gpus = vec![gpu(0), gpu(1)];
+    let mut machine = Machine::new(gpus.clone());
+    for is_named in [true, false] {
+        let silent = || vec![mute(&gpus[0], is_named, "timeout")];
+        assert_eq!(machine.look_at(vec![gpu(1)], silent()), [gpu(0).uuid]);
+        assert!(machine.is_fine(&gpus[0]), "once");
+        machine.look(gpus.clone());
+        assert_eq!(machine.look_at(vec![gpu(1)], silent()), [gpu(0).uuid], "not twice in a row");
+        assert_eq!(machine.look_at(vec![gpu(1)], silent()), []);
+        assert_eq!(machine.health.fault(&gpus[0].uuid, None), Some("the GPU does not answer: timeout"));
+        machine.look(gpus.clone());
+        machine.look_at(vec![gpu(1)], silent());
+        machine.look(gpus.clone());
+        assert!(!machine.is_fine(&gpus[0]), "not two good looks in a row");
+        machine.look(gpus.clone());
+        assert!(machine.is_fine(&gpus[0]));
+    }
+    let lost = Mute { is_lost: true, ..mute(&gpus[0], true, "it fell off") };
+    assert_eq!(machine.look_at(vec![gpu(1)], vec![lost]), []);
+    assert!(!machine.is_fine(&gpus[0]), "what the driver says is lost is so at once");
+}
+
+#[test]
+fn each_gpu_has_its_own_reason() {
+    let gpus = vec![gpu(0), gpu(1), gpu(2)];
+    let mut machine = Machine::new(gpus.clone());
+    let lost = |gpu, is_named, why| Mute { is_lost: true, ..mute(gpu, is_named, why) };
+    machine.look_at(Vec::new(), vec![lost(&gpus[0], false, "reset"), lost(&gpus[1], true, "lost")]);
+    let fault = |gpu: &Gpu| machine.health.fault(&gpu.uuid, None).unwrap().to_owned();
+    assert_eq!(fault(&gpus[0]), "the GPU does not answer: reset");
+    assert_eq!(fault(&gpus[1]), "the GPU does not answer: lost");
+    assert_eq!(fault(&gpus[2]), "the driver does not list the GPU any more");
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod mps;
 mod suspend;
 mod usage;
 
-use tombolo_fake_nvml::script::{Event, Gpu, Process};
+use tombolo_fake_nvml::script::{Event, Failing, Gpu, Process, UNKNOWN};
 
 use machine::{Machine, gpu, mig, uuid};
 
@@ -88,6 +88,40 @@ async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
     plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
     machine.change(|script| drop(script.gpus.remove(0)));
     plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
+}
+
+#[tokio::test]
+async fn what_a_gpu_does_not_tell_for_a_while_is_not_taken_for_gone() {
+    let cut = Gpu { mig: Some(vec![mig(1, 7)]), ..gpu(1) };
+    let mut machine = Machine::new(vec![gpu(0), cut]);
+    machine
+        .start("[memory]\nunit_mib = 8192\nreserved_mib = 0\n[[gpu]]\nmatch = \"*\"\nshare = \"memory\"\n")
+        .await;
+    let mut memory = machine.kubelet().plugin("tombolo.dev/gpu-memory").await;
+    let units = [0, 1].map(|number| format!("{}/8192Mi/{number}", uuid(0)));
+    let both = |health: &'static str| [(units[0].as_str(), health), (units[1].as_str(), health)];
+    memory.list(&both(HEALTHY)).await;
+    let mut instances = machine.kubelet().plugin("nvidia.com/mig-1g.2gb").await;
+    let instance = mig(1, 7).uuid;
+    instances.list(&[(&instance, HEALTHY)]).await;
+    machine.change(|script| {
+        script.gpus[0].failing.push(Failing::new("nvmlDeviceGetMemoryInfo_v2", UNKNOWN));
+        script.gpus[1].failing.push(Failing::new("nvmlDeviceGetMigMode", UNKNOWN));
+    });
+    // The next that is told, at once: all that there was.
+    let next = memory.next_list().await.unwrap();
+    let next: Vec<_> = next.iter().map(|(id, health)| (id.as_str(), health.as_str())).collect();
+    assert_eq!(next, both(UNHEALTHY));
+    instances.list(&[(&instance, UNHEALTHY)]).await;
+    machine.change(|script| script.gpus.iter_mut().for_each(|gpu| gpu.failing.clear()));
+    memory.list(&both(HEALTHY)).await;
+    instances.list(&[(&instance, HEALTHY)]).await;
+    // A figure that nothing depends on is no reason.
+    machine.change(|script| {
+        script.gpus[0].failing.push(Failing::new("nvmlDeviceGetTemperature", UNKNOWN));
+        script.gpus[0].memory_used = 5;
+    });
+    machine.measured(&format!("tombolo_gpu_memory_used_bytes{{gpu=\"{}\"}} 5", uuid(0))).await;
 }
 
 #[tokio::test]

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use tombolo_device_api::accelerator::v1::{DescribeRequest, UsageRequest, UsageResponse};
+use tombolo_device_api::{HEALTHY, UNHEALTHY};
 use tombolo_fake_kubelet::SOON;
-use tombolo_fake_nvml::script::{Does, Gpu, Process};
+use tombolo_fake_nvml::script::{Does, Failing, Gpu, Process, UNKNOWN};
 use tonic::{Code, Status, Streaming};
 
 use crate::machine::{Machine, gpu, mig, uuid};
@@ -44,6 +45,25 @@ async fn usage_follows_what_the_driver_tells() {
     machine.change(|script| script.is_loaded = true);
     let mut again = client.usage(UsageRequest {}).await.unwrap().into_inner();
     assert_eq!(next(&mut again).await.unwrap(), BTreeSet::from([on(7, 0, Some(11))]));
+}
+
+#[tokio::test]
+async fn of_a_gpu_that_cannot_be_asked_it_is_not_told_that_nobody_holds_it() {
+    let holding = |number| Gpu { processes: vec![process(7, 10, Does::Compute)], ..gpu(number) };
+    let mut machine = Machine::new(vec![holding(0), holding(1)]);
+    machine.start("").await;
+    let mut client = machine.accelerator("nvidia.com/gpu").await;
+    let mut usage = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    let on = |gpu| (7, uuid(gpu), Some(10));
+    assert_eq!(next(&mut usage).await.unwrap(), BTreeSet::from([on(0), on(1)]));
+    let failing = Failing::new("nvmlDeviceGetComputeRunningProcesses_v3", UNKNOWN);
+    machine.change(|script| script.gpus[1].failing.push(failing));
+    assert_eq!(next(&mut usage).await.unwrap_err().code(), Code::Unavailable);
+    // Once that has lasted, the GPU must not be used, and keeps no other from being told.
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), UNHEALTHY)]).await;
+    let mut again = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut again).await.unwrap(), BTreeSet::from([on(0)]));
 }
 
 #[tokio::test]
