@@ -1,7 +1,7 @@
 //! The driver's management library (NVML): the only part that loads it. Makes plain data of what it tells, and knows nothing
 //! of what that means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,6 +48,9 @@ pub(crate) struct DriverError(#[from] NvmlError);
 /// Critical errors of some GPUs, from when it was made.
 pub(crate) struct Events<'driver> {
     set: EventSet<'driver>,
+    of: BTreeSet<Uuid>,
+    /// Why some of them are not in it, if that may be another time.
+    unheard: Option<String>,
 }
 
 impl Driver {
@@ -122,23 +125,34 @@ impl Driver {
     }
 
     /// Begins to listen. A GPU that has no critical errors to tell is left out.
-    pub(crate) fn events(&self, gpus: &[Uuid]) -> Result<Events<'_>, DriverError> {
+    pub(crate) fn events(&self, gpus: &BTreeSet<Uuid>) -> Result<Events<'_>, DriverError> {
         let mut left: Vec<&Uuid> = gpus.iter().collect();
+        let mut unheard = None;
         'anew: loop {
             let mut set = self.nvml.create_event_set()?;
             for (index, uuid) in left.iter().enumerate() {
-                let Ok(device) = self.nvml.device_by_uuid(uuid.0.as_str()) else { continue };
+                let device = match self.nvml.device_by_uuid(uuid.0.as_str()) {
+                    Ok(device) => device,
+                    Err(error) => {
+                        unheard = Some(format!("{uuid}: {error}"));
+                        continue;
+                    }
+                };
                 match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
                     Ok(registered) => set = registered,
                     // The set is gone with it, and those that were in it.
                     Err(error) => {
-                        tracing::info!(gpu = %uuid, error = %error.error, "the GPU tells no critical errors");
+                        if is_never_told(&error.error) {
+                            tracing::info!(gpu = %uuid, error = %error.error, "the GPU tells no critical errors");
+                        } else {
+                            unheard = Some(format!("{uuid}: {error}"));
+                        }
                         left.remove(index);
                         continue 'anew;
                     }
                 }
             }
-            return Ok(Events { set });
+            return Ok(Events { set, of: gpus.clone(), unheard });
         }
     }
 
@@ -184,6 +198,15 @@ impl Driver {
 }
 
 impl Events<'_> {
+    /// Whether these are the GPUs, and each is heard that can be.
+    pub(crate) fn are_of(&self, gpus: &BTreeSet<Uuid>) -> bool {
+        self.of == *gpus && self.unheard.is_none()
+    }
+
+    pub(crate) fn unheard(&self) -> Option<&str> {
+        self.unheard.as_deref()
+    }
+
     /// The next critical error; none: there was none in this time.
     pub(crate) fn wait(&self, time: Duration) -> Result<Option<Xid>, DriverError> {
         match raw::wait(&self.set, time) {

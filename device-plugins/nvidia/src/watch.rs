@@ -21,7 +21,7 @@ use tombolo_device_sdk::{Change, Resource, ResourceName, SharedAccelerator};
 use crate::config::Config;
 use crate::driver::{Driver, DriverError, Events};
 use crate::files;
-use crate::gpu::{Gpu, Look, Uuid};
+use crate::gpu::{Gpu, Look, Uuid, Xid};
 use crate::health::Health;
 use crate::mps::{Mps, Unserved};
 use crate::processes::Processes;
@@ -36,6 +36,9 @@ const TELL: Duration = Duration::from_secs(1);
 
 /// How long is waited after events could not be heard, before GPUs are looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Critical errors that are taken of a set before it is given up.
+const PENDING_MAX: usize = 64;
 
 pub(crate) struct Watch {
     config: Arc<Config>,
@@ -102,18 +105,37 @@ impl Watch {
 
     /// While the driver answers.
     fn attend(&mut self, driver: &Driver) -> Result<(), DriverError> {
-        let mut events: Option<(Vec<Uuid>, Events<'_>)> = None;
+        let mut events = None;
         while !self.changes.is_closed() {
             self.take(driver.look()?);
             self.publish();
-            let uuids: Vec<Uuid> = self.known.keys().cloned().collect();
-            let events = match events.take() {
-                Some((of, set)) if of == uuids => events.insert((of, set)),
-                _ => events.insert((uuids.clone(), driver.events(&uuids)?)),
-            };
-            self.hear(&events.1);
+            let listening = self.listen(driver, events.take())?;
+            // One that fails may fail for good, as when a GPU of it is lost: another is made then.
+            events = self.hear(&listening).then_some(listening);
         }
         Ok(())
+    }
+
+    /// Critical errors of the GPUs that answer: one that comes back has to be listened to anew.
+    fn listen<'driver>(
+        &mut self,
+        driver: &'driver Driver,
+        before: Option<Events<'driver>>,
+    ) -> Result<Events<'driver>, DriverError> {
+        let before = match before {
+            Some(events) if events.are_of(&self.answering) => return Ok(events),
+            before => before,
+        };
+        let events = driver.events(&self.answering)?;
+        if let Some(why) = events.unheard() {
+            self.tell_once(why, "critical errors of a GPU cannot be heard", "trying again");
+        }
+        // What came since they were heard last.
+        let pending = std::iter::from_fn(|| before.as_ref()?.wait(Duration::ZERO).ok().flatten());
+        for xid in pending.take(PENDING_MAX) {
+            self.report(&xid);
+        }
+        Ok(events)
     }
 
     fn take(&mut self, look: Look) {
@@ -185,25 +207,21 @@ impl Watch {
         self.publish();
     }
 
-    /// Waits for critical errors until the next look.
-    fn hear(&mut self, events: &Events<'_>) {
+    /// Waits for critical errors until the next look. Says whether they can be heard.
+    fn hear(&mut self, events: &Events<'_>) -> bool {
         let end = Instant::now() + self.interval();
-        if self.known.is_empty() {
+        if self.answering.is_empty() {
             thread::sleep(self.interval());
-            return;
+            return true;
         }
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return true;
             }
             match events.wait(left) {
-                Ok(Some(xid)) => {
-                    let counts = self.health.report(&xid);
-                    tracing::warn!(gpu = %xid.gpu, xid = xid.number, counts, "critical error");
-                    self.publish();
-                }
-                Ok(None) => return,
+                Ok(Some(xid)) => self.report(&xid),
+                Ok(None) => return true,
                 Err(error) => {
                     self.tell_once(
                         &error.to_string(),
@@ -211,10 +229,16 @@ impl Watch {
                         "looking for other signs",
                     );
                     thread::sleep(PAUSE);
-                    return;
+                    return false;
                 }
             }
         }
+    }
+
+    fn report(&mut self, xid: &Xid) {
+        let counts = self.health.report(xid);
+        tracing::warn!(gpu = %xid.gpu, xid = xid.number, counts, "critical error");
+        self.publish();
     }
 
     fn publish(&mut self) {

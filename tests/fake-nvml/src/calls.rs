@@ -29,6 +29,8 @@ static SETS: Mutex<BTreeMap<usize, Set>> = Mutex::new(BTreeMap::new());
 struct Set {
     uuids: Vec<String>,
     seen: usize,
+    /// A GPU of it was lost: it is of no use any more.
+    is_broken: bool,
 }
 
 type Answer<T = ()> = Result<T, nvmlReturn_t>;
@@ -458,6 +460,11 @@ fn next_event(set: usize) -> Answer<Option<nvmlEventData_t>> {
     let script = script()?;
     let mut sets = SETS.lock().unwrap_or_else(PoisonError::into_inner);
     let set = sets.get_mut(&set).ok_or(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
+    let is_there = |uuid: &String| script.gpus.iter().any(|gpu| gpu.uuid == *uuid && !gpu.is_lost);
+    set.is_broken |= !set.uuids.iter().all(is_there);
+    if set.is_broken {
+        return Err(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
+    }
     while let Some(event) = script.events.get(set.seen) {
         set.seen += 1;
         if set.uuids.contains(&event.uuid) {

@@ -216,11 +216,12 @@ impl Machine {
     /// Waits until critical errors of these GPUs are listened for: one that programs cause is heard.
     pub(crate) async fn heard_from(&self, gpus: &[u32]) {
         for number in gpus {
-            let before = self.logged("xid=45");
+            let heard = format!("gpu={} xid=45", uuid(*number));
+            let before = self.logged(&heard);
             until("critical errors are heard", || {
                 let event = Event { uuid: uuid(*number), xid: 45, ..Event::default() };
                 self.change(|script| script.events.push(event));
-                self.logged("xid=45") > before
+                self.logged(&heard) > before
             })
             .await;
         }

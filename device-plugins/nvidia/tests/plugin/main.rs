@@ -91,6 +91,26 @@ async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
 }
 
 #[tokio::test]
+async fn critical_errors_are_heard_beside_a_gpu_that_is_lost_and_of_it_when_it_is_back() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1)]);
+    machine.start("").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.heard_from(&[0, 1]).await;
+    machine.change(|script| script.gpus[0].is_lost = true);
+    plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.heard_from(&[1]).await;
+    machine.change(|script| {
+        script.gpus.push(gpu(2));
+        script.gpus[0].is_lost = false;
+    });
+    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
+    machine.heard_from(&[0, 2]).await;
+    machine.change(|script| script.events.push(Event { uuid: uuid(0), xid: 79, ..Event::default() }));
+    plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
+}
+
+#[tokio::test]
 async fn what_a_gpu_does_not_tell_for_a_while_is_not_taken_for_gone() {
     let cut = Gpu { mig: Some(vec![mig(1, 7)]), ..gpu(1) };
     let mut machine = Machine::new(vec![gpu(0), cut]);
