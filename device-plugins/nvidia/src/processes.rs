@@ -48,15 +48,16 @@ impl Processes {
     /// The library is opened each time: the thread that watches GPUs has it open, so that it costs little, and closes it when
     /// the driver is loaded anew.
     fn holdings(&self) -> Result<Vec<Holding>, UsageError> {
+        let view = Arc::clone(&self.view.borrow());
+        // Of a board's GPU no library tells.
+        let was_told = view.gpus.values().any(|gpu| gpu.nodes.is_none());
         let driver = Driver::open(&self.config.library).map_err(|error| match error {
-            OpenError::NoLibrary(_) => UsageError::Never(error.to_string()),
-            OpenError::NoDriver(_) => UsageError::NotNow(error.into()),
+            // One that was there is being exchanged.
+            OpenError::NoLibrary(_) if !was_told => UsageError::Never(error.to_string()),
+            OpenError::NoLibrary(_) | OpenError::NoDriver(_) => UsageError::NotNow(error.into()),
         })?;
-        let healthy: BTreeSet<u32> = {
-            let view = self.view.borrow();
-            let healthy = view.gpus.values().filter(|gpu| !view.faults.contains_key(&gpu.uuid));
-            healthy.map(|gpu| gpu.index).collect()
-        };
+        let healthy = view.gpus.values().filter(|gpu| !view.faults.contains_key(&gpu.uuid));
+        let healthy: BTreeSet<u32> = healthy.map(|gpu| gpu.index).collect();
         let told = driver.holdings(|index| !healthy.contains(&index));
         let told = told.map_err(|error| UsageError::NotNow(error.into()))?;
         told.ok_or_else(|| UsageError::Never("no GPU here tells what processes hold".to_owned()))
@@ -77,7 +78,7 @@ impl Accelerator for Processes {
     fn describe(&self) -> Abilities {
         Abilities {
             suspend: self.cuda().map(drop).map_err(|error| error.to_string()),
-            tells_memory: self.holdings().is_ok(),
+            tells_memory: !matches!(self.holdings(), Err(UsageError::Never(_))),
         }
     }
 

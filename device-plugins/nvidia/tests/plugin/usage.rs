@@ -1,14 +1,14 @@
 //! What processes hold on GPUs, as the plugin's socket tells it.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
 
 use tombolo_device_api::accelerator::v1::{DescribeRequest, UsageRequest, UsageResponse};
-use tombolo_device_api::{HEALTHY, UNHEALTHY};
 use tombolo_fake_kubelet::SOON;
 use tombolo_fake_nvml::script::{Does, Failing, Gpu, Process, UNKNOWN};
 use tonic::{Code, Status, Streaming};
 
-use crate::machine::{Machine, gpu, mig, uuid};
+use crate::machine::{Machine, fake, gpu, mig, until, uuid};
 
 async fn next(usage: &mut Streaming<UsageResponse>) -> Result<BTreeSet<(u32, String, Option<u64>)>, Status> {
     let message = tokio::time::timeout(SOON, usage.message()).await.expect("the usage comes")?;
@@ -60,10 +60,35 @@ async fn of_a_gpu_that_cannot_be_asked_it_is_not_told_that_nobody_holds_it() {
     machine.change(|script| script.gpus[1].failing.push(failing));
     assert_eq!(next(&mut usage).await.unwrap_err().code(), Code::Unavailable);
     // Once that has lasted, the GPU must not be used, and keeps no other from being told.
-    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
-    plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), UNHEALTHY)]).await;
+    machine.measured(&format!("tombolo_gpu_healthy{{gpu=\"{}\"}} 0", uuid(1))).await;
     let mut again = client.usage(UsageRequest {}).await.unwrap().into_inner();
     assert_eq!(next(&mut again).await.unwrap(), BTreeSet::from([on(0)]));
+}
+
+#[tokio::test]
+async fn usage_is_told_again_when_the_library_has_been_exchanged() {
+    let one = Gpu { processes: vec![process(7, 10, Does::Compute)], ..gpu(0) };
+    let mut machine = Machine::new(vec![one]);
+    let library = machine.host("libnvidia-ml.so.1");
+    symlink(fake("nvml"), &library).unwrap();
+    machine.start(&format!("library = {library:?}\n")).await;
+    let mut client = machine.accelerator("nvidia.com/gpu").await;
+    let mut usage = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    let all = BTreeSet::from([(7, uuid(0), Some(10))]);
+    assert_eq!(next(&mut usage).await.unwrap(), all);
+    std::fs::remove_file(&library).unwrap();
+    machine.change(|script| script.is_loaded = false);
+    assert_eq!(next(&mut usage).await.unwrap_err().code(), Code::Unavailable);
+    machine.log("there is no NVIDIA driver on this machine").await;
+    let mut usage = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut usage).await.unwrap_err().code(), Code::Unavailable, "not never");
+    let description = client.describe(DescribeRequest {}).await.unwrap().into_inner();
+    assert!(description.tells_memory, "though not now: {description:?}");
+    symlink(fake("nvml"), &library).unwrap();
+    machine.change(|script| script.is_loaded = true);
+    until("the driver is there", || machine.logged("the driver is there") == 2).await;
+    let mut again = client.usage(UsageRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut again).await.unwrap(), all);
 }
 
 #[tokio::test]
