@@ -21,6 +21,7 @@ type Code = c_int;
 const SUCCESS: Code = 0;
 const OUT_OF_MEMORY: Code = 2;
 const NOT_READY: Code = 600;
+const NOT_SUPPORTED: Code = 801;
 
 /// What `cuCheckpointProcessLock` is told. The others may be told nothing.
 #[repr(C)]
@@ -98,6 +99,11 @@ impl Failure {
     /// Where it was to be moved to there is no room.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         self.code == OUT_OF_MEMORY
+    }
+
+    /// The driver cannot do that with such a process.
+    pub(crate) fn is_not_supported(&self) -> bool {
+        self.code == NOT_SUPPORTED
     }
 
     /// What it was to wait for has not come.

@@ -87,7 +87,7 @@ impl Accelerator for Processes {
         let before = self.bytes();
         let holds = |process| before.as_ref().is_some_and(|bytes| bytes.contains_key(&process));
         let lock_max = Duration::from_millis(self.config.suspend.lock_timeout_ms.into());
-        let moved = suspend::suspend(&cuda, processes, holds, lock_max).map_err(refused)?;
+        let moved = suspend::suspend(&cuda, processes, holds, lock_max).map_err(not_suspended)?;
         let freed_bytes = before.zip(self.bytes()).and_then(|(before, after)| freed(&moved, &before, &after));
         tracing::info!(processes = moved.len(), freed_bytes, "suspended");
         Ok(Suspended { moved, freed_bytes })
@@ -115,6 +115,16 @@ impl Accelerator for Processes {
     fn inspect(&self) -> Result<Vec<Inspection>, UsageError> {
         let view = Arc::clone(&self.view.borrow());
         inspections(&view).map_err(|error| UsageError::NotNow(error.into()))
+    }
+}
+
+fn not_suspended(error: StepError) -> MoveError {
+    match &error {
+        // Trying it again with processes of the same kind is of no use.
+        StepError::Failed { failure, left } if failure.is_not_supported() && left.is_empty() => {
+            MoveError::Cannot(error.to_string())
+        }
+        _ => refused(error),
     }
 }
 

@@ -91,7 +91,7 @@ pub struct MemoryErrors {
 /// Why processes are as they were, or as the message says.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// The same call may succeed on another machine, and on this one not before its driver is another.
+    /// The same call may succeed on another machine or for processes of another kind, and otherwise not before the driver is another.
     #[error("{0}")]
     Cannot(String),
     /// Where it was to be moved to there is no room.

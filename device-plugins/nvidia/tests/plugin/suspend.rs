@@ -107,10 +107,10 @@ async fn a_failure_in_the_middle_leaves_all_as_they_were() {
     let mut machine = machine(&[(11, 3), (12, 2), (13, 1)]);
     machine.start("").await;
     let client = machine.accelerator("nvidia.com/gpu").await;
-    fail(&machine, CHECKPOINT, 12, 801);
+    fail(&machine, CHECKPOINT, 12, 999);
     let refused = suspend(&client, &[11, 12, 13]).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    assert_eq!(refused.message(), format!("{CHECKPOINT} failed at process 12: CUDA_ERROR_NOT_SUPPORTED"));
+    assert_eq!(refused.message(), format!("{CHECKPOINT} failed at process 12: CUDA_ERROR_UNKNOWN"));
     assert_eq!(states(&machine), [State::Running; 3]);
     machine.change(|script| assert_eq!(script.gpus[0].memory_used, 6 * GIB));
     let done = [(LOCK, 11), (LOCK, 12), (LOCK, 13), (CHECKPOINT, 11), (CHECKPOINT, 12)];
@@ -132,6 +132,30 @@ async fn a_failure_in_the_middle_leaves_all_as_they_were() {
     machine.checkpoint(|script| script.failing.clear());
     assert_eq!(resume(&client, &[11, 12, 13]).await.unwrap(), [11, 12, 13]);
     assert_eq!(states(&machine), [State::Running; 3]);
+}
+
+#[tokio::test]
+async fn what_the_driver_cannot_move_is_not_to_be_tried_again() {
+    let mut machine = machine(&[(11, 3), (12, 2)]);
+    machine.start("").await;
+    let client = machine.accelerator("nvidia.com/gpu").await;
+    for call in [STATE, LOCK, CHECKPOINT] {
+        fail(&machine, call, 12, 801);
+        let cannot = suspend(&client, &[11, 12]).await.unwrap_err();
+        assert_eq!(cannot.code(), Code::Unimplemented, "{cannot}");
+        assert_eq!(cannot.message(), format!("{call} failed at process 12: CUDA_ERROR_NOT_SUPPORTED"));
+        assert_eq!(states(&machine), [State::Running; 2]);
+        machine.checkpoint(|script| script.failing.clear());
+    }
+    // Not when one of them is not as it was.
+    fail(&machine, CHECKPOINT, 12, 801);
+    fail(&machine, RESTORE, 11, 999);
+    assert_eq!(suspend(&client, &[11, 12]).await.unwrap_err().code(), Code::FailedPrecondition);
+    // Nor what was moved once: it is to come back, or to end.
+    machine.checkpoint(|script| script.failing.clear());
+    assert_eq!(suspend(&client, &[11, 12]).await.unwrap().0, [11, 12]);
+    fail(&machine, RESTORE, 11, 801);
+    assert_eq!(resume(&client, &[11, 12]).await.unwrap_err().code(), Code::FailedPrecondition);
 }
 
 #[tokio::test]
