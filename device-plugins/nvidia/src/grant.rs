@@ -131,7 +131,7 @@ mod tests {
     fn a_gpu_is_given_by_its_cdi_name() {
         let config = Config::default();
         let edits = granted(&[part(&gpu(1), Kind::Whole), part(&gpu(0), Kind::Whole)], &config).unwrap();
-        let names = [gpu(0), gpu(1)].map(|gpu| format!("nvidia.com/gpu={}", gpu.uuid));
+        let names = [gpu(0), gpu(1)].map(|gpu| format!("nvidia.tombolo.dev/gpu={}", gpu.uuid));
         assert_eq!(edits, Edits { cdi: names.into(), ..Edits::default() });
         let twice = granted(&[part(&gpu(0), Kind::TimeSlice), part(&gpu(0), Kind::TimeSlice)], &config);
         assert_eq!(twice.unwrap().cdi.len(), 1);

@@ -15,7 +15,8 @@ use crate::config::{CdiConfig, Paths};
 use crate::files::{self, Driver, Library};
 use crate::gpu::Gpu;
 
-const KIND: &str = "nvidia.com/gpu";
+/// Our own: what NVIDIA's tools write of the same GPUs is of `nvidia.com/gpu`, and of two definitions of one device neither counts.
+const KIND: &str = "nvidia.tombolo.dev/gpu";
 const ALL: &str = "all";
 
 /// The file's name in the directory: no other tool's.

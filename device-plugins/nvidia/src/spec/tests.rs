@@ -28,14 +28,14 @@ fn nodes_of<'a>(spec: &'a Spec, name: &str) -> Vec<&'a str> {
 #[test]
 fn gpus_are_named_by_index_and_uuid_and_all() {
     let spec = made(&[gpu(0), gpu(1)], &CdiConfig::default());
-    assert_eq!(spec.kind().to_string(), "nvidia.com/gpu");
+    assert_eq!(spec.kind().to_string(), "nvidia.tombolo.dev/gpu");
     let names: Vec<_> = spec.devices().iter().map(|device| device.name.as_str()).collect();
     let uuids = [gpu(0).uuid.0, gpu(1).uuid.0];
     assert_eq!(names, ["0", "1", &uuids[0], &uuids[1], "all"]);
     assert_eq!(nodes_of(&spec, "1"), ["/dev/nvidia1"]);
     assert_eq!(nodes_of(&spec, &uuids[0]), ["/dev/nvidia0"]);
     assert_eq!(nodes_of(&spec, "all"), ["/dev/nvidia0", "/dev/nvidia1"]);
-    assert_eq!(qualified(&uuids[0]), format!("nvidia.com/gpu={}", uuids[0]));
+    assert_eq!(qualified(&uuids[0]), format!("nvidia.tombolo.dev/gpu={}", uuids[0]));
 }
 
 #[test]

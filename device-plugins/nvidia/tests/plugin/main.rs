@@ -24,7 +24,7 @@ async fn gpus_are_offered_and_a_container_gets_one_by_cdi() {
     plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
     let given = plugin.allocate(&[&uuid(1)]).await.unwrap();
     let names: Vec<_> = given.cdi_devices.iter().map(|device| device.name.as_str()).collect();
-    assert_eq!(names, [format!("nvidia.com/gpu={}", uuid(1))]);
+    assert_eq!(names, [format!("nvidia.tombolo.dev/gpu={}", uuid(1))]);
     // What whoever makes the container does with it.
     let config = machine.container(&names);
     let devices = config["linux"]["devices"].as_array().unwrap();
@@ -36,10 +36,30 @@ async fn gpus_are_offered_and_a_container_gets_one_by_cdi() {
         assert!(places.contains(&place), "{place} among {places:?}");
     }
     for name in ["0", "1", "all"] {
-        machine.container(&[&format!("nvidia.com/gpu={name}")]);
+        machine.container(&[&format!("nvidia.tombolo.dev/gpu={name}")]);
     }
     machine.stop().await;
     assert!(machine.host("cdi/tombolo-nvidia.json").exists(), "containers outlive the plugin");
+}
+
+#[tokio::test]
+async fn what_nvidias_tools_say_of_the_same_gpus_is_no_conflict() {
+    let mut machine = Machine::new(vec![gpu(0)]);
+    let edits = "{\"deviceNodes\": [{\"path\": \"/dev/nvidia0\", \"hostPath\": \"/dev/null\"}]}";
+    let device = |name: &str| format!("{{\"name\": {name:?}, \"containerEdits\": {edits}}}");
+    let devices = ["0", &uuid(0), "all"].map(device).join(", ");
+    let spec =
+        format!("{{\"cdiVersion\": \"0.5.0\", \"kind\": \"nvidia.com/gpu\", \"devices\": [{devices}]}}");
+    machine.put("cdi/nvidia.yaml", &spec);
+    machine.start("").await;
+    let mut plugin = machine.kubelet().plugin("nvidia.com/gpu").await;
+    plugin.list(&[(&uuid(0), HEALTHY)]).await;
+    let given = plugin.allocate(&[&uuid(0)]).await.unwrap();
+    // Both are there for whoever makes containers.
+    machine.container(&[given.cdi_devices[0].name.as_str()]);
+    for name in ["0", &uuid(0), "all"] {
+        machine.container(&[&format!("nvidia.com/gpu={name}")]);
+    }
 }
 
 #[tokio::test]
@@ -79,7 +99,7 @@ async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
     plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY)]).await;
     // Nor from a container that is to have all there are.
     std::fs::remove_file(machine.host("dev/nvidia0")).unwrap();
-    let config = machine.container(&["nvidia.com/gpu=all"]);
+    let config = machine.container(&["nvidia.tombolo.dev/gpu=all"]);
     let nodes = config["linux"]["devices"].as_array().unwrap();
     assert!(nodes.iter().any(|node| node["path"] == "/dev/nvidia1"), "{nodes:?}");
     machine.change(|script| script.gpus[0].is_lost = false);
@@ -244,8 +264,8 @@ async fn a_gpu_that_is_cut_gives_its_instances_instead() {
         last = whole.next_list().await;
     }
     let given = instances.allocate(&[&names[0]]).await.unwrap();
-    assert_eq!(given.cdi_devices[0].name, format!("nvidia.com/gpu={}", names[0]));
-    for name in [given.cdi_devices[0].name.as_str(), "nvidia.com/gpu=0:0"] {
+    assert_eq!(given.cdi_devices[0].name, format!("nvidia.tombolo.dev/gpu={}", names[0]));
+    for name in [given.cdi_devices[0].name.as_str(), "nvidia.tombolo.dev/gpu=0:0"] {
         let config = machine.container(&[name]);
         let nodes = config["linux"]["devices"].as_array().unwrap();
         let nodes: Vec<_> = nodes.iter().map(|node| node["path"].as_str().unwrap()).collect();
