@@ -26,6 +26,7 @@ pub(crate) struct Config {
     /// How often GPUs are looked at, seconds. Critical errors are heard of at once.
     pub look_interval_s: u64,
     pub paths: Paths,
+    pub nodes: NodesConfig,
     pub cdi: CdiConfig,
     pub health: HealthConfig,
     pub memory: MemoryConfig,
@@ -44,6 +45,14 @@ pub(crate) struct Paths {
     pub dev: PathBuf,
     pub proc: PathBuf,
     pub sys: PathBuf,
+}
+
+/// The driver's device nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct NodesConfig {
+    /// NVIDIA's program that makes them, where some are missing; empty: the machine makes them.
+    pub command: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -150,6 +159,7 @@ impl Default for Config {
             cuda_library: "libcuda.so.1".into(),
             look_interval_s: 5,
             paths: Paths::default(),
+            nodes: NodesConfig::default(),
             cdi: CdiConfig::default(),
             health: HealthConfig::default(),
             memory: MemoryConfig::default(),
@@ -163,6 +173,12 @@ impl Default for Config {
 impl Default for Paths {
     fn default() -> Self {
         Self { root: "/".into(), dev: "/dev".into(), proc: "/proc".into(), sys: "/sys".into() }
+    }
+}
+
+impl Default for NodesConfig {
+    fn default() -> Self {
+        Self { command: vec!["nvidia-modprobe".to_owned()] }
     }
 }
 

@@ -121,16 +121,22 @@ pub(crate) fn gpu_nodes(gpu: &Gpu, paths: &Paths) -> Vec<String> {
 
 /// Names below `/dev` of the nodes by which the driver lets a program use an instance.
 pub(crate) fn instance_nodes(gpu: &Gpu, place: Place, paths: &Paths) -> Vec<String> {
+    capabilities(gpu, place, paths).into_iter().map(|(_, name)| name).collect()
+}
+
+/// The same, with the kernel's files that name them.
+pub(crate) fn capabilities(gpu: &Gpu, place: Place, paths: &Paths) -> Vec<(PathBuf, String)> {
     let Place { gpu_instance, compute_instance } = place;
     let capabilities =
         paths.proc.join(format!("driver/nvidia/capabilities/gpu{}/mig/gi{gpu_instance}", gpu.minor));
     let files = [capabilities.join("access"), capabilities.join(format!("ci{compute_instance}/access"))];
-    let minor = |file: &PathBuf| {
-        let text = fs::read_to_string(file).ok()?;
+    let named = |file: PathBuf| {
+        let text = fs::read_to_string(&file).ok()?;
         let value = text.lines().find_map(|line| line.strip_prefix("DeviceFileMinor:"))?;
-        value.trim().parse::<u32>().ok()
+        let minor: u32 = value.trim().parse().ok()?;
+        Some((file, format!("nvidia-caps/nvidia-cap{minor}")))
     };
-    files.iter().filter_map(minor).map(|minor| format!("nvidia-caps/nvidia-cap{minor}")).collect()
+    files.into_iter().filter_map(named).collect()
 }
 
 /// The NUMA node that a GPU is attached to, where there are several.

@@ -12,6 +12,7 @@ mod inspect;
 mod ld_cache;
 mod metrics;
 mod mps;
+mod nodes;
 mod prefer;
 mod processes;
 mod scan;

@@ -24,6 +24,7 @@ use crate::files;
 use crate::gpu::{Gpu, Look, Uuid, Xid};
 use crate::health::Health;
 use crate::mps::{Mps, Unserved};
+use crate::nodes::Nodes;
 use crate::processes::Processes;
 use crate::scan::GpuScan;
 use crate::share;
@@ -52,6 +53,9 @@ pub(crate) struct Watch {
     answering: BTreeSet<Uuid>,
     health: Health,
     mps: Mps,
+    nodes: Nodes,
+    /// GPUs and instances that lack device nodes.
+    lacking: BTreeMap<Uuid, String>,
     driver: files::Driver,
     driver_version: Option<String>,
     served: BTreeSet<ResourceName>,
@@ -68,6 +72,8 @@ impl Watch {
         Self {
             health: Health::new(config.health.clone()),
             mps: Mps::new(config.mps.clone(), &config.paths.root, &config.paths.proc),
+            nodes: Nodes::new(&config),
+            lacking: BTreeMap::new(),
             processes: SharedAccelerator::new(Processes::new(Arc::clone(&config), view.subscribe())),
             config,
             view,
@@ -148,7 +154,6 @@ impl Watch {
             tracing::info!(version = %look.driver_version, gpus = look.gpus.len(), "the driver is there");
             self.driver_version = Some(look.driver_version.clone());
         }
-        self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
         self.known.extend(look.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())));
         for mute in &look.mute {
             tracing::debug!(index = mute.index, why = %mute.why, "a GPU does not answer");
@@ -158,6 +163,8 @@ impl Watch {
         self.present = look.gpus;
         self.present.extend(as_before.iter().filter_map(|uuid| self.known.get(uuid)).cloned());
         self.present.sort_by_key(|gpu| gpu.index);
+        self.lacking = self.nodes.attend(&self.present, Instant::now());
+        self.driver = files::Driver::look(&look.driver_version, &self.config.paths, &self.config.cdi);
     }
 
     fn take_board(&mut self, board: Board) {
@@ -256,7 +263,8 @@ impl Watch {
             let places =
                 gpu.instances.iter().flatten().map(|instance| (&instance.uuid, Some(instance.place)));
             for (uuid, place) in places.chain([(&gpu.uuid, None)]) {
-                let fault = self.health.fault(&gpu.uuid, place);
+                let lacking = self.lacking.get(uuid).map(String::as_str);
+                let fault = self.health.fault(&gpu.uuid, place).or(lacking);
                 view.faults.extend(fault.map(|why| (uuid.clone(), why.to_owned())));
             }
         }

@@ -137,6 +137,9 @@ impl Machine {
             path("sys")
         );
         text += &format!("[cdi]\ndirectory = {:?}\n", path("cdi"));
+        if !config.contains("[nodes]") {
+            text += "[nodes]\ncommand = []\n";
+        }
         fs::write(self.host("nvidia.toml"), text).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_tombolo-device-plugin-nvidia"))
             .args([

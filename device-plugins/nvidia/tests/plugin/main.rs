@@ -5,6 +5,7 @@
 mod inspect;
 mod machine;
 mod mps;
+mod nodes;
 mod suspend;
 mod usage;
 
@@ -102,8 +103,10 @@ async fn a_gpu_that_fell_off_the_bus_takes_no_other_with_it() {
     let config = machine.container(&["nvidia.tombolo.dev/gpu=all"]);
     let nodes = config["linux"]["devices"].as_array().unwrap();
     assert!(nodes.iter().any(|node| node["path"] == "/dev/nvidia1"), "{nodes:?}");
+    machine.device("nvidia0");
     machine.change(|script| script.gpus[0].is_lost = false);
     plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY)]).await;
+    machine.device("nvidia2");
     machine.change(|script| script.gpus.push(gpu(2)));
     plugin.list(&[(&uuid(0), HEALTHY), (&uuid(1), HEALTHY), (&uuid(2), HEALTHY)]).await;
     machine.change(|script| drop(script.gpus.remove(0)));
@@ -120,6 +123,7 @@ async fn critical_errors_are_heard_beside_a_gpu_that_is_lost_and_of_it_when_it_i
     machine.change(|script| script.gpus[0].is_lost = true);
     plugin.list(&[(&uuid(0), UNHEALTHY), (&uuid(1), HEALTHY)]).await;
     machine.heard_from(&[1]).await;
+    machine.device("nvidia2");
     machine.change(|script| {
         script.gpus.push(gpu(2));
         script.gpus[0].is_lost = false;
