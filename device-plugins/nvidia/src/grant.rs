@@ -1,11 +1,12 @@
 //! What a container gets for the devices it was given. Pure: what is there is in the view.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_cdi::{ContainerEdits, Spec};
 use tombolo_device_sdk::{DeviceNode, Edits, Mount};
 
 use crate::config::{Config, MpsConfig};
+use crate::gpu::Uuid;
 use crate::share::{Kind, Part};
 use crate::spec;
 use crate::view::View;
@@ -24,6 +25,11 @@ pub(crate) enum GrantError {
     SeveralGpus(usize),
     #[error("the CDI specification could not be made: {0}")]
     Spec(String),
+    #[error(
+        "some of the GPUs are shared through MPS and some in turns, and a program uses those of one kind: ask for fewer, or share \
+         them in the same way"
+    )]
+    SeveralKinds,
     #[error("{0} is in no CDI specification any more")]
     Gone(String),
 }
@@ -40,36 +46,65 @@ pub(crate) fn grant(parts: &[&Part], view: &View, config: &Config) -> Result<Edi
     } else {
         Edits { cdi: uuids.iter().map(|uuid| spec::qualified(uuid)).collect(), ..Edits::default() }
     };
-    let count = u64::try_from(parts.len()).unwrap_or(u64::MAX);
+    if parts.iter().any(|part| part.kind.needs_mps() != parts[0].kind.needs_mps()) {
+        return Err(GrantError::SeveralKinds);
+    }
     match parts.first().map(|part| part.kind) {
         Some(Kind::Memory { unit_mib, mps }) => {
             if uuids.len() > 1 {
                 return Err(GrantError::SeveralGpus(uuids.len()));
             }
-            let declared = count * unit_mib;
+            let declared = u64::try_from(parts.len()).unwrap_or(u64::MAX).saturating_mul(unit_mib);
             edits.env.insert(MEMORY_VARIABLE.into(), declared.to_string());
             if mps {
-                join_mps(&mut edits, &config.mps, declared);
+                join_mps(&mut edits, &config.mps, &[declared]);
             }
         }
-        Some(Kind::Mps { replicas, gpu_bytes }) => {
-            // Of each of its GPUs, at least one of the parts.
-            let share = (count / u64::try_from(uuids.len()).unwrap_or(1)).max(1);
-            let percent = (100 * share / u64::from(replicas)).max(1);
+        Some(Kind::Mps { .. }) => {
+            let shares = shares(parts, view);
+            // One number for all GPUs of a program: what it has least of.
+            let percent = shares.iter().map(|share| share.percent).min().unwrap_or(1).max(1);
             edits.env.insert("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE".into(), percent.to_string());
-            join_mps(&mut edits, &config.mps, share * (gpu_bytes >> 20) / u64::from(replicas));
+            let limits: Vec<u64> = shares.iter().map(|share| share.mib).collect();
+            join_mps(&mut edits, &config.mps, &limits);
         }
         Some(Kind::Whole | Kind::TimeSlice) | None => {}
     }
     Ok(edits)
 }
 
-/// The container's programs share their GPU through the control daemon, each held to `mib` of its memory.
-fn join_mps(edits: &mut Edits, config: &MpsConfig, mib: u64) {
+/// What a container has of one GPU that is shared through MPS.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    percent: u64,
+    mib: u64,
+}
+
+/// Of each GPU, in the order of their buses.
+fn shares(parts: &[&Part], view: &View) -> Vec<Share> {
+    let mut gpus: BTreeMap<(Option<&str>, &Uuid), (u64, Share)> = BTreeMap::new();
+    for part in parts {
+        let Kind::Mps { replicas, gpu_bytes } = part.kind else { continue };
+        let bus = view.gpus.get(&part.gpu).map(|gpu| gpu.bus.as_str());
+        let (count, share) = gpus.entry((bus, &part.gpu)).or_default();
+        *count += 1;
+        let replicas = u64::from(replicas);
+        *share = Share { percent: 100 * *count / replicas, mib: *count * (gpu_bytes >> 20) / replicas };
+    }
+    gpus.into_values().map(|(_, share)| share).collect()
+}
+
+/// The container's programs share their GPUs through the control daemon, each held to so many MiB of each GPU's memory.
+fn join_mps(edits: &mut Edits, config: &MpsConfig, limits: &[u64]) {
     let pipes = config.pipe_directory.display().to_string();
     edits.env.insert("CUDA_MPS_PIPE_DIRECTORY".into(), pipes);
-    // The container's first GPU, however many the machine has.
-    edits.env.insert("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT".into(), format!("0={mib}M"));
+    // They are the container's GPUs, however many the machine has.
+    let limits: Vec<String> = limits.iter().enumerate().map(|(gpu, mib)| format!("{gpu}={mib}M")).collect();
+    if limits.len() > 1 {
+        // Otherwise a program counts the fastest first.
+        edits.env.insert("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into());
+    }
+    edits.env.insert("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT".into(), limits.join(","));
     edits.mounts.push(Mount {
         host: config.pipe_directory.clone(),
         container: config.pipe_directory.clone(),
@@ -115,7 +150,9 @@ mod tests {
 
     fn view(gpus: &[Gpu], config: &Config) -> View {
         let driver = Driver { control_nodes: vec!["nvidiactl"], ..Driver::default() };
-        View { spec: spec::make(gpus, &driver, &config.paths, &config.cdi).unwrap(), ..View::default() }
+        let known = gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.clone())).collect();
+        let spec = spec::make(gpus, &driver, &config.paths, &config.cdi).unwrap();
+        View { spec, gpus: known, ..View::default() }
     }
 
     fn part(gpu: &Gpu, kind: Kind) -> Part {
@@ -176,6 +213,26 @@ mod tests {
         let two = granted(&[replica(), replica()], &config).unwrap();
         assert_eq!(two.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], "50");
         assert_eq!(two.env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=8192M");
+    }
+
+    #[test]
+    fn with_mps_each_gpu_has_its_limit() {
+        let config = Config::default();
+        let replica = |gpu: &Gpu, replicas, gib: u64| part(gpu, Kind::Mps { replicas, gpu_bytes: gib << 30 });
+        let edits = granted(&[replica(&gpu(1), 4, 16), replica(&gpu(0), 4, 16)], &config).unwrap();
+        assert_eq!(edits.env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=4096M,1=4096M");
+        assert_eq!(edits.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], "25");
+        assert_eq!(edits.env["CUDA_DEVICE_ORDER"], "PCI_BUS_ID", "as the limits are counted");
+        let unlike = [replica(&gpu(1), 2, 32), replica(&gpu(0), 4, 16), replica(&gpu(1), 2, 32)];
+        let edits = granted(&unlike, &config).unwrap();
+        assert_eq!(edits.env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=4096M,1=32768M");
+        assert_eq!(edits.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], "25", "no more than it has of any");
+        let one = granted(&[replica(&gpu(1), 4, 16)], &config).unwrap();
+        assert!(!one.env.contains_key("CUDA_DEVICE_ORDER"));
+        for parts in [[Kind::TimeSlice, unlike[0].kind], [unlike[0].kind, Kind::TimeSlice]] {
+            let mixed = granted(&[part(&gpu(0), parts[0]), part(&gpu(1), parts[1])], &config);
+            assert_eq!(mixed, Err(GrantError::SeveralKinds));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which devices go well together: memory is of one GPU, sharers are spread over GPUs. Pure.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_device_sdk::{DeviceId, Wanted, close_together};
 
@@ -13,15 +14,26 @@ type ByGpu<'a> = BTreeMap<&'a Uuid, Vec<&'a DeviceId>>;
 pub(crate) fn prefer(resource: &str, wanted: &Wanted<'_>, view: &View) -> Vec<DeviceId> {
     let mut gpus = ByGpu::new();
     let mut kind = Kind::Whole;
+    let mut of_mps = BTreeSet::new();
     for device in &wanted.available {
         let Some(part) = view.part(resource, device.id.as_str()) else { continue };
         kind = part.kind;
         gpus.entry(&part.gpu).or_default().push(&device.id);
+        if part.kind.needs_mps() {
+            of_mps.insert(&part.gpu);
+        }
     }
     let chosen = match kind {
         // Of several they are refused: none of these is any good then.
         Kind::Memory { unit_mib, .. } => Some(of_one_gpu(wanted, &gpus, view, unit_mib).unwrap_or_default()),
-        Kind::TimeSlice | Kind::Mps { .. } => Some(spread(wanted, gpus)),
+        Kind::TimeSlice | Kind::Mps { .. } => {
+            let (mps, others): (ByGpu<'_>, ByGpu<'_>) =
+                gpus.into_iter().partition(|(gpu, _)| of_mps.contains(gpu));
+            let mut kinds = [others, mps];
+            kinds.sort_by_key(|gpus| Reverse(gpus.values().map(Vec::len).max()));
+            // Those of both kinds are refused, too.
+            Some(kinds.into_iter().find_map(|gpus| spread(wanted, gpus)).unwrap_or_default())
+        }
         Kind::Whole => None,
     };
     chosen.unwrap_or_else(|| close_together(wanted))
@@ -40,8 +52,13 @@ fn of_one_gpu(wanted: &Wanted<'_>, gpus: &ByGpu<'_>, view: &View, unit_mib: u64)
     Some(wanted.must_include.iter().chain(rest).take(wanted.size).map(|id| (*id).clone()).collect())
 }
 
-/// One of the GPU with most free places, then one of the next.
-fn spread(wanted: &Wanted<'_>, mut gpus: ByGpu<'_>) -> Vec<DeviceId> {
+/// One of the GPU with most free places, then one of the next; none: there are not enough.
+fn spread(wanted: &Wanted<'_>, mut gpus: ByGpu<'_>) -> Option<Vec<DeviceId>> {
+    let places = || gpus.values().flatten();
+    let has_all = wanted.must_include.iter().all(|must| places().any(|place| place == must));
+    if !has_all || places().count() < wanted.size {
+        return None;
+    }
     let mut chosen: Vec<DeviceId> = wanted.must_include.iter().map(|id| (*id).clone()).collect();
     let mut taken: BTreeMap<&Uuid, usize> = BTreeMap::new();
     for (gpu, places) in &mut gpus {
@@ -56,7 +73,7 @@ fn spread(wanted: &Wanted<'_>, mut gpus: ByGpu<'_>) -> Vec<DeviceId> {
         *taken.entry(gpu).or_default() += 1;
         chosen.push(places.remove(0).clone());
     }
-    chosen
+    Some(chosen)
 }
 
 #[cfg(test)]
@@ -67,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, GpuConfig, Share};
+    use crate::gpu::Gpu;
     use crate::share::offers;
     use crate::testing::gpu;
 
@@ -82,7 +100,18 @@ mod tests {
         for (gpu, used) in gpus.iter_mut().zip(used) {
             gpu.usage.memory_used_bytes = used;
         }
-        let mut config = Config { gpu: vec![GpuConfig { selector: "*".into(), share }], ..Config::default() };
+        let shares = vec![GpuConfig { selector: "*".into(), share }];
+        chosen_of(gpus.to_vec(), shares, free, must, size)
+    }
+
+    fn chosen_of(
+        gpus: Vec<Gpu>,
+        shares: Vec<GpuConfig>,
+        free: impl Fn(&str) -> bool,
+        must: &[&str],
+        size: usize,
+    ) -> Vec<String> {
+        let mut config = Config { gpu: shares, ..Config::default() };
         config.memory.unit_mib = 4096;
         let offers = offers(&gpus, &config);
         let (resource, devices) = offers.first_key_value().unwrap();
@@ -126,5 +155,22 @@ mod tests {
         let must = format!("{}::0", gpu(1).uuid);
         assert_eq!(chosen(SLICES, [0, 0], all, &[&must], 2), ["1", "0"]);
         assert_eq!(chosen(SLICES, [0, 0], all, &[], 8).len(), 8);
+    }
+
+    #[test]
+    fn sharers_are_of_gpus_that_are_shared_in_the_same_way() {
+        let (in_turns, by_mps) = (Share::TimeSlice { replicas: 3 }, Share::Mps { replicas: 2 });
+        let chosen = |must: &[&str], size| {
+            let of = |selector: &str, share| GpuConfig { selector: selector.into(), share };
+            let shares = vec![of("1", by_mps), of("2", by_mps), of("*", in_turns)];
+            chosen_of(vec![gpu(0), gpu(1), gpu(2)], shares, |_| true, must, size)
+        };
+        assert_eq!(chosen(&[], 1), ["0"]);
+        assert_eq!(chosen(&[], 3), ["0", "0", "0"]);
+        assert_eq!(chosen(&[], 4), ["1", "2", "1", "2"]);
+        let must = format!("{}::1", gpu(2).uuid);
+        assert_eq!(chosen(&[&must], 2), ["2", "1"]);
+        assert_eq!(chosen(&[&must, &format!("{}::1", gpu(0).uuid)], 3), [""; 0]);
+        assert_eq!(chosen(&[], 5), [""; 0], "nobody has as many of one kind");
     }
 }

@@ -9,6 +9,8 @@ mod nodes;
 mod suspend;
 mod usage;
 
+use std::collections::BTreeSet;
+
 use tombolo_fake_nvml::script::{Event, Failing, Gpu, Process, UNKNOWN};
 
 use machine::{Machine, gpu, mig, uuid};
@@ -246,6 +248,11 @@ async fn each_gpu_is_shared_in_its_own_way() {
     assert_eq!(given.envs["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=8192M");
     assert!(given.mounts.iter().any(|mount| mount.container_path == "/tmp/nvidia-mps"));
     assert!(shared.allocate(&[&place(0, 0)]).await.unwrap().envs.is_empty());
+    let refused = shared.allocate(&[&place(0, 0), &place(1, 0)]).await.unwrap_err();
+    assert!(refused.message().contains("shared through MPS and some in turns"), "{refused}");
+    let all = [place(0, 0), place(0, 1), place(1, 0), place(1, 1)];
+    let preferred = shared.prefer(&all.each_ref().map(String::as_str), &[&all[3]], 2).await.unwrap();
+    assert_eq!(preferred.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([place(1, 0), place(1, 1)]));
 }
 
 #[tokio::test]

@@ -74,6 +74,9 @@ async fn the_mps_daemon_is_started_again_when_it_ends_and_outlives_the_plugin() 
     let mut plugin = shared.machine.kubelet().plugin("nvidia.com/gpu.shared").await;
     plugin.list(&all(HEALTHY)).await;
     assert_eq!(shared.starts(), [format!("-f {},{} 60", uuid(0), uuid(1))]);
+    let given = plugin.allocate(&[&places[0], &places[1]]).await.unwrap();
+    assert_eq!(given.envs["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=16384M,1=16384M");
+    assert_eq!(given.cdi_devices.len(), 2);
     let first = shared.daemon().unwrap();
     kill(first, Signal::SIGKILL).unwrap();
     plugin.list(&all(UNHEALTHY)).await;
