@@ -262,6 +262,29 @@ fn edges_are_named_in_one_place() {
 }
 
 #[test]
+fn the_gpus_driver_is_loaded_by_its_plugin_alone() {
+    const PLUGIN: &str = "device-plugins/nvidia/";
+    // What is run for tests and as an example is no part of a node.
+    let is_elsewhere =
+        |path: &str| !["tests/", "examples/", PLUGIN].iter().any(|place| path.starts_with(place));
+    let loaders = ["libloading", "nvml-wrapper", "nvml-wrapper-sys", "tombolo-device-nvidia"];
+    let loads = |manifest: &Source| {
+        let names = manifest.text.lines().filter_map(|line| line.split_once(['.', ' ', '=']));
+        let names: Vec<_> = names.map(|(name, _)| name.trim_matches('"')).collect();
+        loaders.iter().any(|loader| names.contains(loader))
+    };
+    let manifests: Vec<_> =
+        files("Cargo.toml").into_iter().filter(|manifest| manifest.path != "Cargo.toml").collect();
+    assert!(manifests.iter().any(|manifest| manifest.path.starts_with(PLUGIN) && loads(manifest)));
+    let broken = manifests.iter().filter(|manifest| is_elsewhere(&manifest.path) && loads(manifest));
+    let mut broken: Vec<_> = broken.map(|manifest| manifest.path.clone()).collect();
+    for call in ["dlopen(", "Library::new("] {
+        broken.extend(naming(call).into_iter().filter(|path| is_elsewhere(path)));
+    }
+    report("only the plugin for NVIDIA GPUs loads libraries into itself, or is built into anything", &broken);
+}
+
+#[test]
 fn packages_share_the_workspaces_settings() {
     let mut broken = Vec::new();
     for manifest in files("Cargo.toml") {

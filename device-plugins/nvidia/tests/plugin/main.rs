@@ -9,8 +9,10 @@ mod nodes;
 mod suspend;
 mod usage;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use tombolo_device_api::v1beta1::Empty;
+use tombolo_fake_kubelet::SOON;
 use tombolo_fake_nvml::script::{Event, Failing, Gpu, Process, UNKNOWN};
 
 use machine::{Machine, gpu, mig, uuid};
@@ -43,6 +45,28 @@ async fn gpus_are_offered_and_a_container_gets_one_by_cdi() {
     }
     machine.stop().await;
     assert!(machine.host("cdi/tombolo-nvidia.json").exists(), "containers outlive the plugin");
+}
+
+#[tokio::test]
+async fn the_list_says_which_numa_node_a_gpu_is_attached_to() {
+    let mut machine = Machine::new(vec![gpu(0), gpu(1), gpu(2)]);
+    // -1: the kernel does not know.
+    for (number, node) in [(0, "1"), (1, "0"), (2, "-1")] {
+        machine.put(&format!("sys/bus/pci/devices/0000:0{number}:00.0/numa_node"), &format!("{node}\n"));
+    }
+    machine.start("[[gpu]]\nmatch = \"1\"\nshare = \"time-slice\"\nreplicas = 1\n").await;
+    let mut found = BTreeMap::new();
+    for resource in ["nvidia.com/gpu", "nvidia.com/gpu.shared"] {
+        let mut client = machine.kubelet().plugin(resource).await.client;
+        let mut lists = client.list_and_watch(Empty {}).await.unwrap().into_inner();
+        let list = tokio::time::timeout(SOON, lists.message()).await.unwrap().unwrap().unwrap();
+        for device in list.devices {
+            let nodes = device.topology.into_iter().flat_map(|topology| topology.nodes);
+            found.insert(device.id, nodes.map(|node| node.id).collect::<Vec<_>>());
+        }
+    }
+    let expected = [(uuid(0), vec![1]), (format!("{}::0", uuid(1)), vec![0]), (uuid(2), vec![])];
+    assert_eq!(found, BTreeMap::from(expected));
 }
 
 #[tokio::test]
@@ -270,7 +294,7 @@ async fn a_gpu_that_is_cut_gives_its_instances_instead() {
     machine.change(|script| script.gpus[0].mig = Some(cut));
     let mut instances = machine.kubelet().plugin("nvidia.com/mig-1g.2gb").await;
     instances.list(&[(&names[0], HEALTHY), (&names[1], HEALTHY)]).await;
-    let mut last = Some(std::collections::BTreeMap::from([("before".to_owned(), String::new())]));
+    let mut last = Some(BTreeMap::from([("before".to_owned(), String::new())]));
     while last.as_ref().is_some_and(|list| !list.is_empty()) {
         last = whole.next_list().await;
     }
