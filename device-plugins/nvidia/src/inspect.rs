@@ -11,8 +11,8 @@ pub(crate) fn inspections(view: &View) -> Result<Vec<Inspection>, DeviceIdError>
 }
 
 fn inspection(view: &View, gpu: &Gpu) -> Result<Inspection, DeviceIdError> {
-    let answers = view.answering.contains(&gpu.uuid);
-    let usage = if answers { gpu.usage.clone() } else { Usage { ecc: gpu.usage.ecc, ..Usage::default() } };
+    let measured = view.measured(gpu);
+    let usage = measured.cloned().unwrap_or(Usage { ecc: gpu.usage.ecc, ..Usage::default() });
     // A GPU that shares the machine's memory has none of its own.
     let memory_bytes = (gpu.memory_bytes > 0).then_some(gpu.memory_bytes);
     let parts = gpu.instances.iter().flatten().map(|instance| instance.uuid.0.parse());
@@ -26,7 +26,7 @@ fn inspection(view: &View, gpu: &Gpu) -> Result<Inspection, DeviceIdError> {
         health,
         parts: parts.collect::<Result<_, _>>()?,
         memory_bytes,
-        memory_used_bytes: memory_bytes.filter(|_| answers).map(|_| usage.memory_used_bytes),
+        memory_used_bytes: memory_bytes.and(measured).map(|usage| usage.memory_used_bytes),
         utilisation_percent: usage.processor_percent,
         memory_utilisation_percent: usage.memory_percent,
         temperature_celsius: usage.temperature_celsius.and_then(|degrees| i32::try_from(degrees).ok()),

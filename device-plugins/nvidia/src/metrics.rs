@@ -22,13 +22,15 @@ const FAMILIES: [Family; 11] = [
         "tombolo_gpu_utilisation_percent",
         "gauge",
         "Time in which some program ran on the processors.",
-        |_, gpu, values| values.add_known(gpu, gpu.usage.processor_percent),
+        |view, gpu, values| {
+            values.add_known(gpu, view.measured(gpu).and_then(|usage| usage.processor_percent))
+        },
     ),
     (
         "tombolo_gpu_memory_utilisation_percent",
         "gauge",
         "Time in which memory was read or written.",
-        |_, gpu, values| values.add_known(gpu, gpu.usage.memory_percent),
+        |view, gpu, values| values.add_known(gpu, view.measured(gpu).and_then(|usage| usage.memory_percent)),
     ),
     ("tombolo_gpu_memory_total_bytes", "gauge", "Memory of the GPU.", |_, gpu, values| {
         values.add(gpu, "", gpu.memory_bytes);
@@ -37,13 +39,13 @@ const FAMILIES: [Family; 11] = [
         "tombolo_gpu_memory_used_bytes",
         "gauge",
         "Memory that programs and the driver have taken.",
-        |_, gpu, values| values.add(gpu, "", gpu.usage.memory_used_bytes),
+        |view, gpu, values| values.add_known(gpu, view.measured(gpu).map(|usage| usage.memory_used_bytes)),
     ),
-    ("tombolo_gpu_temperature_celsius", "gauge", "Temperature of the chip.", |_, gpu, values| {
-        values.add_known(gpu, gpu.usage.temperature_celsius);
+    ("tombolo_gpu_temperature_celsius", "gauge", "Temperature of the chip.", |view, gpu, values| {
+        values.add_known(gpu, view.measured(gpu).and_then(|usage| usage.temperature_celsius));
     }),
-    ("tombolo_gpu_power_watts", "gauge", "Power that the GPU draws.", |_, gpu, values| {
-        let milliwatts = gpu.usage.power_milliwatts;
+    ("tombolo_gpu_power_watts", "gauge", "Power that the GPU draws.", |view, gpu, values| {
+        let milliwatts = view.measured(gpu).and_then(|usage| usage.power_milliwatts);
         values.add_known(gpu, milliwatts.map(|milliwatts| f64::from(milliwatts) / 1000.0));
     }),
     (
@@ -61,8 +63,8 @@ const FAMILIES: [Family; 11] = [
         "tombolo_gpu_process_memory_bytes",
         "gauge",
         "Memory that a process of the host has taken.",
-        |_, gpu, values| {
-            for process in &gpu.usage.processes {
+        |view, gpu, values| {
+            for process in view.measured(gpu).into_iter().flat_map(|usage| &usage.processes) {
                 let instance = process.place.map(|place| format!(",gpu_instance=\"{}\"", place.gpu_instance));
                 let more = format!(",pid=\"{}\"{}", process.pid, instance.unwrap_or_default());
                 if let Some(bytes) = process.memory_bytes {
@@ -85,7 +87,7 @@ const FAMILIES: [Family; 11] = [
     ),
 ];
 
-/// Appends all that is known; what a GPU does not tell is left out.
+/// Appends all that is known; what a GPU does not tell, or not now, is left out. Errors stay counted.
 pub(crate) fn append(text: &mut String, view: &View) {
     for (name, kind, help, of_gpu) in FAMILIES {
         let mut values = Values::default();
@@ -122,7 +124,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::gpu::{Ecc, Place, Process, Usage};
@@ -145,10 +147,11 @@ mod tests {
         };
         let one = Gpu { usage, name: "a \"b\"".into(), ..gpu(0) };
         let uuid = one.uuid.clone();
-        let view = View {
+        let mut view = View {
             driver_version: Some("570.1".into()),
             gpus: BTreeMap::from([(uuid.clone(), one)]),
             faults: BTreeMap::from([(uuid.clone(), "why".into())]),
+            answering: BTreeSet::from([uuid.clone()]),
             xids: BTreeMap::from([((uuid.clone(), 31), 2)]),
             ..View::default()
         };
@@ -171,5 +174,15 @@ mod tests {
         }
         assert!(!text.contains("memory_utilisation"), "not told by this GPU");
         assert!(!text.contains("pid=\"8\""), "not told of this process");
+        // What was measured of one that does not answer any more is old.
+        view.answering.clear();
+        let mut text = String::new();
+        append(&mut text, &view);
+        for name in ["utilisation_percent", "memory_used", "temperature", "power", "process_memory"] {
+            assert!(!text.contains(name), "{name} in\n{text}");
+        }
+        for name in ["info", "healthy", "memory_total_bytes", "ecc_errors", "xid_errors_total"] {
+            assert!(text.contains(&format!("tombolo_gpu_{name}{{")), "{name} in\n{text}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_cdi::Spec;
 
-use crate::gpu::{Gpu, Uuid};
+use crate::gpu::{Gpu, Usage, Uuid};
 use crate::share::{Offers, Part};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,11 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn part(&self, resource: &str, device: &str) -> Option<&Part> {
         self.offers.get(resource)?.get(device)
+    }
+
+    /// What is measured of a GPU; none: it does not answer now.
+    pub(crate) fn measured<'a>(&self, gpu: &'a Gpu) -> Option<&'a Usage> {
+        self.answering.contains(&gpu.uuid).then_some(&gpu.usage)
     }
 
     /// Memory of a GPU that nobody has taken when it was looked at last, bytes.
