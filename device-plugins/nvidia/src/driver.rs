@@ -190,6 +190,7 @@ impl Driver {
                     size.gpu_instance_slice_count,
                     size.memory_size_mb,
                     memory,
+                    size.shared_ofa_count > 0,
                 ),
             });
         }

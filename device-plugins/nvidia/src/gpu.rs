@@ -67,7 +67,7 @@ pub(crate) struct Instance {
     pub index: u32,
     pub uuid: Uuid,
     pub place: Place,
-    /// As NVIDIA names sizes: `1g.10gb`.
+    /// As NVIDIA names sizes: `1g.10gb`, `1g.10gb+me`.
     pub profile: String,
 }
 
@@ -135,13 +135,21 @@ pub(crate) fn bus(driver: &str) -> String {
 }
 
 /// NVIDIA's name for an instance's size: slices of processors (of the compute instance, if it is less than the whole GPU
-/// instance), and the memory in eighths of the GPU's.
-pub(crate) fn profile(compute_slices: u32, gpu_slices: u32, memory_mib: u64, gpu_bytes: u64) -> String {
+/// instance), and the memory in eighths of the GPU's. `has_ofa`: it has the engine for optical flow; a GPU has one, which goes with the
+/// whole or with the one part that has the media engines.
+pub(crate) fn profile(
+    compute_slices: u32,
+    gpu_slices: u32,
+    memory_mib: u64,
+    gpu_bytes: u64,
+    has_ofa: bool,
+) -> String {
     const EIGHTHS: u64 = 8;
     let bytes = memory_mib << 20;
     let eighths = (bytes * EIGHTHS).div_ceil(gpu_bytes.max(1));
     let gigabytes = (eighths * gpu_bytes.div_ceil(1 << 30) + EIGHTHS / 2) / EIGHTHS;
-    let whole = format!("{gpu_slices}g.{gigabytes}gb");
+    let media = if has_ofa && eighths < EIGHTHS { "+me" } else { "" };
+    let whole = format!("{gpu_slices}g.{gigabytes}gb{media}");
     if compute_slices == gpu_slices { whole } else { format!("{compute_slices}c.{whole}") }
 }
 
@@ -164,15 +172,17 @@ mod tests {
     fn profiles_are_named_as_nvidia_names_them() {
         let gib = 1 << 30;
         // Of an A100 with 40 GB, an H100 with 80 GB, an H200 with 141 GB.
-        for (compute, gpu, memory_mib, total, name) in [
-            (1, 1, 4864, 42_505_273_344, "1g.5gb"),
-            (3, 3, 20_096, 42_505_273_344, "3g.20gb"),
-            (1, 3, 20_096, 42_505_273_344, "1c.3g.20gb"),
-            (7, 7, 40_192, 42_505_273_344, "7g.40gb"),
-            (1, 1, 9_984, 80 * gib, "1g.10gb"),
-            (2, 2, 33_280, 141 * gib, "2g.35gb"),
+        for (compute, gpu, memory_mib, total, has_ofa, name) in [
+            (1, 1, 4864, 42_505_273_344, false, "1g.5gb"),
+            (1, 1, 4864, 42_505_273_344, true, "1g.5gb+me"),
+            (3, 3, 20_096, 42_505_273_344, false, "3g.20gb"),
+            (1, 3, 20_096, 42_505_273_344, false, "1c.3g.20gb"),
+            (7, 7, 40_192, 42_505_273_344, true, "7g.40gb"),
+            (1, 1, 9_984, 80 * gib, false, "1g.10gb"),
+            (1, 1, 9_984, 80 * gib, true, "1g.10gb+me"),
+            (2, 2, 33_280, 141 * gib, false, "2g.35gb"),
         ] {
-            assert_eq!(profile(compute, gpu, memory_mib, total), name);
+            assert_eq!(profile(compute, gpu, memory_mib, total, has_ofa), name);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! | time-slice | `nvidia.com/gpu.shared` | `GPU-…::N` | the GPU, in turns with others |
 //! | MPS | `nvidia.com/gpu.shared` | `GPU-…::N` | its part of the GPU |
 //! | memory | `tombolo.dev/gpu-memory` | `GPU-…/256Mi/N` | the GPU, for so much memory as it has units |
-//! | MIG | `nvidia.com/mig-1g.10gb` | `MIG-…` | the instance |
+//! | MIG | `nvidia.com/mig-1g.10gb`, `nvidia.com/mig-1g.10gb.me` | `MIG-…` | the instance |
 //!
 //! A device of memory says its GPU and its size, so that whoever allocates can count in bytes and by GPU.
 
@@ -66,7 +66,9 @@ pub(crate) fn offers<'a>(gpus: impl IntoIterator<Item = &'a Gpu>, config: &Confi
             for instance in instances {
                 let uuid = instance.uuid.clone();
                 let part = Part { uuid, place: Some(instance.place), ..part(Kind::Whole) };
-                offer(&format!("nvidia.com/mig-{}", instance.profile), instance.uuid.0.clone(), part);
+                // A plus may not be in the name of a resource; NVIDIA's plugin writes it so, too.
+                let profile = instance.profile.replace('+', ".");
+                offer(&format!("nvidia.com/mig-{profile}"), instance.uuid.0.clone(), part);
             }
             continue;
         }

@@ -344,7 +344,7 @@ pub unsafe extern "C" fn nvmlDeviceGetAttributes_v2(
             sharedDecoderCount: 0,
             sharedEncoderCount: 0,
             sharedJpegCount: 0,
-            sharedOfaCount: 0,
+            sharedOfaCount: u32::from(mig.has_ofa),
             gpuInstanceSliceCount: mig.gpu_slices,
             computeInstanceSliceCount: mig.compute_slices,
             memorySizeMB: mig.memory_mib,

@@ -67,6 +67,8 @@ pub struct Mig {
     pub gpu_slices: u32,
     pub compute_slices: u32,
     pub memory_mib: u64,
+    /// It has the engine for optical flow.
+    pub has_ofa: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -61,6 +61,7 @@ pub(crate) fn mig(number: u32, gpu_instance: u32) -> Mig {
         gpu_slices: 1,
         compute_slices: 1,
         memory_mib: 2048,
+        has_ofa: false,
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tombolo_device_api::v1beta1::Empty;
 use tombolo_fake_kubelet::SOON;
-use tombolo_fake_nvml::script::{Event, Failing, Gpu, Process, UNKNOWN};
+use tombolo_fake_nvml::script::{Event, Failing, Gpu, Mig, Process, UNKNOWN};
 
 use machine::{Machine, gpu, mig, uuid};
 
@@ -313,6 +313,17 @@ async fn a_gpu_that_is_cut_gives_its_instances_instead() {
     let event = Event { uuid: uuid(0), xid: 94, gpu_instance: Some(8), compute_instance: Some(0) };
     machine.change(|script| script.events.push(event));
     instances.list(&[(&names[0], HEALTHY), (&names[1], UNHEALTHY)]).await;
+}
+
+#[tokio::test]
+async fn an_instance_with_the_media_engines_is_another_resource() {
+    let media = Mig { has_ofa: true, ..mig(1, 8) };
+    let mut machine = Machine::new(vec![Gpu { mig: Some(vec![mig(0, 7), media]), ..gpu(0) }]);
+    machine.start("").await;
+    for (resource, number) in [("nvidia.com/mig-1g.2gb", 0), ("nvidia.com/mig-1g.2gb.me", 1)] {
+        let mut plugin = machine.kubelet().plugin(resource).await;
+        plugin.list(&[(&mig(number, 0).uuid, HEALTHY)]).await;
+    }
 }
 
 #[tokio::test]
