@@ -210,7 +210,7 @@ impl Default for MemoryConfig {
 impl Default for MpsConfig {
     fn default() -> Self {
         Self {
-            command: ["nvidia-cuda-mps-control", "-f"].map(str::to_owned).into(),
+            command: ["nvidia-cuda-mps-control", "-f", "-multiuser-server"].map(str::to_owned).into(),
             pipe_directory: "/tmp/nvidia-mps".into(),
             log_directory: "/var/log/nvidia-mps".into(),
             shm_directory: "/dev/shm".into(),
