@@ -9,7 +9,7 @@ use crate::devices::{Bench, EYE, Eyes, watching};
 
 mod ledger;
 
-use ledger::Ledger;
+use ledger::{Ledger, Tells};
 
 /// A node with these devices, whose plugin moves what the ledger says.
 async fn bench(devices: &[&str], idle_timeout_s: u64) -> Option<(Bench, Eyes, Ledger)> {
@@ -284,6 +284,37 @@ async fn what_does_not_fit_into_the_nodes_memory_ends_instead() {
     assert_eq!(count(&bench, "large").await, 1, "it began anew");
     assert_eq!(count(&bench, "small").await, 3);
     ledger.assert_right();
+}
+
+/// Its limit and the node's memory for it would be made for nothing.
+#[tokio::test]
+async fn what_is_moved_waits_until_it_is_told_how_much_that_is() {
+    let Some((bench, _plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    ledger.tells(Tells::NotNow);
+    bench.site.hub.deploy(&sleeping("sleeper")).await;
+    assert_eq!(count(&bench, "sleeper").await, 1);
+    let id = has_tier(&bench, "sleeper", "running").await;
+    ledger.holds(pid(&bench, "sleeper").await, 1 << 20);
+    bench.says("sleeper", "NotSuspended").await;
+    assert_eq!(ledger.moves(), 0);
+    assert_eq!(count(&bench, "sleeper").await, 2, "it serves");
+    ledger.tells(Tells::All);
+    assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id);
+    assert_eq!(count(&bench, "sleeper").await, 3);
+    ledger.assert_right();
+}
+
+#[tokio::test]
+async fn what_is_never_told_the_size_of_is_not_moved_and_that_is_said() {
+    let Some((bench, _plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    ledger.tells(Tells::NoAmounts);
+    bench.site.hub.deploy(&sleeping("sleeper")).await;
+    assert_eq!(count(&bench, "sleeper").await, 1);
+    ledger.holds(pid(&bench, "sleeper").await, 1 << 20);
+    bench.says("sleeper", "NotSuspended").await;
+    events_tell(&bench, &["NotSuspended", "is not told"]).await;
+    assert_eq!(count(&bench, "sleeper").await, 1, "it began anew");
+    assert_eq!(ledger.moves(), 0);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::devices::{Devices, ResourceName};
 use tombolo_agent_core::supervision::{InstanceId, Request};
-use tombolo_agent_devices::{Accelerator, AcceleratorError, Pid};
+use tombolo_agent_devices::{Accelerator, AcceleratorError, Held, Pid};
 use tombolo_router::Stage;
 
 use super::{Executor, Inner, Outcome, lock};
@@ -113,7 +113,7 @@ async fn suspend(inner: &Inner, occupant: &Occupant, room_bytes: u64) -> Result<
     let Occupant { instance, pid, devices, memory_limit } = occupant;
     let movers = movers(inner, occupant).await?;
     let all = processes(*pid).map_err(|error| SuspendError::Failed(error.to_string()))?;
-    let held = held_bytes(&movers, &all).await;
+    let held = held_bytes(&movers, &all).await?;
     reserve(inner, instance, held, room_bytes)?;
     let memory_bytes = memory_limit.map(|limit| limit.saturating_add(held).saturating_add(LIMIT_SPARE));
     let begin = Request::BeginMove { id: instance.clone(), moved_bytes: held, memory_bytes };
@@ -194,7 +194,10 @@ async fn restore(inner: &Inner, occupant: &Occupant) -> Result<(), RestoreError>
 }
 
 /// The plugins of all the instance's devices; each must be able to move processes, or others could not have its devices.
-async fn movers(inner: &Inner, occupant: &Occupant) -> Result<Vec<Accelerator>, SuspendError> {
+async fn movers<'a>(
+    inner: &Inner,
+    occupant: &'a Occupant,
+) -> Result<Vec<(&'a ResourceName, Accelerator)>, SuspendError> {
     let none = || SuspendError::Cannot("this node has no device plugins".into());
     let allocator = inner.tools.devices.as_ref().ok_or_else(none)?;
     let mut movers = Vec::new();
@@ -205,7 +208,7 @@ async fn movers(inner: &Inner, occupant: &Occupant) -> Result<Vec<Accelerator>, 
         };
         match described {
             Ok((mover, abilities)) => match abilities.suspend {
-                Ok(()) => movers.push(mover),
+                Ok(()) => movers.push((resource, mover)),
                 Err(why) => return Err(SuspendError::Cannot(format!("{resource}: {why}"))),
             },
             Err(AcceleratorError::Cannot(why)) => {
@@ -274,17 +277,37 @@ async fn carry(
     }
 }
 
-/// What the processes hold on devices, as far as plugins tell.
-async fn held_bytes(movers: &[Accelerator], processes: &BTreeSet<Pid>) -> u64 {
+/// What the processes hold on devices. Who does not know how much that is has no room to promise.
+async fn held_bytes(
+    movers: &[(&ResourceName, Accelerator)],
+    processes: &BTreeSet<Pid>,
+) -> Result<u64, SuspendError> {
     let mut most = 0;
-    for mover in movers {
-        let Ok(mut usage) = mover.usage().await else { continue };
-        let Ok(held) = usage.next().await else { continue };
-        let own = held.iter().filter(|held| processes.contains(&held.process));
+    for (resource, mover) in movers {
+        let told = match mover.usage().await {
+            Ok(mut usage) => usage.next().await,
+            Err(error) => Err(error),
+        };
+        let told = told.map_err(|error| {
+            let why = format!("{resource}: how much memory its processes hold is not told: {error}");
+            match error {
+                AcceleratorError::Cannot(_) => SuspendError::Cannot(why),
+                _ => SuspendError::NotNow(why),
+            }
+        })?;
         // Plugins of several resources each tell of all processes.
-        most = most.max(own.filter_map(|held| held.bytes).sum());
+        most = most.max(bytes_of(&told, processes).map_err(|Pid(pid)| {
+            let why = format!("{resource}: how much memory process {pid} holds is not told");
+            SuspendError::Cannot(why)
+        })?);
     }
-    most
+    Ok(most)
+}
+
+/// What the processes hold of all that is told, or the one of which that is not told.
+fn bytes_of(told: &[Held], processes: &BTreeSet<Pid>) -> Result<u64, Pid> {
+    let own = told.iter().filter(|held| processes.contains(&held.process));
+    own.map(|held| held.bytes.ok_or(held.process)).sum()
 }
 
 /// Nothing of the instance is in the node's memory any more: it has the limit of its revision again.
@@ -330,6 +353,14 @@ mod tests {
         let found = processes(me.cast_signed()).unwrap();
         assert!(found.contains(&Pid(me)));
         assert!(processes(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn what_is_not_told_of_one_process_is_not_taken_for_nothing() {
+        let held = |pid, bytes| Held { process: Pid(pid), device: "0".into(), bytes };
+        let told = [held(1, Some(5)), held(1, Some(7)), held(2, Some(1)), held(3, None)];
+        assert_eq!(bytes_of(&told, &[Pid(1), Pid(2), Pid(4)].into()), Ok(13));
+        assert_eq!(bytes_of(&told, &[Pid(1), Pid(3)].into()), Err(Pid(3)));
     }
 
     #[test]

@@ -25,12 +25,24 @@ struct Books {
     /// How often each was moved out.
     outs: BTreeMap<Pid, u32>,
     no_rooms: u32,
+    tells: Tells,
     /// Moves stop half-way until it is no more.
     is_held_up: bool,
     held_up: u32,
     /// How often those that were held up have died instead of going on.
     cuts: u32,
     wrong: Vec<String>,
+}
+
+/// What is told of the memory that processes hold.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) enum Tells {
+    #[default]
+    All,
+    /// Who holds something, and not how much.
+    NoAmounts,
+    /// The driver does not answer.
+    NotNow,
 }
 
 impl Books {
@@ -65,6 +77,10 @@ impl Ledger {
         let mut books = self.books();
         books.here.insert(pid);
         books.sizes.insert(pid, bytes);
+    }
+
+    pub(super) fn tells(&self, tells: Tells) {
+        self.books().tells = tells;
     }
 
     /// From now on no more fits.
@@ -169,10 +185,13 @@ impl Accelerator for Ledger {
 
     fn usage(&self) -> Result<Vec<Held>, UsageError> {
         let books = self.books();
+        if books.tells == Tells::NotNow {
+            return Err(UsageError::NotNow("the driver does not answer".into()));
+        }
         let held = |pid: &Pid| Held {
             process: *pid,
             device: "eye".parse().expect("an id"),
-            bytes: Some(books.size(*pid)),
+            bytes: (books.tells == Tells::All).then(|| books.size(*pid)),
         };
         Ok(books.here.iter().map(held).collect())
     }
