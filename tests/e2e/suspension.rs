@@ -299,6 +299,11 @@ async fn what_is_moved_waits_until_it_is_told_how_much_that_is() {
     assert_eq!(ledger.moves(), 0);
     assert_eq!(count(&bench, "sleeper").await, 2, "it serves");
     ledger.tells(Tells::All);
+    until("it to be moved", 60, || async {
+        let moves = ledger.moves();
+        if moves > 0 { Ok(()) } else { Err(moves) }
+    })
+    .await;
     assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id);
     assert_eq!(count(&bench, "sleeper").await, 3);
     ledger.assert_right();
@@ -315,6 +320,31 @@ async fn what_is_never_told_the_size_of_is_not_moved_and_that_is_said() {
     events_tell(&bench, &["NotSuspended", "is not told"]).await;
     assert_eq!(count(&bench, "sleeper").await, 1, "it began anew");
     assert_eq!(ledger.moves(), 0);
+}
+
+/// Also what is begun while others are moved: a child whose state stayed away would hang for good.
+#[tokio::test]
+async fn one_that_cannot_be_moved_now_has_all_its_processes_back() {
+    let Some((bench, _plugin, ledger)) = bench(&["eye0"], 1).await else { return };
+    bench.site.hub.deploy(&sleeping("sleeper")).await;
+    let id = has_tier(&bench, "sleeper", "running").await;
+    ledger.bears(Some(pid(&bench, "sleeper").await));
+    bench.says("sleeper", "NotSuspended").await;
+    until("all its processes to be back", 60, || async {
+        let away = ledger.away();
+        if away.is_empty() { Ok(()) } else { Err(away) }
+    })
+    .await;
+    ledger.bears(None);
+    until("the program and its children to be away", 60, || async {
+        let away = ledger.away();
+        if away.len() > 1 { Ok(()) } else { Err(away) }
+    })
+    .await;
+    assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id);
+    assert!(bench.node.answer("sleeper", "/count").await.is_ok());
+    assert!(tiers(&bench, "sleeper").await.contains_key(&id));
+    ledger.assert_right();
 }
 
 #[tokio::test]

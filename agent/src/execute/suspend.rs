@@ -119,14 +119,15 @@ async fn suspend(inner: &Inner, occupant: &Occupant, room_bytes: u64) -> Result<
     let begin = Request::BeginMove { id: instance.clone(), moved_bytes: held, memory_bytes };
     let supervisor = &inner.tools.supervisor;
     supervisor.call(begin).await?;
-    let result = match move_out(inner, occupant).await {
+    let mut looks = Looks::default();
+    let result = match move_out(inner, occupant, &mut looks).await {
         Ok(()) => supervisor.call(Request::Suspend { id: instance.clone() }).await.map_err(Into::into),
         Err(error) => Err(error),
     };
     let Err(error) = result else { return Ok(held) };
     for resource in devices.keys() {
         // Those that were not moved have nothing to be given back.
-        if let Err(undoing) = carry(inner, resource, Way::Back, &all, ABSENCE_MAX).await {
+        if let Err(undoing) = carry(inner, resource, Way::Back, &looks.asked, ABSENCE_MAX).await {
             return Err(SuspendError::Failed(format!("{error}; and that cannot be undone: {undoing}")));
         }
     }
@@ -170,7 +171,7 @@ async fn restore(inner: &Inner, occupant: &Occupant) -> Result<(), RestoreError>
     let mut back = Vec::new();
     for resource in devices.keys() {
         let error = match carry(inner, resource, Way::Back, &processes, Duration::ZERO).await {
-            Ok(()) => {
+            Ok(_) => {
                 back.push(resource);
                 continue;
             }
@@ -220,28 +221,62 @@ async fn movers<'a>(
     Ok(movers)
 }
 
-/// Also moves the processes that were begun meanwhile.
-async fn move_out(inner: &Inner, occupant: &Occupant) -> Result<(), SuspendError> {
-    let mut moved = BTreeSet::new();
-    for _ in 0..LOOKS_MAX {
+/// Also moves the processes that were begun meanwhile. `looks` has all that may have been moved, also where that fails.
+async fn move_out(inner: &Inner, occupant: &Occupant, looks: &mut Looks) -> Result<(), SuspendError> {
+    loop {
         let all = processes(occupant.pid).map_err(|error| SuspendError::Failed(error.to_string()))?;
-        if all.is_subset(&moved) {
-            break;
+        if !looks.found(&all)? {
+            return Ok(());
         }
+        let mut moved = BTreeSet::new();
         for resource in occupant.devices.keys() {
-            let why = match carry(inner, resource, Way::Out, &all, ABSENCE_MAX).await {
-                Ok(()) => continue,
-                Err(error) => (format!("{resource}: {error}"), error),
-            };
-            return Err(match why {
-                (why, AcceleratorError::Cannot(_)) => SuspendError::Cannot(why),
-                (why, AcceleratorError::Absent(_)) => SuspendError::NotNow(why),
-                (why, _) => SuspendError::Failed(why),
-            });
+            let now = carry(inner, resource, Way::Out, &all, ABSENCE_MAX).await;
+            moved.extend(now.map_err(|error| not_moved(resource, &error))?);
         }
-        moved = all;
+        if !looks.moved(&moved) {
+            return Ok(());
+        }
     }
-    Ok(())
+}
+
+/// Looks for processes that are to be moved, until one finds none that may have something yet.
+#[derive(Debug, Default)]
+struct Looks {
+    made: usize,
+    /// All processes that a plugin was asked to move, and those before the last look.
+    asked: BTreeSet<Pid>,
+    before: BTreeSet<Pid>,
+}
+
+impl Looks {
+    /// Whether what a look found is to be moved.
+    fn found(&mut self, all: &BTreeSet<Pid>) -> Result<bool, SuspendError> {
+        if all.is_subset(&self.asked) {
+            return Ok(false);
+        }
+        if self.made == LOOKS_MAX {
+            return Err(SuspendError::NotNow("it begins new processes faster than they are moved".into()));
+        }
+        self.made += 1;
+        self.before.clone_from(&self.asked);
+        self.asked.extend(all);
+        Ok(true)
+    }
+
+    /// These had something: whether there is to be another look. A shell that begins programs all the time has new ones at each,
+    /// which have nothing.
+    fn moved(&self, moved: &BTreeSet<Pid>) -> bool {
+        self.made == 1 || !moved.is_subset(&self.before)
+    }
+}
+
+fn not_moved(resource: &ResourceName, error: &AcceleratorError) -> SuspendError {
+    let why = format!("{resource}: {error}");
+    match error {
+        AcceleratorError::Cannot(_) => SuspendError::Cannot(why),
+        AcceleratorError::Absent(_) => SuspendError::NotNow(why),
+        _ => SuspendError::Failed(why),
+    }
 }
 
 /// Where what processes have goes.
@@ -251,21 +286,22 @@ enum Way {
     Back,
 }
 
-/// Has a resource's plugin move what the processes have. One that is not there is waited for, for as long as `absence`.
+/// Has a resource's plugin move what the processes have, and gives those that have something. One that is not there is waited for,
+/// for as long as `absence`.
 async fn carry(
     inner: &Inner,
     resource: &ResourceName,
     way: Way,
     processes: &BTreeSet<Pid>,
     absence: Duration,
-) -> Result<(), AcceleratorError> {
+) -> Result<BTreeSet<Pid>, AcceleratorError> {
     let began = Instant::now();
     let none = || AcceleratorError::Cannot("this node has no device plugins".into());
     let allocator = inner.tools.devices.as_ref().ok_or_else(none)?;
     loop {
         let moved = match (allocator.accelerator(resource).await, way) {
-            (Ok(mover), Way::Out) => mover.suspend(processes).await.map(drop),
-            (Ok(mover), Way::Back) => mover.resume(processes).await.map(drop),
+            (Ok(mover), Way::Out) => mover.suspend(processes).await.map(|suspended| suspended.moved),
+            (Ok(mover), Way::Back) => mover.resume(processes).await,
             (Err(error), _) => Err(error),
         };
         match moved {
@@ -361,6 +397,42 @@ mod tests {
         let told = [held(1, Some(5)), held(1, Some(7)), held(2, Some(1)), held(3, None)];
         assert_eq!(bytes_of(&told, &[Pid(1), Pid(2), Pid(4)].into()), Ok(13));
         assert_eq!(bytes_of(&told, &[Pid(1), Pid(3)].into()), Err(Pid(3)));
+    }
+
+    /// Looks find these one after the other, the last again and again; of all, these have something. Whether it ends well.
+    fn moves(found: &[&[u32]], having: &[u32]) -> (Result<(), SuspendError>, Looks) {
+        let set = |pids: &[u32]| pids.iter().copied().map(Pid).collect::<BTreeSet<_>>();
+        let mut looks = Looks::default();
+        loop {
+            let all = set(found[looks.made.min(found.len() - 1)]);
+            match looks.found(&all) {
+                Ok(true) if looks.moved(&all.intersection(&set(having)).copied().collect()) => {}
+                Ok(_) => return (Ok(()), looks),
+                Err(error) => return (Err(error), looks),
+            }
+        }
+    }
+
+    #[test]
+    fn processes_that_are_begun_under_way_are_moved_and_brought_back_as_well() {
+        for (found, looks_made) in [(&[&[1_u32, 3][..], &[1, 2]][..], 2), (&[&[1, 2, 3]], 1)] {
+            let (result, looks) = moves(found, &[1, 2]);
+            assert!(result.is_ok());
+            assert_eq!((looks.asked, looks.made), ([1, 2, 3].map(Pid).into(), looks_made));
+        }
+    }
+
+    #[test]
+    fn a_function_whose_every_look_finds_something_new_is_not_taken_for_moved() {
+        let all: Vec<u32> = (1..100).collect();
+        let found: Vec<&[u32]> = (1..100).map(|count| &all[..count]).collect();
+        let (result, looks) = moves(&found, &all);
+        assert!(matches!(result, Err(SuspendError::NotNow(_))), "{result:?}");
+        assert_eq!(looks.asked.len(), LOOKS_MAX, "all that was asked for comes back");
+        // One that begins programs without anything on the device is moved when its own are.
+        let (result, looks) = moves(&found, &[1]);
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(looks.made, 2);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tombolo_device_sdk::{Abilities, Accelerator, Held, MoveError, Pid, Suspended, UsageError};
@@ -26,6 +28,8 @@ struct Books {
     outs: BTreeMap<Pid, u32>,
     no_rooms: u32,
     tells: Tells,
+    /// A process of the namespace in which each move out begins another one.
+    bears: Option<Pid>,
     /// Moves stop half-way until it is no more.
     is_held_up: bool,
     held_up: u32,
@@ -83,6 +87,16 @@ impl Ledger {
         self.books().tells = tells;
     }
 
+    /// From now on a process is begun beside `pid` while it is moved out; none any more without.
+    pub(super) fn bears(&self, pid: Option<i64>) {
+        self.books().bears = pid.map(named);
+    }
+
+    /// Whose states are not on the device.
+    pub(super) fn away(&self) -> BTreeSet<Pid> {
+        self.books().away.clone()
+    }
+
     /// From now on no more fits.
     pub(super) fn has_room_for(&self, bytes: u64) {
         self.books().capacity = Some(bytes);
@@ -126,6 +140,18 @@ fn named(pid: i64) -> Pid {
     Pid::try_from(u32::try_from(pid).expect("a pid")).expect("a pid")
 }
 
+/// Begins a process in the pid namespace of `pid`, which ends with it.
+fn bear(pid: Pid) {
+    let mut command = Command::new("nsenter");
+    let script = "echo begun; exec sleep 3600";
+    command.args(["--target", &pid.to_string(), "--pid", "sh", "-c", script]).stdout(Stdio::piped());
+    let mut begun = command.spawn().expect("util-linux is there");
+    let told = BufReader::new(begun.stdout.take().expect("it was asked for")).lines().next();
+    assert!(matches!(told, Some(Ok(line)) if line == "begun"));
+    // It is waited for by nobody: it ends with the test at the latest.
+    drop(begun);
+}
+
 /// The driver moves from inside the process.
 fn is_frozen(pid: Pid) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -149,6 +175,7 @@ impl Accelerator for Ledger {
     fn suspend(&self, processes: &BTreeSet<Pid>) -> Result<Suspended, MoveError> {
         self.half_way()?;
         let mut books = self.books();
+        books.bears.into_iter().for_each(bear);
         let mut freed = 0;
         for pid in processes {
             if is_frozen(*pid) {
