@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tombolo_agent_core::devices::{Devices, ResourceName};
 use tombolo_cdi::{Cache, ContainerEdits, QualifiedName, Unresolved};
+use tonic::Status;
 
 use crate::accelerator::{Accelerator, AcceleratorError};
 use crate::edits::{self, Answer, EditsError};
@@ -63,15 +64,28 @@ impl Allocator {
 
     /// Has every plugin prepare its part of `devices`, before a container is made that has them.
     pub async fn allocate(&self, devices: &Devices) -> Result<Given, AllocateError> {
+        self.ask(devices, true).await
+    }
+
+    /// The same for a container that runs with them: no plugin is told that it is about to start.
+    pub async fn allocate_again(&self, devices: &Devices) -> Result<Given, AllocateError> {
+        self.ask(devices, false).await
+    }
+
+    async fn ask(&self, devices: &Devices, is_about_to_start: bool) -> Result<Given, AllocateError> {
         let connected = self.connected.borrow().clone();
         let mut given = Answer::default();
         for (resource, ids) in devices {
             let (_, plugin) =
                 connected.get(resource).cloned().ok_or_else(|| AllocateError::Absent(resource.clone()))?;
-            let response = plugin.allocate(ids).await.map_err(|status| AllocateError::Refused {
+            let refused = |status: Status| AllocateError::Refused {
                 resource: resource.clone(),
                 why: status.message().to_owned(),
-            })?;
+            };
+            let response = plugin.clone().allocate(ids).await.map_err(refused)?;
+            if is_about_to_start {
+                plugin.pre_start(ids).await.map_err(refused)?;
+            }
             let unfit = |source| AllocateError::Unfit { resource: resource.clone(), source };
             let answer = edits::answer(response).map_err(unfit)?;
             given.edits.append(answer.edits);

@@ -118,23 +118,30 @@ impl Plugin {
         }
     }
 
-    /// Has the plugin prepare `devices` for a container that is about to be made.
+    /// Has the plugin prepare `devices` for a container.
     pub(crate) async fn allocate(
         mut self,
         devices: &BTreeSet<DeviceId>,
     ) -> Result<ContainerAllocateResponse, Status> {
-        let devices_ids: Vec<String> = devices.iter().map(|id| id.0.clone()).collect();
-        let request = ContainerAllocateRequest { devices_ids: devices_ids.clone() };
+        let request = ContainerAllocateRequest { devices_ids: names(devices) };
         let request = AllocateRequest { container_requests: vec![request] };
         let answer = bounded(ALLOCATE_TIMEOUT, self.client.allocate(request)).await?;
         let first = answer.into_inner().container_responses.into_iter().next();
-        let given = first.ok_or_else(|| Status::internal("the plugin answered with no container"))?;
+        first.ok_or_else(|| Status::internal("the plugin answered with no container"))
+    }
+
+    /// Tells the plugin that a container with `devices` is about to start, if it wants to know. It may reset them.
+    pub(crate) async fn pre_start(mut self, devices: &BTreeSet<DeviceId>) -> Result<(), Status> {
         if self.options.pre_start_required {
-            let request = PreStartContainerRequest { devices_ids };
+            let request = PreStartContainerRequest { devices_ids: names(devices) };
             bounded(PRE_START_TIMEOUT, self.client.pre_start_container(request)).await?;
         }
-        Ok(given)
+        Ok(())
     }
+}
+
+fn names(devices: &BTreeSet<DeviceId>) -> Vec<String> {
+    devices.iter().map(|id| id.0.clone()).collect()
 }
 
 async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

@@ -425,6 +425,10 @@ async fn what_a_plugin_answers_becomes_an_edit_of_the_container() {
     std::fs::write(cdi.join("c.json"), spec).expect("a file");
     let given = node.allocator.allocate(&devices("a")).await.expect("all is described");
     assert_eq!(plugin.called(), ["allocate a", "start a", "allocate a", "start a"]);
+    // One that runs is not about to start: the plugin might reset the device under it.
+    let again = node.allocator.allocate_again(&devices("a")).await.expect("it is given");
+    assert_eq!(again, given);
+    assert_eq!(plugin.called().last().map(String::as_str), Some("allocate a"));
     assert_eq!(given.annotations["k"], "v");
     let mut config = serde_json::json!({});
     given.edits.apply(&mut config).expect("it can be applied");

@@ -61,13 +61,15 @@ pub(crate) fn devices_of(record: &InstanceRecord) -> Devices {
 /// Has plugins prepare `devices`; what the container gets for them.
 pub(super) async fn allocate(allocator: Option<&Allocator>, devices: &Devices) -> Result<Given, Trouble> {
     let Some(allocator) = allocator.filter(|_| !devices.is_empty()) else { return Ok(Given::default()) };
-    allocator.allocate(devices).await.map_err(|error| {
-        let reason = match &error {
-            AllocateError::Absent(_) => NOT_READY,
-            _ => "DeviceAllocationFailed",
-        };
-        Trouble::new(reason, with_causes(&error))
-    })
+    allocator.allocate(devices).await.map_err(not_given)
+}
+
+fn not_given(error: AllocateError) -> Trouble {
+    let reason = match &error {
+        AllocateError::Absent(_) => NOT_READY,
+        _ => "DeviceAllocationFailed",
+    };
+    Trouble::new(reason, with_causes(&error))
 }
 
 /// Makes what is given part of `config`.
@@ -130,7 +132,10 @@ impl Kept {
 
 /// Has plugins prepare `devices` once more, and gives the running container the nodes that they answer. Whether they are others.
 async fn refit(inner: &Inner, instance: &InstanceId, devices: &Devices) -> Result<bool, Trouble> {
-    let given = allocate(inner.tools.devices.as_ref(), devices).await?;
+    let given = match inner.tools.devices.as_ref().filter(|_| !devices.is_empty()) {
+        Some(allocator) => allocator.allocate_again(devices).await.map_err(not_given)?,
+        None => Given::default(),
+    };
     let dir = launch::bundle_dir(&inner.tools.run_dir, instance);
     let kept = Kept::read(&dir).map_err(|error| Trouble::of_io("read", &dir.join(GIVEN), &error))?;
     if !kept.has_the_same_beside_nodes(&given.edits) {
