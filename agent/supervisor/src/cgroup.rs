@@ -96,6 +96,12 @@ impl Hierarchies {
         Ok(Self { unified: false, roots: mounts.lines().filter_map(v1_hierarchy).collect() })
     }
 
+    /// As on cgroup v2, whatever this machine has.
+    #[cfg(test)]
+    pub(crate) fn unified_at(root: &Path) -> Self {
+        Self { unified: true, roots: vec![(root.to_owned(), Vec::new())] }
+    }
+
     pub(crate) fn is_unified(&self) -> bool {
         self.unified
     }

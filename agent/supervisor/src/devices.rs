@@ -48,6 +48,11 @@ impl Fitted {
         }
     }
 
+    /// Whether it has any but what every container has.
+    pub(crate) fn has_devices(&self) -> bool {
+        !self.nodes.is_empty() || self.rules.iter().any(LinuxDeviceCgroup::allow)
+    }
+
     /// What it has if it may have either.
     pub(crate) fn united(&self, other: &Self) -> Self {
         let mut all = self.clone();

@@ -229,7 +229,12 @@ fn restrict_devices(
         return devices::withdraw_defaults(fitted, hierarchies, cgroup).map_err(CreateError::Devices);
     }
     if let Err(error) = devices::restrict(&Fitted::default(), fitted, hierarchies, cgroup) {
-        *limitation = Some(format!("containers may open any device that is in their /dev: {error}"));
+        if fitted.has_devices() {
+            return Err(CreateError::Devices(error));
+        }
+        *limitation = Some(format!(
+            "containers that ask for devices are refused, which ones they open cannot be limited: {error}"
+        ));
     }
     Ok(())
 }
@@ -351,4 +356,32 @@ fn build(id: &str, stdio: Stdio, start_hooks: Vec<Hook>) -> Result<i32, CreateEr
         .as_sibling(true)
         .build()?;
     Ok(container.pid().ok_or(CreateError::NoProcess)?.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn where_devices_cannot_be_limited_nobody_is_given_any() {
+        let nowhere = tempfile::tempdir().unwrap();
+        let unified = Hierarchies::unified_at(nowhere.path());
+        let cgroup = CgroupPath::try_from(PathBuf::from("a")).unwrap();
+        let mut fitted = Fitted { rules: vec![nothing()], ..Fitted::default() };
+        let mut limitation = None;
+        restrict_devices(&fitted, &unified, &cgroup, &mut limitation).unwrap();
+        assert!(limitation.unwrap().contains("No such file"));
+        let mut camera = nothing();
+        camera.set_allow(true);
+        fitted.rules.push(camera);
+        let refused = restrict_devices(&fitted, &unified, &cgroup, &mut None).unwrap_err();
+        assert_eq!(refused.to_string(), "cannot limit which devices it may open");
+        assert!(refused.source().is_some());
+        // One whose node has no access by the rules of its cgroup.
+        fitted.rules.pop();
+        fitted.nodes.push(oci_spec::runtime::LinuxDevice::default());
+        assert!(restrict_devices(&fitted, &unified, &cgroup, &mut None).is_err());
+    }
 }
