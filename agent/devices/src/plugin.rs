@@ -28,8 +28,9 @@ const PREFERENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an allocation may take; the kubelet sets no end to it. Plugins load firmware in it.
 const ALLOCATE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Devices of one resource. A GPU shared by the gibibyte has a few hundred.
-const DEVICES_MAX: usize = 4096;
+/// Devices of one resource: more than a message of gRPC's usual 4 MiB has room for, if they have names of any length. Eight GPUs
+/// of 141 GiB in the smallest pieces, of 64 MiB, are 18,000.
+pub(crate) const DEVICES_MAX: usize = 65_536;
 
 /// NUMA nodes of one device.
 const NUMA_MAX: usize = 64;
@@ -152,21 +153,50 @@ async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Status
 
 /// What a list says. Devices that cannot be named are left out.
 fn devices(resource: &ResourceName, list: ListAndWatchResponse) -> BTreeMap<DeviceId, Device> {
-    let named = list.devices.len();
+    let listed = list.devices.len();
+    if listed > DEVICES_MAX {
+        tracing::warn!(%resource, listed, "a device plugin lists more than {DEVICES_MAX} devices, the rest is left out");
+    }
     let is_named = |device: &api::Device| (1..=DEVICE_ID_CHARS_MAX).contains(&device.id.chars().count());
     let device = |device: api::Device| {
         let nodes = device.topology.into_iter().flat_map(|topology| topology.nodes).take(NUMA_MAX);
         let numa = nodes.filter_map(|node| u32::try_from(node.id).ok()).collect();
         (DeviceId(device.id), Device { healthy: device.health == HEALTHY, numa })
     };
-    let devices: BTreeMap<_, _> =
-        list.devices.into_iter().filter(is_named).take(DEVICES_MAX).map(device).collect();
-    if devices.len() < named {
+    let looked_at = list.devices.into_iter().take(DEVICES_MAX);
+    let devices: BTreeMap<_, _> = looked_at.filter(is_named).map(device).collect();
+    let left_out = listed.min(DEVICES_MAX) - devices.len();
+    if left_out > 0 {
         tracing::warn!(
             %resource,
-            left_out = named - devices.len(),
-            "devices without a name of at most {DEVICE_ID_CHARS_MAX} characters, twice the same, or more than {DEVICES_MAX}"
+            left_out,
+            "devices without a name of at most {DEVICE_ID_CHARS_MAX} characters, or twice the same"
         );
     }
     devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(ids: impl Iterator<Item = String>) -> BTreeMap<DeviceId, Device> {
+        let device = |id| api::Device { id, health: HEALTHY.into(), topology: None };
+        let list = ListAndWatchResponse { devices: ids.map(device).collect() };
+        devices(&ResourceName("a.example/x".into()), list)
+    }
+
+    #[test]
+    fn the_smallest_pieces_of_many_gpus_are_all_counted() {
+        let gpus = 0..8;
+        let pieces = gpus.flat_map(|gpu| (0..2256).map(move |number| format!("GPU-{gpu}/64Mi/{number}")));
+        assert_eq!(listed(pieces).len(), 8 * 2256);
+    }
+
+    #[test]
+    fn what_cannot_be_named_and_what_has_no_end_is_left_out() {
+        let odd = ["a", "a", "", &"x".repeat(DEVICE_ID_CHARS_MAX + 1)].map(str::to_owned);
+        assert_eq!(listed(odd.into_iter()).into_keys().collect::<Vec<_>>(), [DeviceId("a".into())]);
+        assert_eq!(listed((0..DEVICES_MAX + 5).map(|id| id.to_string())).len(), DEVICES_MAX);
+    }
 }

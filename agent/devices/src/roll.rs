@@ -21,7 +21,7 @@ use tombolo_agent_core::devices::{
 };
 use tonic::Status;
 
-use crate::plugin::Plugin;
+use crate::plugin::{DEVICES_MAX, Plugin};
 
 /// How long the devices of a plugin that has gone stay in the node's capacity. As the kubelet.
 const FORGET_AFTER: Duration = Duration::from_millis(PLUGIN_WAIT_MS);
@@ -34,7 +34,7 @@ const ASKED_MAX: usize = 64;
 
 /// Devices of one resource that are remembered while they are away. Those of a machine whose devices never have the same id
 /// twice would be ever more.
-const AWAY_MAX: usize = 4096;
+const AWAY_MAX: usize = DEVICES_MAX;
 
 /// The plugins that can be called, by resource, with the number of their registration.
 pub(crate) type Connected = Arc<BTreeMap<ResourceName, (u64, Plugin)>>;
