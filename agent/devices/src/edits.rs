@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ pub enum EditsError {
     #[error("there are more than {DIRECTORY_ENTRIES_MAX} files below {0}: name the devices themselves")]
     TooMany(String),
     #[error("cannot look at {path} of the host: {source}")]
-    Look { path: PathBuf, source: std::io::Error },
+    Look { path: PathBuf, source: io::Error },
 }
 
 /// One plugin's answer.
@@ -81,10 +82,18 @@ fn add_device(device: &DeviceSpec, nodes: &mut Vec<DeviceNode>) -> Result<(), Ed
     let mut seen = 1;
     while let Some((host, inside, depth)) = pending.pop() {
         let look = |source| EditsError::Look { path: host.clone(), source };
-        let metadata = fs::metadata(&host).map_err(look)?;
+        let metadata = match fs::metadata(&host) {
+            // A link that leads nowhere, or what has gone since it was seen: it is no device.
+            Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => continue,
+            found => found.map_err(look)?,
+        };
         let kind = metadata.file_type();
         if kind.is_dir() && depth < DIRECTORY_DEPTH_MAX {
-            for entry in fs::read_dir(&host).map_err(look)?.flatten() {
+            let entries = match fs::read_dir(&host) {
+                Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => continue,
+                found => found.map_err(look)?,
+            };
+            for entry in entries.flatten() {
                 seen += 1;
                 if seen > DIRECTORY_ENTRIES_MAX {
                     return Err(EditsError::TooMany(device.host_path.clone()));

@@ -452,6 +452,9 @@ async fn a_directory_of_devices_is_given_whole_and_what_is_missing_is_named() {
     std::fs::create_dir_all(directory.join("bus")).expect("directories");
     std::os::unix::fs::symlink("/dev/null", directory.join("bus/1")).expect("a link");
     std::fs::write(directory.join("no-device"), "").expect("a file");
+    // What leads nowhere is no device; the drivers of what was unplugged leave such links.
+    std::os::unix::fs::symlink("/dev/no-such-device", directory.join("bus/2")).expect("a link");
+    std::os::unix::fs::symlink("nothing", directory.join("gone")).expect("a link");
     let spec = |path: &Path| DeviceSpec {
         container_path: "/dev/usb".into(),
         host_path: path.to_str().expect("text").into(),
