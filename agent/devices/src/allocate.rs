@@ -46,6 +46,11 @@ pub enum AllocateError {
     Unfit { resource: ResourceName, source: EditsError },
     #[error("{0}: is the plugin's or the driver's specification in a directory of devices.cdi_directories?")]
     Unresolved(#[from] Unresolved),
+    #[error(
+        "the device plugin of {resource} names GPUs in NVIDIA_VISIBLE_DEVICES, for NVIDIA's container runtime, and {source}: let \
+         it name CDI devices (DEVICE_LIST_STRATEGY=cdi-cri), or write their specification with `nvidia-ctk cdi generate`"
+    )]
+    ForRuntime { resource: ResourceName, source: Unresolved },
     #[error("CDI specifications cannot be read: a fault of the agent, please report it with the agent's log")]
     Faulty,
 }
@@ -88,19 +93,31 @@ impl Allocator {
             }
             let unfit = |source| AllocateError::Unfit { resource: resource.clone(), source };
             let answer = edits::answer(response).map_err(unfit)?;
+            let has_nodes = !answer.edits.device_nodes.is_empty();
             given.edits.append(answer.edits);
+            match self.resolve(answer.visible).await {
+                Ok(edits) => given.edits.append(edits),
+                Err(AllocateError::Unresolved(why)) if has_nodes => {
+                    tracing::warn!(%resource, %why, "a container gets nodes of NVIDIA GPUs, and not the driver's libraries");
+                }
+                Err(AllocateError::Unresolved(source)) => {
+                    return Err(AllocateError::ForRuntime { resource: resource.clone(), source });
+                }
+                Err(error) => return Err(error),
+            }
             given.cdi.extend(answer.cdi);
             given.annotations.extend(answer.annotations);
         }
-        let Answer { mut edits, cdi, annotations } = given;
-        if !cdi.is_empty() {
-            edits.append(self.resolve(cdi).await?);
-        }
+        let Answer { mut edits, cdi, annotations, .. } = given;
+        edits.append(self.resolve(cdi).await?);
         Ok(Given { edits, annotations })
     }
 
     /// What the specifications say of `names`; they are read again if they have changed.
     async fn resolve(&self, mut names: Vec<QualifiedName>) -> Result<ContainerEdits, AllocateError> {
+        if names.is_empty() {
+            return Ok(ContainerEdits::default());
+        }
         // Named in a field and, for older runtimes, in an annotation too.
         let mut seen = std::collections::BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));

@@ -19,6 +19,14 @@ const MODE: u32 = 0o7777;
 const DIRECTORY_ENTRIES_MAX: usize = 1024;
 const DIRECTORY_DEPTH_MAX: usize = 4;
 
+/// Where NVIDIA's plugin names GPUs for NVIDIA's container runtime, which does the rest: separated by commas, or as the directory
+/// below which it has mounts of their names.
+const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
+const VISIBLE_NONE: [&str; 3] = ["", "none", "void"];
+
+/// The kind of the specification that NVIDIA's tool writes of the same GPUs.
+const VISIBLE_KIND: &str = "nvidia.com/gpu";
+
 /// Why a plugin's answer cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum EditsError {
@@ -41,6 +49,8 @@ pub enum EditsError {
 pub(crate) struct Answer {
     pub(crate) edits: ContainerEdits,
     pub(crate) cdi: Vec<QualifiedName>,
+    /// What is named for a container runtime only, if nothing is named in `cdi`.
+    pub(crate) visible: Vec<QualifiedName>,
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
@@ -67,7 +77,24 @@ pub(crate) fn answer(response: ContainerAllocateResponse) -> Result<Answer, Edit
     answer.annotations = response.annotations.into_iter().collect();
     // As plugins do that are older than the answer's own field for them.
     answer.cdi.extend(asked_for(&answer.annotations)?);
+    if answer.cdi.is_empty() {
+        answer.visible = visible(&answer.edits)?;
+    }
     Ok(answer)
+}
+
+/// The CDI names of the GPUs that NVIDIA's container runtime would give.
+fn visible(edits: &ContainerEdits) -> Result<Vec<QualifiedName>, InvalidName> {
+    let Some(value) = edits.env.iter().find(|variable| variable.name() == VISIBLE) else {
+        return Ok(Vec::new());
+    };
+    let named = |name: &str| format!("{VISIBLE_KIND}={name}").parse();
+    if value.value().starts_with('/') {
+        let below = |mount: &Mount| Some(mount.container_path.strip_prefix(value.value()).ok()?.to_owned());
+        let names = edits.mounts.iter().filter_map(below);
+        return names.map(|name| named(&name.to_string_lossy())).collect();
+    }
+    value.value().split(',').filter(|name| !VISIBLE_NONE.contains(name)).map(named).collect()
 }
 
 fn absolute(path: String) -> Result<PathBuf, EditsError> {

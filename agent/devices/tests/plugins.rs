@@ -444,6 +444,60 @@ async fn what_a_plugin_answers_becomes_an_edit_of_the_container() {
     assert_eq!(config["mounts"][0]["options"], serde_json::json!(["rbind", "rprivate", "ro"]));
 }
 
+/// As NVIDIA's own plugin does with its defaults, and with its strategy `volume-mounts`.
+#[tokio::test]
+async fn gpus_that_are_named_for_nvidias_container_runtime_alone_are_given_by_their_specification() {
+    let directory = "/var/run/nvidia-container-devices";
+    let mount = |name: &str| Mount {
+        container_path: format!("{directory}/{name}"),
+        host_path: "/dev/null".into(),
+        read_only: false,
+    };
+    let mounts = vec![mount("GPU-1"), mount("GPU-2")];
+    for (value, mounts) in [("GPU-1,GPU-2", Vec::new()), (directory, mounts)] {
+        let mut node = Node::start().await;
+        let mut plugin = Behaviour::with("a");
+        plugin.answer.envs = [("NVIDIA_VISIBLE_DEVICES".into(), value.into())].into();
+        plugin.answer.mounts = mounts;
+        let _serving = plugin.serve(&node.plugins(), "x.sock");
+        node.register("x.sock", X, VERSION).await.expect("it is taken");
+        node.has(X, "a").await;
+        let nothing = node.allocator.allocate(&devices("a")).await.expect_err("no GPU would be in there");
+        let nothing = format!("{nothing}");
+        assert!(nothing.contains("nvidia.com/gpu=GPU-1, nvidia.com/gpu=GPU-2"), "{nothing}");
+        assert!(nothing.contains("DEVICE_LIST_STRATEGY=cdi-cri"), "{nothing}");
+        let cdi = node.dir.path().join("cdi");
+        std::fs::create_dir(&cdi).expect("a directory");
+        let spec = r#"{"cdiVersion":"0.6.0","kind":"nvidia.com/gpu","devices":[
+            {"name":"GPU-1","containerEdits":{"env":["ONE=1"]}},
+            {"name":"GPU-2","containerEdits":{"env":["TWO=1"]}}]}"#;
+        std::fs::write(cdi.join("nvidia.json"), spec).expect("a file");
+        let given = node.allocator.allocate(&devices("a")).await.expect("all is described");
+        let env: Vec<_> = given.edits.env.iter().map(ToString::to_string).collect();
+        assert_eq!(env, [&format!("NVIDIA_VISIBLE_DEVICES={value}"), "ONE=1", "TWO=1"]);
+    }
+}
+
+#[tokio::test]
+async fn gpus_that_are_given_otherwise_need_no_specification_of_nvidias() {
+    for value in ["void", "none", "", "GPU-1"] {
+        let mut node = Node::start().await;
+        let mut plugin = Behaviour::with("a");
+        plugin.answer.envs = [("NVIDIA_VISIBLE_DEVICES".into(), value.into())].into();
+        if value == "GPU-1" {
+            let null = || "/dev/null".to_owned();
+            let permissions = "rw".into();
+            plugin.answer.devices =
+                vec![DeviceSpec { container_path: null(), host_path: null(), permissions }];
+        }
+        let _serving = plugin.serve(&node.plugins(), "x.sock");
+        node.register("x.sock", X, VERSION).await.expect("it is taken");
+        node.has(X, "a").await;
+        let given = node.allocator.allocate(&devices("a")).await.expect("nothing is missing");
+        assert_eq!(given.edits.env.len(), 1, "{value}");
+    }
+}
+
 #[tokio::test]
 async fn a_directory_of_devices_is_given_whole_and_what_is_missing_is_named() {
     let mut node = Node::start().await;
