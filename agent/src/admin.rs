@@ -47,6 +47,8 @@ pub(crate) struct Shown {
     /// What the autoscaler decided last.
     pub(crate) decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     pub(crate) usage: Usage,
+    /// What is wrong with the specifications of devices.
+    pub(crate) specifications: watch::Receiver<Arc<Vec<String>>>,
     pub(crate) images: tombolo_oci::Store,
     pub(crate) refusals: watch::Receiver<Refusals>,
     /// The last bundle.
@@ -98,7 +100,8 @@ async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
 }
 
 fn status(shown: &Shown) -> Value {
-    let report = shown.report.borrow().clone();
+    let mut report = shown.report.borrow().clone();
+    report.info.limitations.extend(shown.specifications.borrow().iter().cloned());
     let refusals = shown.refusals.borrow().clone();
     let accepted = shown.accepted.borrow().clone();
     let (now, hub_time) = (now_s(), accepted.as_ref().map(|accepted| accepted.hub_time_s));

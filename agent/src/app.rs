@@ -108,6 +108,7 @@ struct Served {
     report: watch::Receiver<Report>,
     decisions: watch::Receiver<BTreeMap<RevisionKey, Decision>>,
     usage: Usage,
+    specifications: watch::Receiver<Arc<Vec<String>>>,
     images: tombolo_oci::Store,
     ready: watch::Receiver<bool>,
 }
@@ -215,7 +216,7 @@ fn serve(
     let dialer = Dialer::start().context("cannot start the dialling thread")?;
     let wake = supervisor.waker();
     let meter = Arc::new(Meter::new());
-    let Plugins { inventory, choices, allocator, usage, task } = plugins;
+    let Plugins { inventory, choices, allocator, usage, specifications, task } = plugins;
     tasks.lasting("device plugins", task);
     let devices = allocator.as_ref().ok().cloned();
     let store = images.clone();
@@ -269,7 +270,8 @@ fn serve(
     tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
     remember(shared, ready_record, tasks);
     let (report, decisions, ready) = (reports, decided, readiness);
-    Ok(Served { address, executor, tables, meter, report, decisions, usage, images: store, ready })
+    let images = store;
+    Ok(Served { address, executor, tables, meter, report, decisions, usage, specifications, images, ready })
 }
 
 /// Starts what writes down what an agent must still know when it starts again.
@@ -350,7 +352,7 @@ fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, t
     let (received_sender, received) = mpsc::channel(RECEIVED);
     let import = importer(&shared, bundles, received_sender.clone(), served.executor.clone(), tasks);
     let Shared { me, config, keep, session, outbox, floor, identity, accepted, .. } = shared;
-    let Served { tables, meter, report, decisions, usage, images, ready, .. } = served;
+    let Served { tables, meter, report, decisions, usage, specifications, images, ready, .. } = served;
     let (tail_sender, tail_requests) = mpsc::channel(TAIL_REQUESTS);
     let (chunk_sender, chunks) = mpsc::channel(TAIL_CHUNKS);
     let (wanted, refusals) = (watch::Sender::default(), watch::Sender::new(keep.refusals()));
@@ -370,6 +372,7 @@ fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, t
         report: report.clone(),
         decisions,
         usage,
+        specifications: specifications.clone(),
         images,
         refusals: refusals.subscribe(),
         import: import.report.subscribe(),
@@ -384,6 +387,7 @@ fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, t
         accepted: accepted.subscribe(),
         report,
         accelerators,
+        specifications,
         ready,
         refusals: refusals.subscribe(),
         wanted: wanted.subscribe(),
@@ -412,8 +416,7 @@ fn connect(shared: Shared, dir: IdentityDir, bundles: Bundles, served: Served, t
         outbox,
     };
     tasks.lasting("sync", sync.run(received));
-    let enrol = Enrol { me, hub: config.hub, dir, floor, identity, renew, trouble };
-    tasks.lasting("enrolment", enrol.run());
+    tasks.lasting("enrolment", Enrol { me, hub: config.hub, dir, floor, identity, renew, trouble }.run());
     shown
 }
 

@@ -138,6 +138,8 @@ pub(crate) struct Link {
     pub(crate) report: watch::Receiver<Report>,
     /// What is told of accelerators, as a part of the report.
     pub(crate) accelerators: watch::Receiver<Arc<Measurements>>,
+    /// What is wrong with the specifications of devices, for the node's limitations.
+    pub(crate) specifications: watch::Receiver<Arc<Vec<String>>>,
     /// Whether the report says what is: not before the agent has found its instances.
     pub(crate) ready: watch::Receiver<bool>,
     pub(crate) refusals: watch::Receiver<Refusals>,

@@ -21,6 +21,8 @@ pub(crate) struct Plugins {
     pub(crate) allocator: Result<Allocator, String>,
     /// What instances hold of accelerators' memory, and how these are.
     pub(crate) usage: Usage,
+    /// What is wrong with the specifications of devices, for the node's limitations.
+    pub(crate) specifications: watch::Receiver<Arc<Vec<String>>>,
     /// Does not end by itself.
     pub(crate) task: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -32,6 +34,7 @@ impl Plugins {
         let choices = watch::Sender::default();
         let uses = watch::Sender::default();
         let accelerators = watch::Sender::default();
+        let (wrong, specifications) = watch::channel(Arc::default());
         let usage = Usage {
             uses: uses.subscribe(),
             overuses: Arc::default(),
@@ -48,10 +51,12 @@ impl Plugins {
                 let held = uses.subscribe();
                 let telling = usage::tell_accelerators(inspections, held, accelerators, figures_pause);
                 let finding = usage::find_instances(tellings, uses);
+                let watching = allocator.clone().watch_specifications(wrong);
                 let task = async move {
-                    tokio::join!(serving, following, finding, inspecting, telling);
+                    tokio::join!(serving, following, finding, inspecting, telling, watching);
                 };
-                Self { inventory, choices, allocator: Ok(allocator), usage, task: Box::pin(task) }
+                let (allocator, task) = (Ok(allocator), Box::pin(task));
+                Self { inventory, choices, allocator, usage, specifications, task }
             }
             Err(error) => {
                 tracing::warn!(%error, "functions get no devices");
@@ -59,14 +64,15 @@ impl Plugins {
                 let inventory = nothing.subscribe();
                 let task = async move {
                     // Receivers take its end for the agent's.
-                    let _nothing: (watch::Sender<Arc<Inventory>>, watch::Sender<Arc<Uses>>, _) =
-                        (nothing, uses, accelerators);
+                    let _nothing: (watch::Sender<Arc<Inventory>>, watch::Sender<Arc<Uses>>, _, _) =
+                        (nothing, uses, accelerators, wrong);
                     std::future::pending().await
                 };
                 Self {
                     inventory,
                     choices,
                     usage,
+                    specifications,
                     allocator: Err(format!("functions get no devices: {error}")),
                     task: Box::pin(task),
                 }

@@ -205,6 +205,30 @@ pub(super) fn watching(name: &str) -> Function {
     Function::subject(name).env("MODE", "polite").limit(EYE, "1")
 }
 
+/// Not only when the next container needs them.
+#[tokio::test]
+async fn specifications_that_contradict_each_other_are_in_the_nodes_limitations() {
+    let Some(bench) = Bench::without_plugin(&["eye0"], 60).await else { return };
+    let _plugin = Eyes::serve(&bench, None);
+    bench.offers(1).await;
+    let told = "several files describe tests.example/eye=lens";
+    let knows = async |is_told: bool| {
+        until(&format!("{told:?} to be told: {is_told}"), 30, || async {
+            let node = bench.site.hub.api.node("press-7").await.map_err(|error| error.to_string())?;
+            let (hub, agent) = (&node["status"]["info"]["limitations"], bench.node.status().await?);
+            let all = [hub, &agent["limitations"]].map(ToString::to_string);
+            if all.iter().all(|all| all.contains(told) == is_told) { Ok(()) } else { Err(all.concat()) }
+        })
+        .await;
+    };
+    knows(false).await;
+    let cdi = bench.node.dir().join("cdi");
+    fs::copy(cdi.join("eye.json"), cdi.join("again.json")).expect("a file");
+    knows(true).await;
+    fs::remove_file(cdi.join("again.json")).expect("it is there");
+    knows(false).await;
+}
+
 #[tokio::test]
 async fn a_function_opens_the_device_it_was_given_and_no_other_does() {
     let Some(bench) = Bench::start(&["eye0", "eye1"]).await else { return };

@@ -1,31 +1,25 @@
 //! What a container gets for its devices: plugins are asked to prepare them, and what they answer is made into one edit of
 //! `config.json`. Gives none away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tombolo_agent_core::devices::{Devices, ResourceName};
-use tombolo_cdi::{Cache, ContainerEdits, QualifiedName, Unresolved};
+use tombolo_cdi::{ContainerEdits, QualifiedName, Unresolved};
 use tonic::Status;
 
 use crate::accelerator::{Accelerator, AcceleratorError};
 use crate::edits::{self, Answer, EditsError};
 use crate::roll::Connected;
+use crate::specifications::Specifications;
 
 /// Asks for devices. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Allocator {
     pub(crate) connected: watch::Receiver<Connected>,
-    /// Read for the first time when a plugin first names a device in it.
-    cdi: Arc<Mutex<Cdi>>,
-}
-
-#[derive(Debug)]
-struct Cdi {
-    directories: Vec<PathBuf>,
-    cache: Option<Cache>,
+    specifications: Specifications,
 }
 
 /// What a container gets.
@@ -57,7 +51,12 @@ pub enum AllocateError {
 
 impl Allocator {
     pub(crate) fn new(connected: watch::Receiver<Connected>, directories: Vec<PathBuf>) -> Self {
-        Self { connected, cdi: Arc::new(Mutex::new(Cdi { directories, cache: None })) }
+        Self { connected, specifications: Specifications::new(directories) }
+    }
+
+    /// Tells what is wrong with the CDI specifications, a sentence each, whenever that changes; until nobody wants to know.
+    pub async fn watch_specifications(self, told: watch::Sender<Arc<Vec<String>>>) {
+        self.specifications.watch(told).await;
     }
 
     /// What the plugin of `resource` does with processes, whether it can or not.
@@ -119,24 +118,10 @@ impl Allocator {
             return Ok(ContainerEdits::default());
         }
         // Named in a field and, for older runtimes, in an annotation too.
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));
-        let cdi = self.cdi.clone();
-        let resolved = tokio::task::spawn_blocking(move || {
-            let mut cdi = cdi.lock().unwrap_or_else(PoisonError::into_inner);
-            let Cdi { directories, cache } = &mut *cdi;
-            let cache = match cache {
-                Some(cache) => {
-                    cache.refresh();
-                    cache
-                }
-                None => cache.insert(Cache::read(directories)),
-            };
-            for (path, error) in cache.errors() {
-                tracing::warn!(path = %path.display(), %error, "a CDI specification is not used");
-            }
-            cache.edits(&names)
-        });
+        let specifications = self.specifications.clone();
+        let resolved = tokio::task::spawn_blocking(move || specifications.edits(&names));
         Ok(resolved.await.map_err(|_| AllocateError::Faulty)??)
     }
 }

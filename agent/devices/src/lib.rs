@@ -6,6 +6,7 @@
 //!   ├── ListAndWatch, for its life ──── plugin
 //!   ├── GetPreferredAllocation ───────────┘
 //!   ├── Allocate, PreStartContainer ◀── allocate ◀── whoever makes a container
+//!   │                                   └── specifications ── watch<Vec> ──▶ whoever says what is wrong with them
 //!   ├── Suspend, Resume ◀──── accelerator ◀── whoever has processes on accelerators
 //!   └── Usage, Inspect, for its life ──── follow ── watch<Told> ──▶ whoever watches them
 //! ```
@@ -30,6 +31,7 @@ mod plugin;
 mod registration;
 mod roll;
 mod socket;
+mod specifications;
 
 pub use accelerator::{Abilities, Accelerator, AcceleratorError, Held, Pid, Stream, Suspended};
 pub use allocate::{AllocateError, Allocator, Given};

@@ -91,6 +91,7 @@ impl Speaker {
                 changed = link.accepted.changed(), if up => self.due(changed),
                 changed = link.report.changed(), if up => self.due(changed),
                 changed = link.accelerators.changed(), if up => self.due(changed),
+                changed = link.specifications.changed(), if up => self.due(changed),
                 changed = link.ready.changed(), if up => self.due(changed),
                 changed = link.refusals.changed(), if up => self.due(changed),
                 () = self.report_wanted.notified() => {
@@ -240,5 +241,6 @@ fn compose(link: &mut Link) -> Vec<u8> {
     report.serving = link.accepted.borrow().as_ref().map(|accepted| accepted.serving);
     report.refused = link.refusals.borrow_and_update().last.clone();
     report.accelerators = accelerators::reports(&link.accelerators.borrow_and_update(), &report.revisions);
+    report.info.limitations.extend(link.specifications.borrow_and_update().iter().cloned());
     tombolo_agent_core::status::encode_within(&report, CHUNK_MAX)
 }
