@@ -94,8 +94,10 @@ struct Behaviour {
     devices: watch::Sender<&'static str>,
     options: DevicePluginOptions,
     answer: ContainerAllocateResponse,
-    /// Allocate does not return before this is true.
-    ready: watch::Sender<bool>,
+    /// The call of this name does not return as long as it stands here.
+    stuck: watch::Sender<&'static str>,
+    /// Why no container may start, if so.
+    unprepared: Option<&'static str>,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -105,7 +107,8 @@ impl Behaviour {
             devices: watch::Sender::new(devices),
             options: DevicePluginOptions::default(),
             answer: ContainerAllocateResponse::default(),
-            ready: watch::Sender::new(true),
+            stuck: watch::Sender::default(),
+            unprepared: None,
             calls: Arc::default(),
         }
     }
@@ -114,8 +117,22 @@ impl Behaviour {
         self.calls.lock().expect("no panic").clone()
     }
 
-    fn note(&self, call: String) {
-        self.calls.lock().expect("no panic").push(call);
+    /// Notes the call `name`, and returns when it may.
+    async fn pass(&self, name: &str, said: &str) {
+        self.calls.lock().expect("no panic").push(format!("{name}{said}"));
+        self.stuck.subscribe().wait_for(|stuck| *stuck != name).await.expect("it is held here");
+    }
+
+    /// Waits until the call that is stuck is under way.
+    async fn is_stuck(&self) {
+        let stuck = *self.stuck.borrow();
+        tokio::time::timeout(PATIENCE, async {
+            while !self.called().iter().any(|call| call.starts_with(stuck)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("it is called");
     }
 
     /// Serves at `name` in the directory until it is killed.
@@ -163,6 +180,9 @@ impl DevicePlugin for Behaviour {
         &self,
         _: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
+        if *self.stuck.borrow() == "options" {
+            self.pass("options", "").await;
+        }
         Ok(Response::new(self.options))
     }
 
@@ -177,7 +197,8 @@ impl DevicePlugin for Behaviour {
                 health: if letter.is_lowercase() { HEALTHY } else { UNHEALTHY }.into(),
                 topology: Some(TopologyInfo { nodes: vec![NumaNode { id: 1 }] }),
             };
-            let now = *devices.borrow_and_update();
+            let now = *devices.wait_for(|devices| *devices != "never").await.ok()?;
+            devices.mark_unchanged();
             if now == "end" {
                 return None;
             }
@@ -191,7 +212,8 @@ impl DevicePlugin for Behaviour {
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let mut asked = request.into_inner().container_requests.remove(0);
-        self.note(format!("prefer {} of {}", asked.allocation_size, asked.available_device_i_ds.concat()));
+        let said = format!(" {} of {}", asked.allocation_size, asked.available_device_i_ds.concat());
+        self.pass("prefer", &said).await;
         let last = asked.available_device_i_ds.pop().into_iter().collect();
         let response = ContainerPreferredAllocationResponse { device_i_ds: last };
         Ok(Response::new(PreferredAllocationResponse { container_responses: vec![response] }))
@@ -201,8 +223,8 @@ impl DevicePlugin for Behaviour {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
-        self.note(format!("allocate {}", request.into_inner().container_requests[0].devices_ids.concat()));
-        self.ready.subscribe().wait_for(|ready| *ready).await.expect("it is held here");
+        let ids = request.into_inner().container_requests[0].devices_ids.concat();
+        self.pass("allocate", &format!(" {ids}")).await;
         Ok(Response::new(AllocateResponse { container_responses: vec![self.answer.clone()] }))
     }
 
@@ -210,8 +232,11 @@ impl DevicePlugin for Behaviour {
         &self,
         request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
-        self.note(format!("start {}", request.into_inner().devices_ids.concat()));
-        Ok(Response::new(PreStartContainerResponse {}))
+        self.pass("start", &format!(" {}", request.into_inner().devices_ids.concat())).await;
+        match self.unprepared {
+            Some(why) => Err(Status::failed_precondition(why)),
+            None => Ok(Response::new(PreStartContainerResponse {})),
+        }
     }
 }
 
@@ -537,7 +562,7 @@ async fn a_directory_of_devices_is_given_whole_and_what_is_missing_is_named() {
 async fn a_slow_plugin_holds_up_nobody_else_and_one_that_dies_in_a_call_fails_it() {
     let mut node = Node::start().await;
     let (slow, quick) = (Behaviour::with("a"), Behaviour::with("a"));
-    slow.ready.send_replace(false);
+    slow.stuck.send_replace("allocate");
     let serving = slow.serve(&node.plugins(), "slow.sock");
     let _quick = quick.serve(&node.plugins(), "quick.sock");
     node.register("slow.sock", X, VERSION).await.expect("it is taken");
@@ -552,13 +577,7 @@ async fn a_slow_plugin_holds_up_nobody_else_and_one_that_dies_in_a_call_fails_it
         .await
         .expect("at once")
         .expect("it answers");
-    tokio::time::timeout(PATIENCE, async {
-        while slow.called().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("the slow one is called");
+    slow.is_stuck().await;
     assert!(!waiting.is_finished());
     serving.kill();
     let failed = tokio::time::timeout(PATIENCE, waiting).await.expect("no longer waits").expect("no panic");
@@ -569,20 +588,100 @@ async fn a_slow_plugin_holds_up_nobody_else_and_one_that_dies_in_a_call_fails_it
 async fn an_allocation_that_never_ends_is_given_up() {
     let mut node = Node::start().await;
     let stuck = Behaviour::with("a");
-    stuck.ready.send_replace(false);
+    stuck.stuck.send_replace("allocate");
     let _serving = stuck.serve(&node.plugins(), "x.sock");
     node.register("x.sock", X, VERSION).await.expect("it is taken");
     node.has(X, "a").await;
     let allocator = node.allocator.clone();
     let waiting = tokio::spawn(async move { allocator.allocate(&devices("a")).await });
-    while stuck.called().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    stuck.is_stuck().await;
     tokio::time::pause();
     let Err(AllocateError::Refused { why, .. }) = waiting.await.expect("no panic") else {
         panic!("it is refused")
     };
     assert_eq!(why, "the plugin did not answer within 60 s");
+}
+
+/// As one that cannot reset the device, and one whose device hangs at that.
+#[tokio::test]
+async fn a_container_whose_plugin_does_not_prepare_its_start_gets_nothing() {
+    let mut node = Node::start().await;
+    let mut plugin = Behaviour::with("a");
+    plugin.options.pre_start_required = true;
+    let late = plugin.clone();
+    plugin.unprepared = Some("it cannot be reset");
+    let serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let Err(AllocateError::Refused { why, .. }) = node.allocator.allocate(&devices("a")).await else {
+        panic!("it is refused")
+    };
+    assert_eq!(why, "it cannot be reset");
+    serving.kill();
+    node.has(X, "-a").await;
+    late.stuck.send_replace("start");
+    late.calls.lock().expect("no panic").clear();
+    let _late = late.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "a").await;
+    let allocator = node.allocator.clone();
+    let waiting = tokio::spawn(async move { allocator.allocate(&devices("a")).await });
+    late.is_stuck().await;
+    tokio::time::pause();
+    let Err(AllocateError::Refused { why, .. }) = waiting.await.expect("no panic") else {
+        panic!("it is refused")
+    };
+    assert_eq!(why, "the plugin did not answer within 30 s");
+}
+
+/// Nobody waits longer for a hint: without one, the choice is the agent's.
+#[tokio::test]
+async fn a_preference_that_is_not_told_in_time_is_none() {
+    let mut node = Node::start().await;
+    let mut plugin = Behaviour::with("abc");
+    plugin.options.get_preferred_allocation_available = true;
+    plugin.stuck.send_replace("prefer");
+    let _serving = plugin.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "abc").await;
+    let free = devices("abc").remove(&ResourceName(X.into())).expect("named");
+    let choice = Choice { resource: ResourceName(X.into()), free, count: 1 };
+    node.choices.send_replace([choice.clone()].into());
+    plugin.is_stuck().await;
+    assert!(node.inventory.borrow().preferences.is_empty());
+    // From now on time passes when nothing else can happen.
+    tokio::time::pause();
+    let knows = |inventory: &Arc<Inventory>| inventory.preferences.contains_key(&choice);
+    let known = tokio::time::timeout(Duration::from_secs(6), node.inventory.wait_for(knows)).await;
+    known.expect("after 5 s").expect("it runs");
+    assert_eq!(node.inventory.borrow().preferences[&choice], BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_tell_its_options_is_refused_and_holds_up_nobody() {
+    let mut node = Node::start().await;
+    let (stuck, quick) = (Behaviour::with("a"), Behaviour::with("a"));
+    stuck.stuck.send_replace("options");
+    let _stuck = stuck.serve(&node.plugins(), "x.sock");
+    let _quick = quick.serve(&node.plugins(), "quick.sock");
+    let quickly = async {
+        stuck.is_stuck().await;
+        node.register("quick.sock", "a.example/quick", VERSION).await.expect("it is taken");
+        tokio::time::pause();
+    };
+    let (refused, ()) = tokio::join!(node.register("x.sock", X, VERSION), quickly);
+    let refused = refused.expect_err("it never answered");
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::DeadlineExceeded, "the plugin did not answer within 10 s")
+    );
+    tokio::time::resume();
+    node.has("a.example/quick", "a").await;
+    // Answering late makes it no plugin; registering again does.
+    node.has(X, "none").await;
+    stuck.stuck.send_replace("");
+    node.register("x.sock", X, VERSION).await.expect("it answers now");
+    node.has(X, "a").await;
 }
 
 #[tokio::test]
