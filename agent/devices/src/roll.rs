@@ -7,7 +7,8 @@
 //!                       └──────────────────────────────────────┘
 //! ```
 //!
-//! What a plugin listed last stays known while it is gone, as not connected.
+//! What a plugin listed last stays known while it is gone, as not connected; and as long while it is expected, if it was known
+//! before. One that lists nothing for longer is expected still.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -77,7 +78,9 @@ struct Entry {
     away: BTreeSet<DeviceId>,
     /// It has listed something, now or before it went.
     is_known: bool,
-    gone_since: Option<Instant>,
+    is_gone: bool,
+    /// Since when nothing that it has listed holds.
+    silent_since: Option<Instant>,
 }
 
 impl Entry {
@@ -114,7 +117,7 @@ impl Roll {
     /// Runs until nobody asks for devices any more.
     pub(crate) async fn run(mut self) {
         loop {
-            let forget_at = self.entries.values().filter_map(|entry| entry.gone_since).min();
+            let forget_at = self.entries.values().filter_map(|entry| entry.silent_since).min();
             let forget = async {
                 match forget_at {
                     Some(since) => tokio::time::sleep_until(since + FORGET_AFTER).await,
@@ -145,14 +148,15 @@ impl Roll {
                     entry.note_returns(&devices);
                     entry.resource.devices = devices;
                     entry.resource.connected = true;
-                    entry.is_known = true;
+                    (entry.is_known, entry.silent_since) = (true, None);
                 }
             }
             Heard::Gone { resource, number, why } => {
                 if let Some(entry) = self.entry(&resource, number) {
                     tracing::warn!(%resource, why, "a device plugin is gone");
                     entry.resource.connected = false;
-                    entry.gone_since = Some(Instant::now());
+                    entry.is_gone = true;
+                    entry.silent_since.get_or_insert_with(Instant::now);
                 }
             }
             Heard::Preferred { choice, devices } => {
@@ -171,7 +175,7 @@ impl Roll {
     fn register(&mut self, plugin: Plugin) -> Result<(), Status> {
         let name = plugin.resource.clone();
         let former = self.entries.get(&name);
-        if former.is_some_and(|entry| entry.gone_since.is_none() && entry.plugin.socket != plugin.socket) {
+        if former.is_some_and(|entry| !entry.is_gone && entry.plugin.socket != plugin.socket) {
             return Err(Status::already_exists(format!(
                 "another device plugin that is running has registered {name}"
             )));
@@ -185,14 +189,17 @@ impl Roll {
         self.number += 1;
         let listener = self.tasks.spawn(plugin.clone().listen(self.number, self.ends.sender.clone()));
         let (mut resource, mut away, mut is_known) = (Resource::default(), BTreeSet::new(), false);
+        let mut silent_since = None;
         if let Some(former) = self.entries.remove(&name) {
             former.listener.abort();
             (resource, away, is_known) = (former.resource, former.away, former.is_known);
+            silent_since = former.silent_since;
         }
+        silent_since.get_or_insert_with(Instant::now);
         resource.connected = false;
         resource.has_preference = plugin.options.get_preferred_allocation_available;
-        let (number, gone_since) = (self.number, None);
-        let entry = Entry { number, plugin, listener, resource, away, is_known, gone_since };
+        let (number, is_gone) = (self.number, false);
+        let entry = Entry { number, plugin, listener, resource, away, is_known, is_gone, silent_since };
         self.entries.insert(name, entry);
         Ok(())
     }
@@ -200,11 +207,18 @@ impl Roll {
     fn forget(&mut self) {
         let now = Instant::now();
         self.entries.retain(|name, entry| {
-            let is_over = entry.gone_since.is_some_and(|since| since + FORGET_AFTER <= now);
-            if is_over {
-                tracing::warn!(resource = %name, "the devices of a plugin that has not come back are forgotten");
+            if entry.silent_since.is_none_or(|since| since + FORGET_AFTER > now) {
+                return true;
             }
-            !is_over
+            if entry.is_gone {
+                tracing::warn!(resource = %name, "the devices of a plugin that has not come back are forgotten");
+                return false;
+            }
+            tracing::warn!(resource = %name, "a device plugin that has registered does not list its devices");
+            entry.resource = Resource { has_preference: entry.resource.has_preference, ..Resource::default() };
+            (entry.is_known, entry.silent_since) = (false, None);
+            entry.away.clear();
+            true
         });
     }
 

@@ -685,6 +685,28 @@ async fn a_plugin_that_does_not_tell_its_options_is_refused_and_holds_up_nobody(
 }
 
 #[tokio::test]
+async fn the_devices_of_a_plugin_that_registers_again_and_never_lists_are_forgotten() {
+    let mut node = Node::start().await;
+    let (former, silent) = (Behaviour::with("ab"), Behaviour::with("never"));
+    let serving = former.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("it is taken");
+    node.has(X, "ab").await;
+    serving.kill();
+    node.has(X, "-ab").await;
+    let _silent = silent.serve(&node.plugins(), "x.sock");
+    node.register("x.sock", X, VERSION).await.expect("its former self is dead");
+    node.has(X, "-ab").await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(301)).await;
+    node.has(X, "none").await;
+    tokio::time::resume();
+    let other = node.register("other.sock", X, VERSION).await;
+    assert!(other.is_err(), "it runs, and has the resource");
+    silent.devices.send_replace("a");
+    node.has(X, "a").await;
+}
+
+#[tokio::test]
 async fn a_plugin_that_does_not_come_back_is_forgotten() {
     let mut node = Node::start().await;
     let plugin = Behaviour::with("ab");
