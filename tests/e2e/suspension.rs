@@ -48,6 +48,15 @@ async fn has_tier(bench: &Bench, service: &str, tier: &str) -> String {
     .await
 }
 
+/// The tier alone is that of one whose state is only about to be moved, too.
+async fn is_moved(ledger: &Ledger) {
+    until("a state to be away", 60, || async {
+        let away = ledger.away();
+        if away.is_empty() { Err(away) } else { Ok(()) }
+    })
+    .await;
+}
+
 /// How often the function's program has been asked this, which it knows from its memory alone.
 async fn count(bench: &Bench, service: &str) -> u64 {
     let answer = bench.node.answer(service, "/count").await.expect("it answers");
@@ -138,6 +147,7 @@ async fn a_suspended_function_outlives_the_agent() {
     bench.site.hub.deploy(&sleeping("sleeper")).await;
     assert_eq!(count(&bench, "sleeper").await, 1);
     let id = has_tier(&bench, "sleeper", "suspended").await;
+    is_moved(&ledger).await;
     bench.node.kill_agent();
     bench.node.start_agent().expect("the agent starts again");
     knows_the_plugin(&bench).await;
@@ -199,6 +209,7 @@ async fn requests_for_a_suspended_function_wait_for_its_plugin_and_are_told_why(
     bench.site.hub.deploy(&sleeping("sleeper").timeout_s(3)).await;
     assert_eq!(count(&bench, "sleeper").await, 1);
     let id = has_tier(&bench, "sleeper", "suspended").await;
+    is_moved(&ledger).await;
     plugin.stop().await;
     let refused = bench.node.ask("sleeper", "/count").await.answer.expect("an answer");
     assert_eq!(refused.0, 504, "{refused:?}");
@@ -299,11 +310,7 @@ async fn what_is_moved_waits_until_it_is_told_how_much_that_is() {
     assert_eq!(ledger.moves(), 0);
     assert_eq!(count(&bench, "sleeper").await, 2, "it serves");
     ledger.tells(Tells::All);
-    until("it to be moved", 60, || async {
-        let moves = ledger.moves();
-        if moves > 0 { Ok(()) } else { Err(moves) }
-    })
-    .await;
+    is_moved(&ledger).await;
     assert_eq!(has_tier(&bench, "sleeper", "suspended").await, id);
     assert_eq!(count(&bench, "sleeper").await, 3);
     ledger.assert_right();
