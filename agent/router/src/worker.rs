@@ -22,6 +22,10 @@ use crate::session::Session;
 /// Threads at most. An edge node's instances need the rest of its cores, and eight threads pass on 200,000 requests a second.
 const THREADS_MAX: usize = 8;
 
+/// Nice value of the threads: who passes requests on to all functions does not wait behind one that takes all processors. Five is
+/// three times a function's weight (kernel, `sched_prio_to_weight`), so that functions get their turns still.
+const NICE: i32 = -5;
+
 /// How long open requests may go on after the router was told to stop. Restarting an agent should not take longer.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -67,6 +71,7 @@ impl Worker {
         let served = Connections::new(connections_max, Arc::clone(&connections));
         std::thread::Builder::new().name(format!("router-{lane}")).spawn(move || {
             LANE.set(lane);
+            hurry();
             runtime.block_on(work(arriving, served));
             // Nobody may wait for the end.
             let _ = end.send(());
@@ -91,6 +96,13 @@ impl Worker {
         drop(self.arrivals);
         // An error is a thread that ended before.
         drop(self.ended.await);
+    }
+}
+
+/// Puts this thread, and on Linux no other of the process, before those of functions. Without the right to it, it is one of many.
+fn hurry() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "the router's threads have no more of the processors than others");
     }
 }
 

@@ -91,3 +91,17 @@ async fn a_quiet_http2_connection_is_closed() {
     let ended = tokio::time::timeout(QUIET * 20, ended).await.unwrap().unwrap();
     assert!(start.elapsed() >= QUIET / 2 && ended.is_ok(), "{ended:?}");
 }
+
+#[tokio::test]
+async fn its_threads_come_before_functions_and_no_other_thread_does() {
+    let own = || rustix::process::getpriority_process(None).unwrap();
+    let before = own();
+    let heard = std::thread::spawn(move || {
+        hurry();
+        own()
+    });
+    let tried = move || rustix::process::setpriority_process(None, before - 1).is_ok();
+    let may = std::thread::spawn(tried).join().unwrap();
+    assert_eq!(heard.join().unwrap(), if may { NICE } else { before });
+    assert_eq!(own(), before);
+}
