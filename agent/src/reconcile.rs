@@ -21,7 +21,7 @@ use tombolo_agent_core::routes::RouteTable;
 use tombolo_agent_core::status;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_agent_core::takeovers::Takeovers;
-use tombolo_api::desired::{Desired, RevisionObject};
+use tombolo_api::desired::RevisionObject;
 use tombolo_api::report::{EventKind, NodeInfo, PullReport, Report, RolledBack};
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
@@ -104,8 +104,6 @@ pub(crate) struct Reconciler {
     rollout_wake: Option<Moment>,
     /// When what instances have left behind is to be collected.
     collect_at: Option<Moment>,
-    /// The desired state with only those rollouts that can be, if that is another.
-    rollable: Option<Desired>,
     /// How many instances of each revision the last plan wanted, and why some get less.
     wanted: BTreeMap<RevisionKey, u32>,
     cuts: BTreeMap<RevisionKey, String>,
@@ -144,7 +142,6 @@ impl Reconciler {
             routes_changed: true,
             rollout_wake: None,
             collect_at: None,
-            rollable: None,
             wanted: BTreeMap::new(),
             cuts: BTreeMap::new(),
             changed: true,
@@ -245,7 +242,9 @@ impl Reconciler {
         self.ask_preferences(choices);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
-        let turns = |action: &Action| matches!(action, Action::TakeOver { .. } | Action::Undo { .. });
+        let turns = |action: &Action| {
+            matches!(action, Action::TakeOver { .. } | Action::StartDeadline { .. } | Action::Undo { .. })
+        };
         let again = actions.iter().any(turns);
         for action in actions {
             tracing::debug!(?action, "acting");
@@ -337,6 +336,7 @@ impl Reconciler {
                 self.add_instance((instance, devices), *digest, object, Phase::Priming, now);
             }
             Action::TakeOver { revision } => self.take_over(&revision),
+            Action::StartDeadline { revision } => self.note_start(&revision, now),
             Action::Undo { revision, why } => self.undo(&revision, why),
         }
     }
@@ -415,7 +415,6 @@ impl Reconciler {
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);
-        self.rollable = traffic::rollable(desired, &self.actual.devices.inventory);
         self.routes_changed = true;
         self.accepted = Some(accepted);
         self.collect();

@@ -143,7 +143,7 @@ pub enum Takeover {
     /// There is none, or it has not begun.
     #[default]
     None,
-    /// Requests wait for this one; the one before ends. `started`: when this one's program was first started.
+    /// Requests wait for this one; the one before ends. `started`: when nothing of that was left any more, and this one's time began.
     Begun { started: Option<Moment> },
     /// It did not answer in time, and the one before serves again.
     Undone(RolledBack),

@@ -30,8 +30,8 @@ mod takeover;
 mod turns;
 
 pub use room::{misfit, room_for_moved};
-pub use takeover::TAKEOVER_CRASHES_MAX;
 use takeover::Takeovers;
+pub use takeover::{TAKEOVER_CRASHES_MAX, rollable};
 pub use turns::TURN_MS;
 
 /// How long requests in a draining instance may take before it is stopped all the same, when the revision's own request
@@ -120,6 +120,8 @@ pub enum Action {
     Prime { instance: InstanceId, revision: RevisionKey, devices: Devices },
     /// Requests are for this revision from now on, and wait for it; those before it end.
     TakeOver { revision: RevisionKey },
+    /// Nothing of those before it is left: from now on it has its progress deadline to get ready.
+    StartDeadline { revision: RevisionKey },
     /// It did not get ready: requests are for the one before again.
     Undo { revision: RevisionKey, why: RolledBack },
 }
@@ -141,7 +143,10 @@ impl Action {
             | Self::Start { instance }
             | Self::Launch { instance, .. }
             | Self::Prime { instance, .. } => Some(instance),
-            Self::PrepareImage { .. } | Self::TakeOver { .. } | Self::Undo { .. } => None,
+            Self::PrepareImage { .. }
+            | Self::TakeOver { .. }
+            | Self::StartDeadline { .. }
+            | Self::Undo { .. } => None,
         }
     }
 

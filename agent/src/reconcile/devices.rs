@@ -9,7 +9,7 @@ use tombolo_agent_core::plan::Action;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::report::EventKind;
 
-use super::{Reconciler, traffic};
+use super::Reconciler;
 use crate::execute::{NOT_READY, Trouble};
 
 /// Devices that an event names, at most: of one GPU shared by memory an instance has hundreds.
@@ -32,10 +32,8 @@ impl Reconciler {
         (self.info.capacity, self.info.allocatable) = (inventory.capacity(), inventory.allocatable());
         self.info.largest_piece = inventory.largest_piece();
         self.actual.note_devices(inventory, self.now());
-        if let Some(accepted) = &self.accepted {
-            self.rollable = traffic::rollable(&accepted.desired, &self.actual.devices.inventory);
-            self.routes_changed = true;
-        }
+        // Fewer may be too few for two revisions beside each other.
+        self.routes_changed = true;
     }
 
     /// The same for instances that were found only now.

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tombolo_agent_core::actual::{Moment, Phase, Traffic};
-use tombolo_agent_core::annotations::{Scale, UpdateStrategy};
-use tombolo_agent_core::devices::{self, Inventory};
+use tombolo_agent_core::plan;
 use tombolo_agent_core::rollout::gate::Health;
 use tombolo_agent_core::table;
 use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::RevisionKey;
-use tombolo_api::desired::{Desired, RouteObject};
+use tombolo_api::desired::Desired;
 use tombolo_api::report::{EventKind, RouteReport};
 use tombolo_router::RevisionMeter;
 
@@ -38,9 +37,9 @@ impl Reconciler {
 
     fn step_rollouts(&mut self, desired: &Desired, now: Moment) {
         let health = self.health(desired);
-        let desired = self.rollable.as_ref().unwrap_or(desired);
-        let ready = |key: &RevisionKey| table::serves(desired, &self.actual, key);
-        let stepped = self.rollouts.step(desired, ready, &health, now);
+        let desired = plan::rollable(desired, &self.actual, &self.settings);
+        let ready = |key: &RevisionKey| table::serves(&desired, &self.actual, key);
+        let stepped = self.rollouts.step(&desired, ready, &health, now);
         if stepped.save {
             self.outputs.rollouts.send_replace(self.rollouts.encode());
         }
@@ -104,38 +103,6 @@ impl Reconciler {
             }
         }
     }
-}
-
-/// `desired` without the rollouts that cannot be: of revisions that must not run beside each other, or have not the devices to.
-/// `None`: there are none.
-pub(super) fn rollable(desired: &Desired, inventory: &Inventory) -> Option<Desired> {
-    let alone = |route: &RouteObject| {
-        let mut candidates = route.targets.iter().flat_map(|target| &target.candidates);
-        candidates.any(|name| {
-            let object = desired.revisions.get(&RevisionKey::new(&route.namespace, name));
-            object.is_some_and(|(_, object)| {
-                let strategy = Scale::of(&object.annotations).strategy;
-                matches!(strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst)
-                    || inventory.is_too_few_for_two(&devices::asked(object))
-            })
-        })
-    };
-    let at_once: Vec<_> = desired
-        .routes
-        .iter()
-        .filter(|(_, route)| route.rollout.is_some() && alone(route))
-        .map(|(key, _)| key.clone())
-        .collect();
-    if at_once.is_empty() {
-        return None;
-    }
-    let mut rollable = desired.clone();
-    for key in at_once {
-        if let Some(route) = rollable.routes.get_mut(&key) {
-            Arc::make_mut(route).rollout = None;
-        }
-    }
-    Some(rollable)
 }
 
 /// Waiting for an instance is left out: a cold start is no fault of the code.

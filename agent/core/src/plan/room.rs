@@ -14,9 +14,13 @@ use crate::routes::Unavailable;
 
 /// Why no instance of `object` can ever be on the node, whatever else runs there; `None`: one can.
 pub fn misfit(object: &RevisionObject, settings: &Settings) -> Option<Unavailable> {
-    let bytes = instance_bytes(limits::memory_bytes(object), None);
-    let message = capacity::misfit(bytes, settings.memory_bytes)?;
+    let message = capacity::misfit(object_bytes(object), settings.memory_bytes)?;
     Some(Unavailable { reason: "InsufficientMemory".into(), message })
+}
+
+/// What one instance of `object` is reckoned with, bytes.
+pub(super) fn object_bytes(object: &RevisionObject) -> u64 {
+    instance_bytes(limits::memory_bytes(object), None)
 }
 
 /// The node's memory that may be filled with what instances had on their devices, bytes: all that these do not need themselves.
@@ -67,7 +71,7 @@ impl<'a> Pass<'a> {
         let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
         let used = self.scopes().map(running).fold(taken, u64::saturating_add);
         let free = self.situation.settings.memory_bytes.saturating_sub(used);
-        instance_bytes(limits::memory_bytes(scope.object), None) <= free
+        object_bytes(scope.object) <= free
     }
 
     fn claim(&self, scope: &Scope<'a>, wanted: u32) -> Claim {
@@ -80,7 +84,7 @@ impl<'a> Pass<'a> {
                 _ => running += 1,
             }
         }
-        let instance_bytes = instance_bytes(limits::memory_bytes(scope.object), None);
+        let instance_bytes = object_bytes(scope.object);
         Claim { instance_bytes, running, stopping, wanted }
     }
 

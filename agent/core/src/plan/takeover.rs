@@ -9,16 +9,19 @@
 //!
 //! From `begun` on requests wait for the new one; what waits for the old one is still served by it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tombolo_api::RevisionKey;
+use tombolo_api::desired::{Desired, RouteObject};
 use tombolo_api::report::RolledBack;
 
-use super::room::holds_memory;
-use super::{Action, Draft, Pass, Scope, WakeReason};
-use crate::actual::{ImageState, InstanceActual, Phase, Takeover};
-use crate::annotations::UpdateStrategy;
-use crate::table;
+use super::room::{holds_memory, object_bytes};
+use super::{Action, Draft, Pass, Scope, Settings, WakeReason};
+use crate::actual::{Actual, ImageState, InstanceActual, Phase, Takeover};
+use crate::annotations::{Scale, UpdateStrategy};
+use crate::{devices, table};
 
 /// After so many ends in a row a revision that takes over counts as not ready in time: meanwhile nobody serves.
 pub const TAKEOVER_CRASHES_MAX: u32 = 3;
@@ -44,6 +47,46 @@ impl Takeovers {
     pub(super) fn leaves_nothing(&self, key: &RevisionKey) -> bool {
         self.leaving.iter().any(|(leaving, wholly)| leaving == key && *wholly)
     }
+}
+
+/// `desired` without the rollouts that cannot be: where one revision takes the place of another at once, or the node has not the
+/// memory or the devices for two beside each other.
+pub fn rollable<'a>(desired: &'a Desired, actual: &Actual, settings: &Settings) -> Cow<'a, Desired> {
+    let at_once: Vec<_> = desired
+        .routes
+        .iter()
+        .filter(|(_, route)| route.rollout.is_some() && moves_at_once(route, desired, actual, settings))
+        .map(|(key, _)| key.clone())
+        .collect();
+    let mut rollable = Cow::Borrowed(desired);
+    for key in at_once {
+        if let Some(route) = rollable.to_mut().routes.get_mut(&key) {
+            Arc::make_mut(route).rollout = None;
+        }
+    }
+    rollable
+}
+
+fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settings: &Settings) -> bool {
+    let names: BTreeSet<&String> = route.targets.iter().flat_map(|target| &target.candidates).collect();
+    let mut bytes = Vec::new();
+    for name in names {
+        let key = RevisionKey::new(&route.namespace, name);
+        let Some((_, object)) = desired.revisions.get(&key) else { continue };
+        let known = actual.revisions.get(&key);
+        // Also one that could run beside others, were there not something else that has what it needs.
+        let begun = known.is_some_and(|known| matches!(known.takeover, Takeover::Begun { .. }));
+        let strategy = Scale::of(&object.annotations).strategy;
+        let alone = matches!(strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst)
+            || actual.devices.inventory.is_too_few_for_two(&devices::asked(object));
+        if begun || alone {
+            return true;
+        }
+        bytes.push(object_bytes(object));
+    }
+    bytes.sort_unstable();
+    let together = bytes.iter().rev().take(2).fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
+    bytes.len() > 1 && together > settings.memory_bytes
 }
 
 impl<'a> Pass<'a> {
@@ -108,6 +151,8 @@ impl<'a> Pass<'a> {
                 };
                 if before.iter().any(|key| self.has(key, stands)) {
                     takeovers.blocked.insert(key());
+                } else if scope.known.takeover == (Takeover::Begun { started: None }) {
+                    draft.additions.push(Action::StartDeadline { revision: key() });
                 }
                 // What waits for the one before is then left to wait until this one is ready or given up.
                 if self.has(scope.key, holds_memory) {

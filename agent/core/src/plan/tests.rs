@@ -140,6 +140,9 @@ fn execute(desired: &Desired, actual: &mut Actual, actions: &[Action], now: Mome
             Action::TakeOver { revision } => {
                 actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Begun { started: Some(now) };
             }
+            Action::StartDeadline { revision } => {
+                actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Begun { started: Some(now) };
+            }
             Action::Undo { revision, why } => {
                 actual.revisions.get_mut(revision).unwrap().takeover = Takeover::Undone(why.clone());
             }

@@ -1,6 +1,9 @@
 //! Updates where both revisions must not run at a time.
 
+use tombolo_api::desired::RolloutSpec;
+
 use super::*;
+use crate::rollout::Rollouts;
 
 const OLD: &str = "s-00001";
 const NEW: &str = "s-00002";
@@ -229,4 +232,110 @@ fn an_agent_that_starts_again_goes_on() {
     let held = with_demand(OLD, 0, 1, NOW);
     let actions = planned(&desired, &actual, &held, NOW).actions;
     assert!(actions.contains(&Action::TakeOver { revision: key(NEW) }), "{actions:?}");
+}
+
+/// The same with a gradual rollout: what is planned where routes are shared as that says, and who gets requests then.
+fn rolled(
+    (desired, actual): (&Desired, &Actual),
+    rollouts: &mut Rollouts,
+    traffic: &Traffic,
+    settings: &Settings,
+) -> (Plan, BTreeSet<String>) {
+    let rollable = rollable(desired, actual, settings);
+    let ready = |key: &RevisionKey| crate::table::serves(&rollable, actual, key);
+    rollouts.step(&rollable, ready, &BTreeMap::new(), NOW);
+    let table = &crate::table::build(desired, actual, rollouts, &RouteTable::default(), NOW);
+    let targets = &Targets::new();
+    let routed = table.routed().into_iter().map(|key| key.name.to_string()).collect();
+    (plan(&Situation { desired, actual, traffic, table, targets, settings }, NOW), routed)
+}
+
+fn with_rollout(desired: &mut Desired) {
+    let spec = RolloutSpec { duration_s: 300, gate: None };
+    Arc::make_mut(desired.routes.values_mut().next().unwrap()).rollout = Some(spec);
+}
+
+/// Another function that runs all the time.
+fn beside(desired: &mut Desired, actual: &mut Actual) {
+    let (digest, other) = object("t-00001", &[("autoscaling.knative.dev/min-scale", "1")]);
+    desired.revisions.insert(key("t-00001"), (digest, Arc::new(other)));
+    let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(digest, true, NOW) };
+    actual.revisions.insert(key("t-00001"), known);
+    actual.instances.insert(InstanceId("other".into()), instance("t-00001", digest, Phase::Ready));
+}
+
+#[test]
+fn no_rollout_leads_to_a_revision_that_ends_for_the_next_one() {
+    // For the last there would be room for two, were there not another function.
+    for (strategy, mebibytes) in [("stop-first", 8_000), ("hand-over", 8_000), ("auto", 48), ("auto", 80)] {
+        let (mut desired, mut actual) = update(strategy);
+        with_rollout(&mut desired);
+        if mebibytes == 80 {
+            beside(&mut desired, &mut actual);
+        }
+        let settings = Settings { memory_bytes: mebibytes << 20, ..SETTINGS };
+        let (mut rollouts, new) = (Rollouts::default(), actual.revisions.remove(&key(NEW)).unwrap());
+        let mut busy = with_demand(OLD, 1, 0, NOW);
+        busy.instances.insert(InstanceId("old".into()), 1);
+        let before = rolled((&desired, &actual), &mut rollouts, &busy, &settings);
+        assert_eq!(before.1, [OLD.to_owned()].into());
+        actual.revisions.insert(key(NEW), new);
+        for pass in 0.. {
+            // It answers its last request after a while.
+            let traffic = if pass < 4 { busy.clone() } else { Traffic::default() };
+            let (plan, routed) = rolled((&desired, &actual), &mut rollouts, &traffic, &settings);
+            let known = &actual.revisions[&key(NEW)];
+            let has_begun = matches!(known.takeover, Takeover::Begun { .. });
+            assert!(!has_begun || routed == [NEW.to_owned()].into(), "{strategy} {mebibytes}: {routed:?}");
+            assert!(!plan.actions.iter().any(|action| matches!(action, Action::Resume { .. })), "{plan:?}");
+            if known.ready_once {
+                assert_eq!(routed, [NEW.to_owned()].into(), "{strategy} {mebibytes}");
+                break;
+            }
+            assert!(pass < 20, "{strategy} {mebibytes}: {plan:?}");
+            execute(&desired, &mut actual, &plan.actions, NOW);
+            for known in actual.instances.values().filter(|known| known.phase == Phase::Ready) {
+                let of = actual.revisions.get_mut(&known.revision).unwrap();
+                if !of.ready_once {
+                    (of.ready_once, of.takeover) = (true, Takeover::None);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rollout_goes_on_where_both_fit_and_is_left_out_where_they_never_do() {
+    let (mut desired, mut actual) = update("overlap");
+    with_rollout(&mut desired);
+    let of = |mebibytes: u64| Settings { memory_bytes: mebibytes << 20, ..SETTINGS };
+    let rolls = |actual: &Actual, settings: &Settings| {
+        let rollable = rollable(&desired, actual, settings);
+        rollable.routes.values().next().unwrap().rollout.is_some()
+    };
+    assert!(rolls(&actual, &of(64)));
+    assert!(!rolls(&actual, &of(63)));
+    actual.revisions.get_mut(&key(NEW)).unwrap().takeover = Takeover::Begun { started: None };
+    assert!(!rolls(&actual, &of(64)), "it may be a device that it waits for");
+}
+
+#[test]
+fn one_that_cannot_start_though_those_before_it_are_gone_is_undone() {
+    let (mut desired, mut actual) = update("stop-first");
+    beside(&mut desired, &mut actual);
+    let settings = Settings { memory_bytes: 48 << 20, ..SETTINGS };
+    let planned = |actual: &Actual, now| {
+        fitting(&desired, actual, &with_demand(NEW, 0, 1, NOW), &Targets::new(), &settings, now)
+    };
+    let begins = Action::StartDeadline { revision: key(NEW) };
+    actual.revisions.get_mut(&key(NEW)).unwrap().takeover = Takeover::Begun { started: None };
+    assert!(!planned(&actual, NOW).actions.contains(&begins), "the one before is still there");
+    actual.instances.remove(&InstanceId("old".into()));
+    let later = NOW.after(600_000);
+    let plan = planned(&actual, later);
+    assert_eq!(plan.actions, [begins], "another function has the memory");
+    execute(&desired, &mut actual, &plan.actions, later);
+    assert_eq!(planned(&actual, later).wake.unwrap().1, WakeReason::TakeoverDeadline);
+    let undone = planned(&actual, later.after(5_000)).actions;
+    assert!(matches!(&undone[..], [Action::Undo { revision, .. }] if *revision == key(NEW)), "{undone:?}");
 }
