@@ -46,6 +46,7 @@ mod users;
 use collect::{Shelf, Wanted};
 pub(crate) use devices::{NOT_READY, devices_of};
 use image::Prepared;
+pub(crate) use launch::claim_of;
 pub(crate) use outcome::{Image, Outcome};
 use preparing::Preparations;
 use pulls::Pulls;
@@ -58,6 +59,9 @@ pub(crate) const LABEL_NAME: &str = "tombolo.dev/revision";
 /// Digest of the revision object it was made from.
 pub(crate) const LABEL_OBJECT: &str = "tombolo.dev/object";
 pub(crate) const LABEL_PORT: &str = "tombolo.dev/port";
+pub(crate) const LABEL_CONFIGURATION: &str = "tombolo.dev/configuration";
+/// What it is reckoned with.
+pub(crate) const LABEL_MEMORY_BYTES: &str = "tombolo.dev/memory-bytes";
 /// Digest of its image, which must not be collected under it.
 pub(crate) const LABEL_IMAGE: &str = "tombolo.dev/image";
 

@@ -352,7 +352,7 @@ impl Reconciler {
         self.actual.named += 1;
         let (revision, port) = (object.key(), object.spec.port());
         let made = InstanceActual::new(revision, digest, port, phase, now);
-        let entry = InstanceActual { devices, ..made };
+        let entry = InstanceActual { devices, claim: plan::claim_of(object), ..made };
         self.actual.instances.insert(instance, entry);
     }
 

@@ -186,6 +186,8 @@ pub struct InstanceActual {
     pub revision: RevisionKey,
     /// Digest of the revision object it was made from.
     pub object: Digest,
+    /// What that says of those it must not run beside, and of its memory: it may be desired no more.
+    pub claim: InstanceClaim,
     pub port: u16,
     /// In the host's pid namespace; 0 until created.
     pub pid: i32,
@@ -210,6 +212,14 @@ pub struct InstanceActual {
     pub overuse_told: Option<Moment>,
     /// Whether what its container has of its devices is theirs.
     pub fit: Fit,
+}
+
+/// What an instance keeps of the object it was made from. Empty where a release made it that wrote none of this down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InstanceClaim {
+    pub configuration: String,
+    /// What it is reckoned with, bytes.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Why what an instance has on its devices stays where it is for now.
@@ -239,6 +249,7 @@ impl InstanceActual {
         Self {
             revision,
             object,
+            claim: InstanceClaim::default(),
             port,
             pid: 0,
             phase,

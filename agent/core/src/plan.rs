@@ -29,7 +29,7 @@ mod slots;
 mod takeover;
 mod turns;
 
-pub use room::{misfit, room_for_moved};
+pub use room::{claim_of, misfit, room_for_moved};
 use takeover::Takeovers;
 pub use takeover::{TAKEOVER_CRASHES_MAX, rollable};
 pub use turns::TURN_MS;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
+use tombolo_agent_core::actual::InstanceClaim;
 use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::bundle::{self, BundleError, HostFiles};
 use tombolo_agent_core::devices::Devices;
 use tombolo_agent_core::limits::Limits;
-use tombolo_agent_core::supervision::{Answer, CreateSpec, InstanceId, Refusal, Request};
+use tombolo_agent_core::plan;
+use tombolo_agent_core::supervision::{Answer, CreateSpec, InstanceId, InstanceRecord, Refusal, Request};
 use tombolo_agent_devices::Given;
 use tombolo_api::Digest;
 use tombolo_api::desired::RevisionObject;
@@ -20,7 +22,8 @@ use tombolo_router::Stage;
 
 use super::image::Prepared;
 use super::{
-    InUse, Inner, LABEL_IMAGE, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Trouble, devices, lock,
+    InUse, Inner, LABEL_CONFIGURATION, LABEL_IMAGE, LABEL_MEMORY_BYTES, LABEL_NAME, LABEL_NAMESPACE,
+    LABEL_OBJECT, LABEL_PORT, Trouble, devices, lock,
 };
 use crate::log_files;
 use crate::supervisor::CallError;
@@ -155,6 +158,7 @@ fn create_spec(
         (LABEL_PORT, object.spec.port().to_string()),
         (LABEL_IMAGE, prepared.image.to_string()),
     ];
+    let labels = labels.into_iter().chain(claim_labels(plan::claim_of(object)));
     Ok(CreateSpec {
         config,
         layers: prepared.layers.clone(),
@@ -163,11 +167,25 @@ fn create_spec(
         user_namespace: devices.is_empty(),
         log,
         labels: labels
-            .into_iter()
             .chain(devices::label(devices))
             .map(|(name, value)| (name.to_owned(), value))
             .collect::<BTreeMap<_, _>>(),
     })
+}
+
+/// The labels of an instance that keeps this of its object.
+fn claim_labels(claim: InstanceClaim) -> impl Iterator<Item = (&'static str, String)> {
+    let memory = claim.memory_bytes.map(|bytes| (LABEL_MEMORY_BYTES, bytes.to_string()));
+    [(LABEL_CONFIGURATION, claim.configuration)].into_iter().chain(memory)
+}
+
+/// What an instance that was found keeps of its object.
+pub(crate) fn claim_of(record: &InstanceRecord) -> InstanceClaim {
+    let label = |name: &str| record.labels.get(name);
+    InstanceClaim {
+        configuration: label(LABEL_CONFIGURATION).cloned().unwrap_or_default(),
+        memory_bytes: label(LABEL_MEMORY_BYTES).and_then(|text| text.parse().ok()),
+    }
 }
 
 fn is_read_only(object: &RevisionObject) -> bool {
@@ -272,6 +290,25 @@ mod tests {
             assert!(source.is_file(), "{}", source.display());
         }
         assert!(fs::read_to_string(dir.join("hosts")).unwrap().contains("hello-1"));
+    }
+
+    #[test]
+    fn a_restarted_agent_reads_in_the_labels_what_an_instance_keeps_of_its_object() {
+        use tombolo_agent_core::supervision::{InstancePhase, LogSpec};
+        let record = |labels: BTreeMap<String, String>| InstanceRecord {
+            id: InstanceId("i".into()),
+            phase: InstancePhase::Running,
+            pid: 1,
+            exit: None,
+            log: LogSpec { path: "/log".into(), max_bytes: 1, max_files: 1 },
+            labels,
+            moved_bytes: 0,
+        };
+        let claim = plan::claim_of(&object(SecurityContext::default()));
+        assert_eq!(claim.configuration, "hello");
+        let labels = claim_labels(claim.clone()).map(|(name, text)| (name.to_owned(), text)).collect();
+        assert_eq!(claim_of(&record(labels)), claim);
+        assert_eq!(claim_of(&record(BTreeMap::new())), InstanceClaim::default());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tombolo_api::{Digest, RevisionKey};
 use super::Reconciler;
 use crate::accepted::Accepted;
 use crate::execute::{
-    Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble, devices_of,
+    Doing, LABEL_NAME, LABEL_NAMESPACE, LABEL_OBJECT, LABEL_PORT, Outcome, Trouble, claim_of, devices_of,
 };
 use crate::probe::{Finding, ProbeEvent};
 use crate::supervisor::{CallError, SupervisorEvent};
@@ -365,7 +365,8 @@ impl Reconciler {
         if moved_bytes > 0 {
             self.executor.note_moved(&id, moved_bytes);
         }
-        let instance = InstanceActual { pid: record.pid, devices, moved_bytes, astray, ..made };
+        let claim = claim_of(&record);
+        let instance = InstanceActual { pid: record.pid, devices, claim, moved_bytes, astray, ..made };
         let phase = instance.phase.clone();
         self.actual.instances.insert(id.clone(), instance);
         match phase {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::{Desired, RevisionObject};
 
-use super::{Pass, Scope, Settings};
-use crate::actual::{Actual, InstanceActual, Phase};
+use super::{Pass, Scope, Settings, Situation};
+use crate::actual::{Actual, InstanceActual, InstanceClaim, Phase};
 use crate::autoscale::capacity::{self, Claim, capacity, instance_bytes};
 use crate::limits;
 use crate::routes::Unavailable;
@@ -18,6 +18,12 @@ pub fn misfit(object: &RevisionObject, settings: &Settings) -> Option<Unavailabl
     Some(Unavailable { reason: "InsufficientMemory".into(), message })
 }
 
+/// What instances of `object` keep of it.
+pub fn claim_of(object: &RevisionObject) -> InstanceClaim {
+    let configuration = object.configuration.clone();
+    InstanceClaim { configuration, memory_bytes: Some(object_bytes(object)) }
+}
+
 /// What one instance of `object` is reckoned with, bytes.
 pub(super) fn object_bytes(object: &RevisionObject) -> u64 {
     instance_bytes(limits::memory_bytes(object), None)
@@ -25,11 +31,14 @@ pub(super) fn object_bytes(object: &RevisionObject) -> u64 {
 
 /// The node's memory that may be filled with what instances had on their devices, bytes: all that these do not need themselves.
 pub fn room_for_moved(desired: &Desired, actual: &Actual, settings: &Settings) -> u64 {
-    let programs = actual.instances.values().filter(|instance| holds_memory(instance)).map(|instance| {
-        let object = desired.revisions.get(&instance.revision);
-        instance_bytes(object.and_then(|(_, object)| limits::memory_bytes(object)), None)
-    });
-    programs.fold(settings.memory_bytes, u64::saturating_sub)
+    let programs = actual.instances.values().filter(|instance| holds_memory(instance));
+    programs.map(|instance| bytes_of(instance, desired)).fold(settings.memory_bytes, u64::saturating_sub)
+}
+
+/// What an instance is reckoned with, bytes: as the object says that it was made from, or else the present one of its revision.
+fn bytes_of(instance: &InstanceActual, desired: &Desired) -> u64 {
+    let desired = || desired.revisions.get(&instance.revision).map(|(_, object)| object_bytes(object));
+    instance.claim.memory_bytes.or_else(desired).unwrap_or_else(|| instance_bytes(None, None))
 }
 
 impl<'a> Pass<'a> {
@@ -79,8 +88,9 @@ impl<'a> Pass<'a> {
         for (_, instance) in self.index.of(scope.key) {
             match instance.phase {
                 _ if !holds_memory(instance) => {}
+                // It may have been made with other limits, see `foreign_bytes`.
+                _ if instance.object != *scope.digest => {}
                 Phase::Draining | Phase::Stopping { .. } => stopping += 1,
-                _ if instance.object != *scope.digest => stopping += 1,
                 _ => running += 1,
             }
         }
@@ -88,13 +98,15 @@ impl<'a> Pass<'a> {
         Claim { instance_bytes, running, stopping, wanted }
     }
 
-    /// What instances hold whose revision is not desired any more.
+    /// What instances hold whose object is not desired any more.
     fn foreign_bytes(&self) -> u64 {
-        let instances = self.situation.actual.instances.values();
+        let Situation { desired, actual, .. } = self.situation;
         let foreign = |instance: &&InstanceActual| {
-            holds_memory(instance) && !self.situation.desired.revisions.contains_key(&instance.revision)
+            let present = desired.revisions.get(&instance.revision);
+            holds_memory(instance) && present.is_none_or(|(digest, _)| *digest != instance.object)
         };
-        instances.filter(foreign).count() as u64 * instance_bytes(None, None)
+        let foreign = actual.instances.values().filter(foreign);
+        foreign.map(|instance| bytes_of(instance, desired)).fold(0, u64::saturating_add)
     }
 
     /// What instances have in the node's memory that was on their devices.

@@ -18,7 +18,7 @@ use tombolo_api::desired::{Desired, RouteObject};
 use tombolo_api::report::RolledBack;
 
 use super::room::{holds_memory, object_bytes};
-use super::{Action, Draft, Pass, Scope, Settings, WakeReason};
+use super::{Action, Draft, Pass, Scope, Settings, Situation, WakeReason};
 use crate::actual::{Actual, ImageState, InstanceActual, Phase, Takeover};
 use crate::annotations::{Scale, UpdateStrategy};
 use crate::{devices, table};
@@ -93,12 +93,22 @@ impl<'a> Pass<'a> {
     pub(super) fn find_takeovers(&self, draft: &mut Draft) -> Takeovers {
         let mut takeovers = Takeovers::default();
         for scope in self.scopes() {
+            if scope.known.ready_once {
+                self.succeed(&scope, &mut takeovers);
+            }
             // One that can never run here takes nobody's place.
             let stays_out = scope.known.ready_once || scope.known.misfit.is_some();
             if stays_out || scope.scale.strategy == UpdateStrategy::Overlap && scope.asked.is_empty() {
                 continue;
             }
+            if self.is_overtaken(&scope) {
+                takeovers.idle.insert(scope.key.clone());
+                continue;
+            }
             let before = self.before(&scope);
+            if before.is_empty() {
+                self.succeed(&scope, &mut takeovers);
+            }
             let overlaps = scope.scale.strategy == UpdateStrategy::Overlap
                 && scope.known.takeover == Takeover::None
                 && !self.waits_for_devices_of(&scope, &before);
@@ -149,17 +159,19 @@ impl<'a> Pass<'a> {
                     Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting => wholly,
                     _ => true,
                 };
-                if before.iter().any(|key| self.has(key, stands)) {
+                let mut others = self.overtaken(scope);
+                others.extend(before);
+                if others.iter().any(|key| self.has(key, stands)) {
                     takeovers.blocked.insert(key());
                 } else if scope.known.takeover == (Takeover::Begun { started: None }) {
                     draft.additions.push(Action::StartDeadline { revision: key() });
                 }
                 // What waits for the one before is then left to wait until this one is ready or given up.
                 if self.has(scope.key, holds_memory) {
-                    takeovers.blocked.extend(before.iter().cloned());
+                    takeovers.blocked.extend(others.iter().cloned());
                 }
                 takeovers.primed.insert(key());
-                takeovers.leaving.extend(before.into_iter().map(|key| (key, wholly)));
+                takeovers.leaving.extend(others.into_iter().map(|key| (key, wholly)));
                 self.undo_in_time(scope, draft);
             }
             Takeover::Undone(_) => {
@@ -169,6 +181,69 @@ impl<'a> Pass<'a> {
                 }
             }
         }
+    }
+
+    /// One that takes nobody's place, and yet must not run beside others of its configuration: it starts once they are gone.
+    fn succeed(&self, scope: &Scope<'a>, takeovers: &mut Takeovers) {
+        let wholly = match scope.scale.strategy {
+            UpdateStrategy::StopFirst => true,
+            UpdateStrategy::HandOver => !scope.asked.is_empty(),
+            UpdateStrategy::Overlap | UpdateStrategy::Auto => return,
+        };
+        let others = self.overtaken(scope);
+        if others.iter().any(|key| self.has(key, |instance| wholly || holds_memory(instance))) {
+            takeovers.blocked.insert(scope.key.clone());
+        }
+        takeovers.leaving.extend(others.into_iter().map(|key| (key, wholly)));
+    }
+
+    /// Whether another has taken its place before it was ever ready, and nothing waits for it.
+    fn is_overtaken(&self, scope: &Scope<'a>) -> bool {
+        let Situation { desired, actual, traffic, .. } = self.situation;
+        let is_alone = matches!(scope.scale.strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst);
+        if !is_alone || traffic.unsettled || traffic.of(scope.key).held > 0 || self.is_routed(scope.key) {
+            return false;
+        }
+        let routes = desired.routes.values().filter(|route| *route.namespace == *scope.key.namespace);
+        let mut targets = routes.flat_map(|route| &route.targets);
+        targets.any(|target| {
+            let own = target.candidates.iter().position(|name| **name == *scope.key.name);
+            let mut preferred = target.candidates[..own.unwrap_or(0)].iter();
+            let serves =
+                |name: &String| table::serves(desired, actual, &RevisionKey::new(&scope.key.namespace, name));
+            preferred.any(serves)
+        })
+    }
+
+    /// Revisions of the same configuration that have instances and that no route leads to any more: those that have had their
+    /// time, those less preferred, and those that are not even desired.
+    fn overtaken(&self, scope: &Scope<'a>) -> BTreeSet<RevisionKey> {
+        let Situation { desired, actual, .. } = self.situation;
+        let (namespace, configuration) = (&scope.key.namespace, &scope.object.configuration);
+        let is_of = |instance: &InstanceActual| {
+            let present =
+                || desired.revisions.get(&instance.revision).map(|(_, object)| &object.configuration);
+            let of = Some(&instance.claim.configuration).filter(|of| !of.is_empty()).or_else(present);
+            of == Some(configuration) && !configuration.is_empty()
+        };
+        let has_been = |key| actual.revisions.get(key).is_some_and(|known| known.ready_once);
+        let is_behind = |name: &str| {
+            let routes = desired.routes.values().filter(|route| *route.namespace == **namespace);
+            let mut targets = routes.flat_map(|route| &route.targets);
+            targets.any(|target| {
+                let behind = target.candidates.iter().skip_while(|candidate| ***candidate != *scope.key.name);
+                behind.skip(1).any(|candidate| **candidate == *name)
+            })
+        };
+        let overtaken = actual.instances.values().filter(|instance| {
+            let key = &instance.revision;
+            key != scope.key
+                && key.namespace == *namespace
+                && is_of(instance)
+                && !self.is_routed(key)
+                && (!desired.revisions.contains_key(key) || has_been(key) || is_behind(&key.name))
+        });
+        overtaken.map(|instance| instance.revision.clone()).collect()
     }
 
     /// Goes back to the one before if this one does not answer.

@@ -3,6 +3,7 @@
 use tombolo_api::desired::RolloutSpec;
 
 use super::*;
+use crate::actual::InstanceClaim;
 use crate::rollout::Rollouts;
 
 const OLD: &str = "s-00001";
@@ -257,7 +258,9 @@ fn with_rollout(desired: &mut Desired) {
 
 /// Another function that runs all the time.
 fn beside(desired: &mut Desired, actual: &mut Actual) {
-    let (digest, other) = object("t-00001", &[("autoscaling.knative.dev/min-scale", "1")]);
+    let (_, mut other) = object("t-00001", &[("autoscaling.knative.dev/min-scale", "1")]);
+    other.configuration = "t".into();
+    let digest = tombolo_api::desired::encode_revision(&other).entry.digest;
     desired.revisions.insert(key("t-00001"), (digest, Arc::new(other)));
     let known = RevisionActual { image: ImageState::Present, ..RevisionActual::new(digest, true, NOW) };
     actual.revisions.insert(key("t-00001"), known);
@@ -338,4 +341,94 @@ fn one_that_cannot_start_though_those_before_it_are_gone_is_undone() {
     assert_eq!(planned(&actual, later).wake.unwrap().1, WakeReason::TakeoverDeadline);
     let undone = planned(&actual, later.after(5_000)).actions;
     assert!(matches!(&undone[..], [Action::Undo { revision, .. }] if *revision == key(NEW)), "{undone:?}");
+}
+
+/// Of a revision that came between the two, and is not desired any more.
+fn between(memory_mebibytes: u64, phase: Phase) -> InstanceActual {
+    let claim = InstanceClaim { configuration: "s".into(), memory_bytes: Some(memory_mebibytes << 20) };
+    InstanceActual { claim, ..instance("s-00009", Digest::of(b"between"), phase) }
+}
+
+#[test]
+fn one_that_comes_in_the_middle_waits_for_the_end_of_the_one_before_it() {
+    for (strategy, ends) in [("stop-first", true), ("hand-over", true), ("stop-first", false)] {
+        let (mut desired, mut actual) = update(strategy);
+        actual.instances.remove(&InstanceId("old".into()));
+        if ends {
+            let stopping = between(600, Phase::Stopping { killed: false });
+            actual.instances.insert(InstanceId("two".into()), stopping);
+        } else {
+            // Or it is still among the candidates, and has begun to take over.
+            let (digest, object) = object("s-00009", &[(keys::UPDATE_STRATEGY, strategy)]);
+            let known = RevisionActual::new(digest, false, NOW);
+            let takeover = Takeover::Begun { started: Some(NOW) };
+            actual.revisions.insert(key("s-00009"), RevisionActual { takeover, ..known });
+            actual.instances.insert(InstanceId("two".into()), instance("s-00009", digest, Phase::Probing));
+            desired.revisions.insert(key("s-00009"), (digest, object.into()));
+            let route = Arc::make_mut(desired.routes.values_mut().next().unwrap());
+            route.targets[0].candidates = vec![NEW.into(), "s-00009".into(), OLD.into()];
+        }
+        let runs = |actual: &Actual, name: &str| {
+            let mut all = actual.instances.values().filter(|instance| *instance.revision.name == *name);
+            all.any(|instance| !matches!(instance.phase, Phase::Primed | Phase::Ended { .. }))
+        };
+        for _ in 0..6 {
+            step(&desired, &mut actual, &with_demand(NEW, 0, 1, NOW), NOW);
+            assert!(!(runs(&actual, "s-00009") && runs(&actual, NEW)), "{strategy}: {:?}", actual.instances);
+        }
+        assert_eq!(runs(&actual, "s-00009"), ends, "{strategy}: {:?}", actual.instances);
+        actual.instances.remove(&InstanceId("two".into()));
+        step(&desired, &mut actual, &with_demand(NEW, 0, 1, NOW), NOW);
+        assert!(runs(&actual, NEW), "{strategy}: {:?}", actual.instances);
+        let known = actual.revisions.get_mut(&key(NEW)).unwrap();
+        (known.ready_once, known.takeover) = (true, Takeover::None);
+        let after = planned(&desired, &actual, &Traffic::default(), NOW).actions;
+        assert!(!after.iter().any(|action| matches!(action, Action::Launch { .. })), "{strategy}: {after:?}");
+    }
+}
+
+#[test]
+fn one_that_takes_nobodys_place_waits_too() {
+    for ready_once in [false, true] {
+        let (mut desired, mut actual) = update("stop-first");
+        desired.revisions.remove(&key(OLD));
+        actual.revisions.remove(&key(OLD));
+        actual.instances.clear();
+        actual.revisions.get_mut(&key(NEW)).unwrap().ready_once = ready_once;
+        actual.instances.insert(InstanceId("two".into()), between(32, Phase::Draining));
+        let held = with_demand(NEW, 0, 1, NOW);
+        let launches = |actual: &Actual| {
+            let actions = planned(&desired, actual, &held, NOW).actions;
+            actions.iter().any(|action| matches!(action, Action::Launch { .. }))
+        };
+        assert!(!launches(&actual), "ready once: {ready_once}");
+        actual.instances.clear();
+        assert!(launches(&actual), "ready once: {ready_once}");
+    }
+}
+
+#[test]
+fn what_is_not_desired_any_more_has_the_memory_that_it_was_made_with() {
+    let other = |claim: InstanceClaim, phase| InstanceActual {
+        claim,
+        ..instance("t-00001", Digest::of(b"t"), phase)
+    };
+    let settings = Settings { memory_bytes: 1 << 30, ..SETTINGS };
+    let (digest, new) = with_memory(object("s-00001", &[]).1, "600Mi");
+    let (desired, mut actual) = given_routed(&[(digest, new)]);
+    let wanted = |actual: &Actual| {
+        fitting(&desired, actual, &Traffic::default(), &Targets::new(), &settings, NOW).wanted
+    };
+    for (mebibytes, fits) in [(Some(424), true), (Some(425), false), (None, true)] {
+        let memory_bytes = mebibytes.map(|mebibytes: u64| mebibytes << 20);
+        let claim = InstanceClaim { configuration: "t".into(), memory_bytes };
+        let stopping = other(claim.clone(), Phase::Stopping { killed: false });
+        actual.instances = [(InstanceId("t".into()), stopping)].into();
+        assert_eq!(wanted(&actual).len(), usize::from(fits), "{mebibytes:?}");
+        // The same where it is of the revision's former object, but for one whose memory nobody knows: as much as the next one's.
+        let outdated =
+            InstanceActual { claim, ..instance("s-00001", Digest::of(b"former"), Phase::Draining) };
+        actual.instances = [(InstanceId("s".into()), outdated)].into();
+        assert_eq!(wanted(&actual).len(), usize::from(fits && mebibytes.is_some()), "{mebibytes:?}");
+    }
 }
