@@ -75,12 +75,13 @@ impl Instance {
         (requests & RETIRED == 0).then_some(requests)
     }
 
-    /// Count one more request, unless the instance leaves or has `limit` (0: none) already.
-    pub(crate) fn enter(&self, limit: u32) -> bool {
+    /// Count one more request, unless the instance leaves or has `limit` (0: none) already. Returns how many were there before:
+    /// of those who enter at the same time exactly one finds none.
+    pub(crate) fn enter(&self, limit: u32) -> Option<u32> {
         let admit = |requests: u32| {
             (requests & RETIRED == 0 && (limit == 0 || requests < limit)).then_some(requests + 1)
         };
-        self.requests.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok()
+        self.requests.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).ok()
     }
 
     /// One request less. Returns whether this was the last one of a leaving instance.

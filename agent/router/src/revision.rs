@@ -268,10 +268,11 @@ impl Revision {
                 if is_avoided { None } else { instance.open_load() }
             };
             let index = activation::choose(&target.backend, load, random::bits())?;
-            if target.instances[index].enter(target.backend.container_concurrency) {
+            if let Some(before) = target.instances[index].enter(target.backend.container_concurrency) {
                 let woken = target.backend.ready.is_empty();
                 let slot = Slot::new(Arc::clone(self), Arc::clone(&target.instances[index]), woken);
-                if woken && !self.wake(&slot.instance) {
+                // Whoever entered before has woken it; if in vain, the reconciler does, for it sees requests there.
+                if woken && before == 0 && !self.wake(&slot.instance) {
                     slot.cancel();
                     return None;
                 }
@@ -283,10 +284,6 @@ impl Revision {
 
     /// Let a frozen instance go on for a request that has entered it, and tell of it; whether it will.
     fn wake(&self, instance: &Instance) -> bool {
-        // Whoever entered before has done so; if in vain, the reconciler does, for it sees requests there.
-        if instance.load() > 1 {
-            return true;
-        }
         let woken = self.node.wake.get().is_some_and(|wake| wake.wake(&instance.endpoint.instance));
         if woken {
             // A full channel is no loss, see `ask`.

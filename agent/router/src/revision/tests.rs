@@ -261,6 +261,56 @@ fn replays_the_recorded_breaker() {
     recorded::assert_replayed([scenarios, counted], [46, 5172]);
 }
 
+/// Counts who was woken.
+#[derive(Default)]
+struct Alarm(AtomicUsize);
+
+impl Wake for Alarm {
+    fn wake(&self, _: &InstanceId) -> bool {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+}
+
+#[test]
+fn of_those_who_enter_a_frozen_instance_at_once_exactly_one_wakes_it() {
+    const ROUNDS: usize = 20_000;
+    let (meter, alarm) = (Meter::new(), Arc::new(Alarm::default()));
+    assert!(meter.node.wake.set(alarm.clone()).is_ok());
+    let (demand, _receiver) = mpsc::channel(1);
+    let revision = Arc::new(Revision::new(RevisionKey::new("default", "a"), Arc::clone(&meter.node), demand));
+    let frozen = instance(0);
+    let backend =
+        Backend { standby: vec![frozen.endpoint.clone()], unavailable: None, ..(*removed().backend).clone() };
+    let target = Target::new(Arc::new(backend), [Arc::clone(&frozen)].into());
+    // Both come to a round together.
+    let arrived = AtomicUsize::new(0);
+    let meet = |times: usize| {
+        arrived.fetch_add(1, Ordering::SeqCst);
+        for turn in 0_u32.. {
+            match arrived.load(Ordering::SeqCst) < 2 * times {
+                false => break,
+                // At the very same time only if neither sleeps, and a busy machine has no core for both.
+                true if turn < 2_000 => std::hint::spin_loop(),
+                true => std::thread::yield_now(),
+            }
+        }
+    };
+    let come = || {
+        for round in 0..ROUNDS {
+            meet(2 * round + 1);
+            let slot = revision.enter(&target, None);
+            meet(2 * round + 2);
+            assert_eq!(alarm.0.load(Ordering::SeqCst), round + 1, "nobody, or both, woke it");
+            drop(slot);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(come);
+        scope.spawn(come);
+    });
+}
+
 /// With any number of instances that come, go and come back.
 #[test]
 fn nobody_waits_while_there_is_room_and_nobody_is_lost() {
