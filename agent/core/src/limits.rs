@@ -58,6 +58,10 @@ pub fn memory_bytes(object: &RevisionObject) -> Option<u64> {
 /// Knative's default `timeoutSeconds`, milliseconds.
 pub const REQUEST_TIMEOUT_MS: u64 = 300_000;
 
+/// How long a connection that has switched protocols may stay at an instance that leaves, milliseconds, as in Knative. It has no
+/// end of its own, and an instance should not wait for ever.
+pub const TUNNEL_GRACE_MS: u64 = 60_000;
+
 /// A revision's three time-outs, milliseconds; 0 means none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestTimeouts {

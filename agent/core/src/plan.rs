@@ -35,8 +35,9 @@ pub use takeover::{TAKEOVER_CRASHES_MAX, rollable};
 pub use turns::TURN_MS;
 
 /// How long requests in a draining instance may take before it is stopped all the same, when the revision's own request
-/// timeout is shorter. Milliseconds.
-pub const DRAIN_MIN_MS: u64 = 1_000;
+/// timeout is shorter. Milliseconds. The router ends every request by its own timeout before that, and tunnels once their grace is
+/// over: a second later than it should have.
+pub const DRAIN_MIN_MS: u64 = crate::limits::TUNNEL_GRACE_MS + 1_000;
 
 /// The same where the revision is no longer desired and its time-out not known: the longest that the API takes.
 pub const DRAIN_MAX_MS: u64 = 600_000;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use tombolo_agent_core::actual::{Demand, Moment, Traffic};
+use tombolo_agent_core::limits::TUNNEL_GRACE_MS;
 use tombolo_agent_core::routes::{Endpoint, RouteTable};
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_api::RevisionKey;
@@ -17,9 +18,8 @@ use crate::instance::Instance;
 use crate::revision::{Node, Revision};
 use crate::sample::RevisionMeter;
 
-/// How long a connection that has switched protocols may stay at an instance that leaves, as in Knative. It has no end of its
-/// own, and an instance should not wait for ever.
-pub const TUNNEL_GRACE: Duration = Duration::from_secs(60);
+/// How long a connection that has switched protocols may stay at an instance that leaves.
+pub const TUNNEL_GRACE: Duration = Duration::from_millis(TUNNEL_GRACE_MS);
 
 /// Counters of a node's revisions and instances.
 pub struct Meter {

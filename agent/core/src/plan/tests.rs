@@ -495,11 +495,13 @@ fn a_kill_that_may_have_been_lost_is_sent_again() {
 }
 
 #[test]
-fn requests_in_a_draining_instance_get_the_revisions_own_time() {
+fn requests_in_a_draining_instance_get_the_revisions_own_time_and_tunnels_their_grace() {
     let (digest, mut object) = object("s-00001", &[]);
     let id = InstanceId("i".into());
     let busy = Traffic { instances: [(id.clone(), 1)].into(), ..Traffic::default() };
-    for (timeout_s, wait_ms) in [(Some(7), 7_000), (None, crate::limits::REQUEST_TIMEOUT_MS)] {
+    const { assert!(DRAIN_MIN_MS > crate::limits::TUNNEL_GRACE_MS) };
+    let default_ms = crate::limits::REQUEST_TIMEOUT_MS;
+    for (timeout_s, wait_ms) in [(Some(7), DRAIN_MIN_MS), (Some(70), 70_000), (None, default_ms)] {
         object.spec.timeout_seconds = timeout_s;
         let (desired, mut actual) = given(&[(digest, object.clone())]);
         actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
@@ -509,7 +511,13 @@ fn requests_in_a_draining_instance_get_the_revisions_own_time() {
         let deadline = NOW.after(wait_ms);
         assert_eq!((waiting.actions, waiting.wake), (vec![], Some((deadline, WakeReason::DrainDeadline))));
         let due = planned(&desired, &actual, &busy, deadline);
-        assert_eq!(due.actions, [Action::Terminate { instance: id.clone() }]);
+        let terminate = [Action::Terminate { instance: id.clone() }];
+        assert_eq!(due.actions, terminate);
+        assert_eq!(
+            planned(&desired, &actual, &Traffic::default(), NOW).actions,
+            terminate,
+            "nothing is in it"
+        );
     }
 }
 
