@@ -241,3 +241,4 @@ fn read(revision: &Revision, now: Instant) -> RevisionMeter {
         refused: std::array::from_fn(|why| tally.refused[why].load(Ordering::Relaxed)),
     }
 }
+        broken: tally.broken.load(Ordering::Relaxed),

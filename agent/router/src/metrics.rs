@@ -21,6 +21,11 @@ pub fn render(revisions: &BTreeMap<RevisionKey, RevisionMeter>) -> String {
         |revision| vec![(String::new(), revision.abandoned)],
     );
     text.counter(
+        "tombolo_answers_broken_total",
+        "Answers, 5xx left out, that their instance broke off after the head",
+        |revision| vec![(String::new(), revision.broken)],
+    );
+    text.counter(
         "tombolo_requests_refused_total",
         "Requests that were at no instance, by reason",
         |revision| {
@@ -161,6 +166,7 @@ mod tests {
         revision.answers = [0, 7, 0, 1, 2];
         revision.refused[Refused::NodeQueueFull as usize] = 2;
         revision.held = 3;
+        revision.broken = 4;
         revision.latency.counts[1] = 6;
         revision.latency.counts[24] = 4;
         revision.latency.sum_us = 2_500_000;
@@ -172,6 +178,7 @@ mod tests {
             format!("tombolo_requests_total{{{a},code_class=\"2xx\"}} 7"),
             format!("tombolo_requests_total{{{a},code_class=\"5xx\"}} 2"),
             format!("tombolo_requests_refused_total{{{a},reason=\"NodeQueueFull\"}} 2"),
+            format!("tombolo_answers_broken_total{{{a}}} 4"),
             format!("tombolo_held_requests{{{a}}} 3"),
             "tombolo_held_requests{namespace=\"default\",revision=\"b\"} 0".to_owned(),
             format!("tombolo_request_latency_seconds_bucket{{{a},le=\"0.000064\"}} 0"),
@@ -186,6 +193,6 @@ mod tests {
         let types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
         let mut once = types.clone();
         once.dedup();
-        assert_eq!((types.len(), once.len()), (8, 8));
+        assert_eq!((types.len(), once.len()), (9, 9));
     }
 }

@@ -190,7 +190,12 @@ impl Streaming {
             // All of it has arrived, and so the connection is free.
             Some(Ok(_)) | None => self.end(Instant::now()),
         }
-        Poll::Ready(frame.map(|frame| frame.or_else(|error| self.break_off(grpc::UNAVAILABLE, error))))
+        Poll::Ready(frame.map(|frame| {
+            frame.or_else(|error| {
+                self.count_broken();
+                self.break_off(grpc::UNAVAILABLE, error)
+            })
+        }))
     }
 
     /// Close the connection: the exchange cannot be completed. A gRPC call is told so by trailers, which end it.
@@ -201,6 +206,14 @@ impl Streaming {
             return Err(error);
         }
         Ok(Frame::trailers(grpc::outcome(status, grpc::message(&error.to_string()))))
+    }
+
+    /// The instance has broken off, unless it was for the request's body.
+    fn count_broken(&self) {
+        let by_client = self.upload.as_ref().is_some_and(|upload| upload.is_broken());
+        if let Some((_, open)) = self.held.as_ref().filter(|_| !by_client) {
+            open.broken();
+        }
     }
 
     /// Ready when the answer has taken too long.

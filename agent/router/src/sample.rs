@@ -130,6 +130,8 @@ pub struct RevisionMeter {
     pub answers: [u64; 5],
     /// Requests whose client left before the answer.
     pub abandoned: u64,
+    /// Answers that began as no 5xx, are among `answers`, and were broken off by their instance.
+    pub broken: u64,
     /// From the request's arrival to the head of its answer, for `answers`.
     pub latency: Histogram,
     /// How long requests were held that came when no instance was ready and then got one.
@@ -169,6 +171,7 @@ impl RevisionMeter {
             finished: self.finished.saturating_sub(earlier.finished),
             answers: std::array::from_fn(|digit| self.answers[digit].saturating_sub(earlier.answers[digit])),
             abandoned: self.abandoned.saturating_sub(earlier.abandoned),
+            broken: self.broken.saturating_sub(earlier.broken),
             latency: self.latency.since(&earlier.latency),
             cold_starts: self.cold_starts.since(&earlier.cold_starts),
             refused: std::array::from_fn(|why| self.refused[why].saturating_sub(earlier.refused[why])),
@@ -189,6 +192,7 @@ impl RevisionMeter {
             concurrency_us: 0,
             answers: [0; 5],
             abandoned: 0,
+            broken: 0,
             latency: Histogram::default(),
             cold_starts: Histogram::default(),
             refused: [0; Refused::ALL.len()],
@@ -207,6 +211,7 @@ pub struct RevisionSpan {
     /// As [`RevisionMeter::answers`], as is what follows.
     pub answers: [u64; 5],
     pub abandoned: u64,
+    pub broken: u64,
     pub latency: Histogram,
     pub cold_starts: Histogram,
     pub refused: [u64; Refused::ALL.len()],

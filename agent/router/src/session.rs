@@ -59,6 +59,8 @@ pub(crate) struct Open {
 struct Visit {
     revision: Arc<Revision>,
     answered: bool,
+    /// It was answered with a 5xx.
+    failed: bool,
 }
 
 /// Where a request goes.
@@ -121,7 +123,7 @@ impl Open {
         let tally = &revision.tally;
         tally.presence.enter(tally.micros(now));
         tally.touch(now);
-        self.visit = Some(Visit { revision: Arc::clone(revision), answered: false });
+        self.visit = Some(Visit { revision: Arc::clone(revision), answered: false, failed: false });
     }
 
     /// Its answer begins.
@@ -133,10 +135,18 @@ impl Open {
     }
 
     /// Ready when `at` has passed.
+            visit.failed = status.is_server_error();
     pub(crate) fn poll_passed(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.watchdog {
             Some(watchdog) => watchdog.poll_passed(at, cx),
             None if Instant::now() >= at => Poll::Ready(()),
+    /// Its answer, which has begun, will not come to its end, by the instance's fault.
+    pub(crate) fn broken(&self) {
+        if let Some(visit) = self.visit.as_ref().filter(|visit| visit.answered && !visit.failed) {
+            visit.revision.tally.broken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
             None => {
                 self.watch(at);
                 Poll::Pending
@@ -156,7 +166,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let (session, now) = (&self.session, Instant::now());
-        if let Some(Visit { revision, answered }) = &self.visit {
+        if let Some(Visit { revision, answered, .. }) = &self.visit {
             let tally = &revision.tally;
             tally.touch(now);
             tally.presence.leave(tally.micros(now));

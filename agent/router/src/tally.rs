@@ -19,6 +19,8 @@ pub(crate) struct Tally {
     pub(crate) answers: [AtomicU64; 5],
     /// Requests whose client left before the answer.
     pub(crate) abandoned: AtomicU64,
+    /// Answers, 5xx left out, that their instance did not bring to an end.
+    pub(crate) broken: AtomicU64,
     pub(crate) latency: Times,
     pub(crate) cold_starts: Times,
     pub(crate) refused: [AtomicU64; Refused::ALL.len()],
@@ -33,6 +35,7 @@ impl Tally {
             presence: Presence::default(),
             answers: Default::default(),
             abandoned: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
             latency: Times::default(),
             cold_starts: Times::default(),
             refused: Default::default(),

@@ -6,7 +6,7 @@ use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tombolo_agent_core::routes::Backend;
 
-use crate::ground::{Ground, HOST, backend, ground, reason, table, until};
+use crate::ground::{Ground, HOST, backend, ground, key, reason, table, until};
 
 /// An instance that answers every connection with these bytes and closes it.
 fn serve_bytes(ground: &Ground, instance: &str, answer: &'static [u8]) {
@@ -63,9 +63,36 @@ async fn an_answer_that_breaks_off_is_not_passed_on_as_whole() {
         assert!(ground.client().await.try_get("/").await.is_err(), "{instance}");
         until("nothing is in flight", || ground.in_flight() == 0).await;
     }
+    let broken = || ground.meter.revision(&key("a")).unwrap().broken;
+    assert_eq!(broken(), 3, "each is counted as its instance's fault");
     ground.serve_name("i4");
     ground.put(table(backend(&["i4"]))).await;
     assert_eq!(ground.get("/").await.body(), "i4", "the router goes on");
+    let failing = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 10\r\n\r\nhalf";
+    serve_bytes(&ground, "i5", failing);
+    ground.put(table(backend(&["i5"]))).await;
+    assert!(ground.client().await.try_get("/").await.is_err());
+    until("nothing is in flight", || ground.in_flight() == 0).await;
+    assert_eq!(broken(), 3, "a 5xx counts as a fault already");
+}
+
+#[tokio::test]
+async fn an_answer_whose_client_leaves_is_not_broken_by_its_instance() {
+    let ground = ground!();
+    let listener = ground.listen("i1");
+    ground.put(table(backend(&["i1"]))).await;
+    let mut client = ground.connect().await;
+    client.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut instance, _) = listener.accept().await.unwrap();
+    instance.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"half") {
+        seen.push(client.read_u8().await.unwrap());
+    }
+    drop(client);
+    until("nothing is in flight", || ground.in_flight() == 0).await;
+    let revision = ground.meter.revision(&key("a")).unwrap();
+    assert_eq!((revision.answers, revision.broken), ([0, 1, 0, 0, 0], 0));
 }
 
 #[tokio::test]
