@@ -162,6 +162,8 @@ fn metrics(shown: &Shown) -> String {
         ("tombolo_agent_events_dropped_total", "counter", shown.outbox.dropped()),
         ("tombolo_agent_image_bytes_received_total", "counter", shown.images.received()),
         ("tombolo_agent_requests_held", "gauge", shown.meter.held() as u64),
+        ("tombolo_agent_connections_refused_total", "counter", shown.meter.connections_refused()),
+        ("tombolo_agent_connections_displaced_total", "counter", shown.meter.connections_displaced()),
     ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");

@@ -2,7 +2,7 @@
 //! through shared atomics, without locks.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,19 @@ use crate::sample::RevisionMeter;
 /// How long a connection that has switched protocols may stay at an instance that leaves.
 pub const TUNNEL_GRACE: Duration = Duration::from_millis(TUNNEL_GRACE_MS);
 
+/// What became of connections when there were as many as there may be.
+#[derive(Debug, Default)]
+pub(crate) struct Crowding {
+    /// New ones that were turned away.
+    pub(crate) refused: AtomicU64,
+    /// Those without a request that were closed to make room.
+    pub(crate) displaced: AtomicU64,
+}
+
 /// Counters of a node's revisions and instances.
 pub struct Meter {
     pub(crate) node: Arc<Node>,
+    pub(crate) crowding: Arc<Crowding>,
     revisions: RwLock<BTreeMap<RevisionKey, Arc<Revision>>>,
     instances: RwLock<BTreeMap<Endpoint, Arc<Instance>>>,
     in_force: Mutex<Option<Arc<RouteTable>>>,
@@ -54,6 +64,7 @@ impl Meter {
         };
         Self {
             node: Arc::new(node),
+            crowding: Arc::default(),
             revisions: RwLock::default(),
             instances: RwLock::default(),
             in_force: Mutex::default(),
@@ -112,6 +123,16 @@ impl Meter {
     /// How long the ways to traffic take.
     pub fn activations(&self) -> &Arc<Activations> {
         &self.node.activations
+    }
+
+    /// Connections that were turned away, as there were as many as there may be.
+    pub fn connections_refused(&self) -> u64 {
+        self.crowding.refused.load(Ordering::Relaxed)
+    }
+
+    /// Connections without a request that were closed to make room for others.
+    pub fn connections_displaced(&self) -> u64 {
+        self.crowding.displaced.load(Ordering::Relaxed)
     }
 
     /// Requests held on the node.
@@ -236,9 +257,9 @@ fn read(revision: &Revision, now: Instant) -> RevisionMeter {
         concurrency_us: attendance.area_us,
         answers: std::array::from_fn(|digit| tally.answers[digit].load(Ordering::Relaxed)),
         abandoned: tally.abandoned.load(Ordering::Relaxed),
+        broken: tally.broken.load(Ordering::Relaxed),
         latency: tally.latency.read(),
         cold_starts: tally.cold_starts.read(),
         refused: std::array::from_fn(|why| tally.refused[why].load(Ordering::Relaxed)),
     }
 }
-        broken: tally.broken.load(Ordering::Relaxed),

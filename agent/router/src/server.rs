@@ -24,7 +24,8 @@ use crate::table::Routes;
 use crate::wake::Wake;
 use crate::worker::{Arrival, Worker, lanes};
 
-/// Connections at a time: one for each request that may be held on the node. An idle one costs about 10 KiB.
+/// Connections at a time: one for each request that may be held on the node. An idle one costs about 10 KiB. Beyond these, one
+/// without a request makes room.
 const CONNECTIONS_MAX: usize = 10_000;
 
 /// How long a connection may be without a request: idle, or slow to say what it wants. nginx's default for the latter.
@@ -70,7 +71,8 @@ impl Router {
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let workers = (0..lanes()).map(|lane| Worker::start(lane, CONNECTIONS_MAX.div_ceil(lanes())));
+        let workers = (0..lanes())
+            .map(|lane| Worker::start(lane, CONNECTIONS_MAX.div_ceil(lanes()), Arc::clone(&meter.crowding)));
         let workers = workers.collect::<io::Result<_>>()?;
         let routes = Arc::new(Routes::default());
         let table = Arc::clone(&tables.borrow_and_update());

@@ -88,10 +88,15 @@ impl Session {
         })
     }
 
+    /// Since when the connection is without a request; `None`: it has one.
+    pub(crate) fn free_since(&self) -> Option<Instant> {
+        (self.open.load(Ordering::Relaxed) == 0).then(|| self.at(self.free_since_ms.load(Ordering::Relaxed)))
+    }
+
     /// When the connection is late unless something happens.
     fn next_look(&self) -> Instant {
-        if self.open.load(Ordering::Relaxed) == 0 {
-            return self.at(self.free_since_ms.load(Ordering::Relaxed)) + self.quiet_max;
+        if let Some(since) = self.free_since() {
+            return since + self.quiet_max;
         }
         match self.deadline_ms.load(Ordering::Relaxed) {
             NO_DEADLINE => Instant::now() + self.quiet_max,
@@ -130,16 +135,11 @@ impl Open {
     pub(crate) fn answered(&mut self, status: StatusCode, start: Instant, now: Instant) {
         if let Some(visit) = &mut self.visit {
             visit.answered = true;
+            visit.failed = status.is_server_error();
             visit.revision.tally.answered(status, now.saturating_duration_since(start));
         }
     }
 
-    /// Ready when `at` has passed.
-            visit.failed = status.is_server_error();
-    pub(crate) fn poll_passed(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.watchdog {
-            Some(watchdog) => watchdog.poll_passed(at, cx),
-            None if Instant::now() >= at => Poll::Ready(()),
     /// Its answer, which has begun, will not come to its end, by the instance's fault.
     pub(crate) fn broken(&self) {
         if let Some(visit) = self.visit.as_ref().filter(|visit| visit.answered && !visit.failed) {
@@ -147,6 +147,11 @@ impl Open {
         }
     }
 
+    /// Ready when `at` has passed.
+    pub(crate) fn poll_passed(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.watchdog {
+            Some(watchdog) => watchdog.poll_passed(at, cx),
+            None if Instant::now() >= at => Poll::Ready(()),
             None => {
                 self.watch(at);
                 Poll::Pending

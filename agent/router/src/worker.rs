@@ -9,14 +9,15 @@ use std::io::{self, Write as _};
 use std::net::TcpStream as StdTcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{Id, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::answer::Answer;
+use crate::meter::Crowding;
 use crate::session::Session;
 
 /// Threads at most. An edge node's instances need the rest of its cores, and eight threads pass on 200,000 requests a second.
@@ -28,6 +29,10 @@ const NICE: i32 = -5;
 
 /// How long open requests may go on after the router was told to stop. Restarting an agent should not take longer.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// How long a connection without a request keeps its place from a newcomer when there is no other: long enough for any client to
+/// say what it wants, and few come back to one that is idle for longer.
+const SPARED: Duration = Duration::from_secs(1);
 
 /// Accepted connections that wait for their thread: as many as the kernel's own queue holds.
 const ARRIVALS_MAX: usize = 4096;
@@ -63,12 +68,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn start(lane: usize, connections_max: usize) -> io::Result<Self> {
+    pub(crate) fn start(lane: usize, connections_max: usize, crowding: Arc<Crowding>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (arrivals, arriving) = mpsc::channel(ARRIVALS_MAX);
         let (end, ended) = oneshot::channel();
         let connections = Arc::new(AtomicUsize::new(0));
-        let served = Connections::new(connections_max, Arc::clone(&connections));
+        let served = Connections::new(connections_max, Arc::clone(&connections), crowding);
         std::thread::Builder::new().name(format!("router-{lane}")).spawn(move || {
             LANE.set(lane);
             hurry();
@@ -122,20 +127,32 @@ async fn work(mut arriving: mpsc::Receiver<Arrival>, mut connections: Connection
 /// A thread's connections.
 struct Connections {
     tasks: JoinSet<()>,
-    /// Dropping one tells its connection to stop.
-    stops: HashMap<Id, oneshot::Sender<()>>,
+    /// Those that go on.
+    served: HashMap<Id, Served>,
     max: usize,
+    /// [`SPARED`].
+    spared: Duration,
     /// Counted by whoever sends connections here, and down by this.
     count: Arc<AtomicUsize>,
+    crowding: Arc<Crowding>,
+}
+
+/// A connection in progress.
+struct Served {
+    session: Arc<Session>,
+    task: AbortHandle,
+    /// Dropping it tells the connection to stop.
+    _stop: oneshot::Sender<()>,
 }
 
 impl Connections {
-    fn new(max: usize, count: Arc<AtomicUsize>) -> Self {
-        Self { tasks: JoinSet::new(), stops: HashMap::new(), max, count }
+    fn new(max: usize, count: Arc<AtomicUsize>, crowding: Arc<Crowding>) -> Self {
+        Self { tasks: JoinSet::new(), served: HashMap::new(), max, spared: SPARED, count, crowding }
     }
 
     fn add(&mut self, Arrival { mut stream, session, tls }: Arrival) {
-        if self.stops.len() >= self.max {
+        if self.served.len() >= self.max && !self.make_room() {
+            self.crowding.refused.fetch_add(1, Ordering::Relaxed);
             // A few hundred bytes into an empty socket buffer; if they do not fit the client gets a closed connection.
             if tls.is_none() {
                 drop(stream.write(&Answer::too_many_connections(self.max * lanes()).into_bytes()));
@@ -152,24 +169,41 @@ impl Connections {
             }
         };
         let (stop, stopped) = oneshot::channel();
-        let task = self.tasks.spawn(async move { session.serve(stream, tls, stopped).await });
-        self.stops.insert(task.id(), stop);
+        let serving = Arc::clone(&session);
+        let task = self.tasks.spawn(async move { serving.serve(stream, tls, stopped).await });
+        self.served.insert(task.id(), Served { session, task, _stop: stop });
+    }
+
+    /// Close the connection that has been without a request for longest, so that nobody keeps others out by connections alone.
+    fn make_room(&mut self) -> bool {
+        let free = self.served.iter().filter_map(|(id, served)| Some((served.session.free_since()?, *id)));
+        let Some((since, id)) = free.min_by_key(|(since, _)| *since) else { return false };
+        if Instant::now().saturating_duration_since(since) < self.spared {
+            return false;
+        }
+        if let Some(closed) = self.served.remove(&id) {
+            closed.task.abort();
+        }
+        self.crowding.displaced.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     fn remove(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
         let id = match ended {
             Ok((id, ())) => id,
+            // It made room for another.
+            Err(error) if error.is_cancelled() => error.id(),
             Err(error) => {
                 tracing::error!(%error, "a connection's task failed");
                 error.id()
             }
         };
-        self.stops.remove(&id);
+        self.served.remove(&id);
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
     async fn stop(mut self) {
-        self.stops.clear();
+        self.served.clear();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN_MAX, all).await.is_err() {
             tracing::warn!(
