@@ -94,6 +94,12 @@ impl Answer {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "RevisionMissing", text)
     }
 
+    /// The revision left the node before the request was sent, as did those that took its place.
+    pub(crate) fn removed(revision: &RevisionKey) -> Self {
+        let text = format!("revision {revision} no longer belongs to this node");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "RevisionRemoved", text)
+    }
+
     pub(crate) fn refused(revision: &RevisionKey, refusal: Refusal) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         match refusal {

@@ -22,7 +22,7 @@ use crate::grpc;
 use crate::headers::{self, Found, Hop};
 use crate::instance::Instance;
 use crate::reply::{Reply, Source};
-use crate::revision::{Admission, Release, Slot, Waiter};
+use crate::revision::{Admission, Denial, Release, Slot, Waiter};
 use crate::sample::Refused;
 use crate::session::{Open, Routed};
 use crate::tunnel::Tunnel;
@@ -36,6 +36,10 @@ const RETRIES_MAX: u32 = 3;
 
 /// Pause before a request is given to the very instance that just refused it: the table may be about to change.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+/// How often a request is drawn again whose revision left the table before it was sent. Each time takes another table, and so this
+/// is many route changes in the time that a request may take.
+const REDRAWS_MAX: u32 = 16;
 
 /// How long a request is held when its revision has no limit: the largest `timeoutSeconds` there is.
 const HOLD_MAX: Duration = Duration::from_secs(600);
@@ -97,8 +101,8 @@ impl Exchange {
         let (authority, forwarded) = (&routed.authority, &routed.forwarded);
         let hop = Hop { client: &open.session.client, authority, forwarded };
         let wish = headers::prepare_request(request.headers_mut(), found, version, to_http2, hop);
-        if let Some(default_route) = routed.default_route {
-            headers::set_default_route(request.headers_mut(), default_route);
+        if routed.default_route.is_some() {
+            headers::set_default_route(request.headers_mut(), routed.default_route);
         }
         let upgrade = wish.upgrade.is_some();
         let gate = (wish.expects_continue && !request.body().is_end_stream()).then(Arc::<Gate>::default);
@@ -137,21 +141,64 @@ impl Exchange {
         }
     }
 
-    /// Find an instance, or wait for one.
+    /// Find an instance, or wait for one: of the revision it was drawn for, or if that left the table, of what the host leads to
+    /// by then.
     async fn admit(&mut self, avoid: Option<&Arc<Instance>>) -> Result<Slot, Answer> {
-        let Routed { revision, target, .. } = &self.routed;
-        let bytes = || self.request.as_ref().map_or(0, held_bytes);
-        match revision.admit(target, avoid, bytes) {
-            Admission::Go(slot) => {
-                self.release = slot.release();
-                Ok(slot)
+        let mut redraws = 0;
+        loop {
+            let Routed { revision, target, .. } = &self.routed;
+            let bytes = || self.request.as_ref().map_or(0, held_bytes);
+            let denial = match revision.admit(target, avoid, bytes) {
+                Admission::Go(slot) => {
+                    self.release = slot.release();
+                    return Ok(slot);
+                }
+                Admission::Denied(denial) => denial,
+                Admission::Wait(waiter) => match Box::pin(self.wait(waiter)).await? {
+                    Ok(slot) => return Ok(slot),
+                    Err(denial) => denial,
+                },
+            };
+            let revision = &self.routed.revision;
+            match denial {
+                Denial::Refused(refusal) => return Err(Answer::refused(&revision.key, refusal)),
+                Denial::Removed if redraws < REDRAWS_MAX => self.redraw()?,
+                Denial::Removed => {
+                    revision.tally.refused(Refused::Unavailable);
+                    return Err(Answer::removed(&revision.key));
+                }
             }
-            Admission::Refused(refusal) => Err(Answer::refused(&revision.key, refusal)),
-            Admission::Wait(waiter) => Box::pin(self.wait(waiter)).await,
+            redraws += 1;
         }
     }
 
-    async fn wait(&mut self, mut waiter: Waiter) -> Result<Slot, Answer> {
+    /// Draw again, by the table in force. Nothing of the request was sent yet.
+    fn redraw(&mut self) -> Result<(), Answer> {
+        let request = self.request.as_mut().expect("what was not sent is there");
+        self.routed = self.open.session.reroute(&self.routed)?;
+        let backend = &self.routed.target.backend;
+        let own_ms = if self.open.is_call { grpc::timeout_ms(request.headers()) } else { None };
+        self.limits = Limits::new(self.start, backend, own_ms);
+        let (headers, default_route) = (request.headers_mut(), self.routed.default_route);
+        headers::set_default_route(headers, default_route);
+        let to_http2 = backend.h2c;
+        if to_http2 != (request.version() == Version::HTTP_2) {
+            let authority = &self.routed.authority;
+            headers::change_protocol(request.headers_mut(), to_http2, authority);
+            *request.version_mut() = if to_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+            *request.uri_mut() = target(request.uri().clone(), to_http2.then_some(authority))?;
+            self.upgrade &= !to_http2;
+            // HTTP/2 asks nobody whether the body is wanted.
+            if let Some(gate) = self.gate.take_if(|_| to_http2) {
+                gate.open();
+            }
+        }
+        self.open.visit(&self.routed.revision, Instant::now());
+        Ok(())
+    }
+
+    /// Wait for the turn; or it turns out that there will be none.
+    async fn wait(&mut self, mut waiter: Waiter) -> Result<Result<Slot, Denial>, Answer> {
         let end = self.limits.total().unwrap_or(self.start + HOLD_MAX);
         let granted = pin!(waiter.granted());
         let reading = pin!(async {
@@ -161,19 +208,18 @@ impl Exchange {
             pending::<Infallible>().await
         });
         let turn = within(&mut self.open, Some(end), select(granted, reading)).await;
-        let revision = &self.routed.revision.key;
         match turn {
             Some(Either::Left((Ok((slot, release)), _))) => {
                 self.release = release;
-                Ok(slot)
+                Ok(Ok(slot))
             }
-            Some(Either::Left((Err(refusal), _))) => Err(Answer::refused(revision, refusal)),
+            Some(Either::Left((Err(denial), _))) => Ok(Err(denial)),
             Some(Either::Right((never, _))) => match never {},
             None => {
                 self.routed.revision.tally.refused(Refused::ActivationTimeout);
                 let limit_ms = end.saturating_duration_since(self.start).as_millis() as u64;
                 let awaits = self.routed.revision.awaits();
-                Err(Answer::activation_timeout(revision, limit_ms, awaits.as_ref()))
+                Err(Answer::activation_timeout(&self.routed.revision.key, limit_ms, awaits.as_ref()))
             }
         }
     }

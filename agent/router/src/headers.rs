@@ -158,10 +158,29 @@ pub(crate) fn prepare_request(
     wish
 }
 
-/// Tell the program whether its share of the traffic chose it, or a header of the request.
-pub(crate) fn set_default_route(headers: &mut HeaderMap, default_route: bool) {
+/// Tell the program whether its share of the traffic chose it, or a header of the request; on hosts that leave no choice, nothing.
+pub(crate) fn set_default_route(headers: &mut HeaderMap, default_route: Option<bool>) {
+    let Some(default_route) = default_route else {
+        headers.remove(DEFAULT_ROUTE);
+        return;
+    };
     let text = if default_route { "true" } else { "false" };
     headers.insert(DEFAULT_ROUTE, HeaderValue::from_static(text));
+}
+
+/// Make a prepared request's headers fit for an instance that speaks the other version of HTTP.
+pub(crate) fn change_protocol(headers: &mut HeaderMap, to_http2: bool, authority: &HeaderValue) {
+    if to_http2 {
+        for name in [HOST, CONNECTION, UPGRADE, EXPECT] {
+            headers.remove(name);
+        }
+        return;
+    }
+    join_cookies(headers);
+    headers.insert(HOST, authority.clone());
+    if headers.contains_key(TE) {
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
 }
 
 /// Make an answer's headers fit for the client. `switched`: it is a 101, whose upgrade headers stay.

@@ -50,6 +50,8 @@ pub(crate) struct Target {
     pub(crate) instances: Box<[Arc<Instance>]>,
     /// Most requests that run and wait together.
     admitted_max: usize,
+    /// The table in force lacks the revision.
+    is_removed: bool,
 }
 
 /// Counters and queue of one revision, the same over all tables.
@@ -82,7 +84,7 @@ struct Queue {
 struct Waiting {
     number: u64,
     bytes: usize,
-    grant: oneshot::Sender<Result<Slot, Refusal>>,
+    grant: oneshot::Sender<Result<Slot, Denial>>,
 }
 
 /// The right to have one request at an instance. Given back when dropped.
@@ -105,7 +107,7 @@ pub(crate) struct Release {
 pub(crate) struct Waiter {
     revision: Arc<Revision>,
     number: u64,
-    granted: oneshot::Receiver<Result<Slot, Refusal>>,
+    granted: oneshot::Receiver<Result<Slot, Denial>>,
     /// When it began, if no instance was ready then.
     cold_since: Option<Instant>,
 }
@@ -114,13 +116,21 @@ pub(crate) struct Waiter {
 pub(crate) enum Admission {
     Go(Slot),
     Wait(Waiter),
+    Denied(Denial),
+}
+
+/// Why a request gets no place here.
+#[derive(Debug)]
+pub(crate) enum Denial {
     Refused(Refusal),
+    /// The revision left the table. Its requests belong to whatever took its place there.
+    Removed,
 }
 
 impl Target {
     pub(crate) fn new(backend: Arc<Backend>, instances: Box<[Arc<Instance>]>) -> Self {
         let admitted_max = activation::admitted_max(&backend);
-        Self { backend, instances, admitted_max }
+        Self { backend, instances, admitted_max, is_removed: false }
     }
 }
 
@@ -161,7 +171,8 @@ impl Revision {
     /// What the revision became when a table last said exactly this of it.
     pub(crate) fn target_of(&self, backend: &Arc<Backend>) -> Option<Arc<Target>> {
         let queue = self.lock();
-        (queue.target.backend == *backend).then(|| Arc::clone(&queue.target))
+        let is_it = !queue.target.is_removed && queue.target.backend == *backend;
+        is_it.then(|| Arc::clone(&queue.target))
     }
 
     /// What its requests wait for, beside an instance.
@@ -169,7 +180,7 @@ impl Revision {
         self.lock().target.backend.awaits.clone()
     }
 
-    /// A new table says something else of it, or the revision left it (`None`): serve or refuse those who wait.
+    /// A new table says something else of it, or the revision left it (`None`): serve or turn away those who wait.
     pub(crate) fn retarget(self: &Arc<Self>, target: Option<Arc<Target>>) {
         let mut queue = self.lock();
         let had_instances = !queue.target.instances.is_empty();
@@ -220,6 +231,9 @@ impl Revision {
         // A free place is theirs who wait.
         self.dispatch(&mut queue);
         let target = Arc::clone(&queue.target);
+        if target.is_removed {
+            return Admission::Denied(Denial::Removed);
+        }
         if queue.waiters.is_empty()
             && let Some(slot) = self.enter(&target, None)
         {
@@ -241,7 +255,7 @@ impl Revision {
             Ok(hold) => hold,
             Err(refusal) => {
                 self.tally.refused(refused(&refusal));
-                return Admission::Refused(refusal);
+                return Admission::Denied(Denial::Refused(refusal));
             }
         };
         let cold_since = (hold == Hold::NoneReady).then(Instant::now);
@@ -298,10 +312,11 @@ impl Revision {
         while !queue.waiters.is_empty() {
             let grant = match (self.enter(&target, None), activation::in_vain(&target.backend)) {
                 (Some(slot), _) => Ok(slot),
+                (None, _) if target.is_removed => Err(Denial::Removed),
                 (None, Some(unavailable)) => {
                     let refusal = Refusal::Unavailable(unavailable.clone());
                     self.tally.refused(refused(&refusal));
-                    Err(refusal)
+                    Err(Denial::Refused(refusal))
                 }
                 (None, None) => return,
             };
@@ -391,9 +406,9 @@ impl Drop for Slot {
 
 impl Waiter {
     /// Wait for the turn. Must be bounded by the caller.
-    pub(crate) async fn granted(&mut self) -> Result<(Slot, Option<Release>), Refusal> {
+    pub(crate) async fn granted(&mut self) -> Result<(Slot, Option<Release>), Denial> {
         // The sender lives in the queue as long as this waiter does, unless it was used.
-        let slot = (&mut self.granted).await.unwrap_or_else(|_| Err(removed_refusal()))?;
+        let slot = (&mut self.granted).await.unwrap_or(Err(Denial::Removed))?;
         let release = self.cold_since.and_then(|since| {
             let (at, activations) = (Instant::now(), &self.revision.node.activations);
             self.revision.tally.cold_starts.add(at - since);
@@ -419,14 +434,10 @@ impl Drop for Waiter {
 
 /// What a revision is without a place in the table.
 fn removed() -> Target {
-    let unavailable = Unavailable {
-        reason: "RevisionRemoved".into(),
-        message: "the revision no longer belongs to this node".into(),
-    };
     let backend = Backend {
         ready: Vec::new(),
         standby: Vec::new(),
-        unavailable: Some(unavailable),
+        unavailable: None,
         awaits: None,
         h2c: false,
         container_concurrency: 0,
@@ -434,7 +445,7 @@ fn removed() -> Target {
         response_start_timeout_ms: 0,
         idle_timeout_ms: 0,
     };
-    Target::new(Arc::new(backend), Box::default())
+    Target { is_removed: true, ..Target::new(Arc::new(backend), Box::default()) }
 }
 
 fn refused(refusal: &Refusal) -> Refused {
@@ -445,10 +456,6 @@ fn refused(refusal: &Refusal) -> Refused {
         Refusal::NodeBytesFull => Refused::NodeBytesFull,
         Refusal::Unavailable(_) => Refused::Unavailable,
     }
-}
-
-fn removed_refusal() -> Refusal {
-    Refusal::Unavailable(Unavailable { reason: "RevisionRemoved".into(), message: "the router stops".into() })
 }
 
 #[cfg(test)]

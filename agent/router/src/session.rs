@@ -21,7 +21,7 @@ use crate::grpc;
 use crate::headers::{self, Client};
 use crate::reply::Reply;
 use crate::revision::{Revision, Target};
-use crate::table::{Host, Routes};
+use crate::table::{Draw, Host, Routes};
 
 mod serve;
 
@@ -72,6 +72,8 @@ pub(crate) struct Routed {
     pub(crate) forwarded: HeaderValue,
     /// What the program is told of how it was chosen, on hosts with tags.
     pub(crate) default_route: Option<bool>,
+    /// What its headers chose, if anything.
+    tag: Option<Arc<str>>,
 }
 
 impl Session {
@@ -91,6 +93,13 @@ impl Session {
     /// Since when the connection is without a request; `None`: it has one.
     pub(crate) fn free_since(&self) -> Option<Instant> {
         (self.open.load(Ordering::Relaxed) == 0).then(|| self.at(self.free_since_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Where a request goes whose revision left the table: to whatever its host, or the tag that its headers chose, leads to now.
+    pub(crate) fn reroute(&self, former: &Routed) -> Result<Routed, Answer> {
+        let Routed { authority, forwarded, tag, .. } = former;
+        let host = self.routes.host(&headers::host_name(text(authority)));
+        routed(host.as_deref(), authority.clone(), forwarded.clone(), |host| host.draw_again(tag.as_deref()))
     }
 
     /// When the connection is late unless something happens.
@@ -123,8 +132,11 @@ impl Open {
         self.watchdog.is_some()
     }
 
-    /// The request is one of this revision's from now on.
+    /// The request is one of this revision's from now on, and no longer of the one it may have been of, which only held it.
     pub(crate) fn visit(&mut self, revision: &Arc<Revision>, now: Instant) {
+        if let Some(Visit { revision: former, .. }) = &self.visit {
+            former.tally.presence.leave(former.tally.micros(now));
+        }
         let tally = &revision.tally;
         tally.presence.enter(tally.micros(now));
         tally.touch(now);
@@ -234,16 +246,22 @@ impl Entrance {
             }
         };
         let known = slot.insert(known);
-        let host = known.host.as_ref().ok_or_else(|| Answer::unknown_host(text(&known.authority)))?;
-        let draw = host.draw(headers).ok_or_else(|| Answer::revision_missing(text(&known.authority)))?;
-        Ok(Routed {
-            revision: Arc::clone(&draw.share.revision),
-            target: Arc::clone(&draw.share.target),
-            authority: known.authority.clone(),
-            forwarded: known.forwarded.clone(),
-            default_route: draw.default_route,
-        })
+        let (authority, forwarded) = (known.authority.clone(), known.forwarded.clone());
+        routed(known.host.as_deref(), authority, forwarded, |host| host.draw(headers))
     }
+}
+
+fn routed<'a>(
+    host: Option<&'a Host>,
+    authority: HeaderValue,
+    forwarded: HeaderValue,
+    draw: impl FnOnce(&'a Host) -> Option<Draw<'a>>,
+) -> Result<Routed, Answer> {
+    let host = host.ok_or_else(|| Answer::unknown_host(text(&authority)))?;
+    let Draw { share, default_route, tag } =
+        draw(host).ok_or_else(|| Answer::revision_missing(text(&authority)))?;
+    let (revision, target) = (Arc::clone(&share.revision), Arc::clone(&share.target));
+    Ok(Routed { revision, target, authority, forwarded, default_route, tag })
 }
 
 fn text(authority: &HeaderValue) -> &str {

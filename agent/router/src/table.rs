@@ -31,16 +31,17 @@ pub(crate) struct Host {
 
 /// What a request's headers may choose instead of the shares.
 struct Choices {
-    tags: HashMap<String, Box<[Share]>>,
+    tags: HashMap<Arc<str>, Box<[Share]>>,
     rules: Arc<Rules>,
 }
 
 /// Where a request goes.
-#[derive(Clone, Copy)]
 pub(crate) struct Draw<'a> {
     pub(crate) share: &'a Share,
     /// Whether it came here by the shares and not by its headers; `None` on hosts that leave no choice.
     pub(crate) default_route: Option<bool>,
+    /// What its headers chose, if anything.
+    pub(crate) tag: Option<Arc<str>>,
 }
 
 /// One share of a host's requests.
@@ -49,6 +50,9 @@ pub(crate) struct Share {
     pub(crate) revision: Arc<Revision>,
     pub(crate) target: Arc<Target>,
 }
+
+/// A tag and where it leads.
+type Choice<'a> = (&'a Arc<str>, &'a [Share]);
 
 /// What a table's revisions became.
 type Targets<'a> = BTreeMap<&'a RevisionKey, (Arc<Revision>, Arc<Target>)>;
@@ -109,7 +113,8 @@ impl Host {
     fn new(routes: &HostRoutes, before: Option<&Self>, targets: &Targets<'_>) -> Self {
         let shares = shares(&routes.splits, targets);
         let choices = (!routes.tags.is_empty()).then(|| {
-            let tags = routes.tags.iter().map(|(tag, splits)| (tag.clone(), self::shares(splits, targets)));
+            let tags =
+                routes.tags.iter().map(|(tag, splits)| (tag.as_str().into(), self::shares(splits, targets)));
             let known = before.and_then(|host| host.choices.as_ref()).map(|choices| &choices.rules);
             let rules = match known.filter(|rules| rules.are_of(&routes.steering)) {
                 Some(rules) => Arc::clone(rules),
@@ -131,12 +136,22 @@ impl Host {
 
     /// The share that gets the next request; none if the drawn one leads to a revision the table lacks.
     pub(crate) fn draw(&self, headers: &HeaderMap) -> Option<Draw<'_>> {
+        self.draw_chosen(|choices| choices.chosen(headers))
+    }
+
+    /// As [`Host::draw`] for a request that was drawn before: it keeps the tag that its headers chose then, if that is still there.
+    pub(crate) fn draw_again(&self, tag: Option<&str>) -> Option<Draw<'_>> {
+        self.draw_chosen(|choices| choices.tagged(tag?))
+    }
+
+    fn draw_chosen<'a>(&'a self, choose: impl FnOnce(&'a Choices) -> Option<Choice<'a>>) -> Option<Draw<'a>> {
         let Some(choices) = &self.choices else {
-            return Some(Draw { share: draw(&self.shares)?, default_route: None });
+            return Some(Draw { share: draw(&self.shares)?, default_route: None, tag: None });
         };
-        let chosen = choices.chosen(headers);
-        let share = draw(chosen.unwrap_or(&self.shares))?;
-        Some(Draw { share, default_route: Some(chosen.is_none()) })
+        let chosen = choose(choices);
+        let share = draw(chosen.map_or(&*self.shares, |(_, shares)| shares))?;
+        let tag = chosen.map(|(tag, _)| Arc::clone(tag));
+        Some(Draw { share, default_route: Some(tag.is_none()), tag })
     }
 }
 
@@ -149,9 +164,13 @@ impl Share {
 
 impl Choices {
     /// What the headers choose: by name, or else by the first rule that holds. An unknown name chooses nothing, as in Knative.
-    fn chosen(&self, headers: &HeaderMap) -> Option<&[Share]> {
-        let named = headers.get(TAG_HEADER).and_then(|tag| self.tags.get(tag.to_str().ok()?));
-        named.or_else(|| self.tags.get(self.rules.tag(headers)?)).map(|shares| &**shares)
+    fn chosen(&self, headers: &HeaderMap) -> Option<Choice<'_>> {
+        let named = headers.get(TAG_HEADER).and_then(|tag| self.tagged(tag.to_str().ok()?));
+        named.or_else(|| self.tagged(self.rules.tag(headers)?))
+    }
+
+    fn tagged(&self, tag: &str) -> Option<Choice<'_>> {
+        self.tags.get_key_value(tag).map(|(tag, shares)| (tag, &**shares))
     }
 }
 

@@ -64,7 +64,6 @@ impl Admitting {
     fn put(&mut self, instances: &[Arc<Instance>], container_concurrency: usize) -> usize {
         let backend = Backend {
             ready: instances.iter().map(|instance| instance.endpoint.clone()).collect(),
-            unavailable: None,
             container_concurrency: container_concurrency as u32,
             ..(*removed().backend).clone()
         };
@@ -82,8 +81,8 @@ impl Admitting {
                 self.waiting.push_back(waiter);
                 return "waits";
             }
-            Admission::Refused(Refusal::RevisionQueueFull) => return "queue_full",
-            Admission::Refused(refusal) => panic!("{refusal:?}"),
+            Admission::Denied(Denial::Refused(Refusal::RevisionQueueFull)) => return "queue_full",
+            Admission::Denied(denial) => panic!("{denial:?}"),
         }
         "runs"
     }
@@ -363,4 +362,21 @@ fn nobody_waits_while_there_is_room_and_nobody_is_lost() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn whoever_was_drawn_before_a_revision_left_is_told_that_it_did() {
+    let mut admitting = Admitting::new(None);
+    admitting.put(&[], 1);
+    assert_eq!(admitting.arrive(), "waits");
+    admitting.revision.retarget(None);
+    let held = admitting.waiting[0].granted.try_recv().unwrap();
+    assert!(matches!(held, Err(Denial::Removed)));
+    // By the table that was in force until now.
+    let late = admitting.revision.admit(&admitting.target, None, || 0);
+    assert!(matches!(late, Admission::Denied(Denial::Removed)));
+    assert_eq!(admitting.revision.tally.refused[Refused::Unavailable as usize].load(Ordering::Relaxed), 0);
+    admitting.waiting.clear();
+    admitting.put(&[instance(1)], 1);
+    assert_eq!(admitting.arrive(), "runs", "it came back");
 }

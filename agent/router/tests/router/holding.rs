@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tombolo_agent_core::activation::{HELD_BYTES_PER_REVISION_MAX, QUEUE_DEPTH_MIN};
 use tombolo_agent_core::actual::Moment;
-use tombolo_agent_core::routes::{Backend, RouteTable, Unavailable};
+use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_router::Refused;
 
 use crate::ground::{Client, HOST, backend, body_text, ground, id, key, reason, table, text, until};
@@ -86,13 +86,6 @@ async fn nobody_waits_for_what_will_not_come() {
     assert_eq!((answer.status(), reason(&answer)), (StatusCode::SERVICE_UNAVAILABLE, "ImageMissing"));
     assert!(body_text(&answer).contains("no such image"));
     assert_eq!(reason(&ground.get("/").await), "ImageMissing", "nor does a new one");
-
-    ground.put(table(backend(&[]))).await;
-    let mut client = ground.client().await;
-    let held = tokio::spawn(async move { client.get("/").await });
-    until("it is held", || ground.held() == 1).await;
-    ground.put(RouteTable::default()).await;
-    assert_eq!(reason(&held.await.unwrap()), "RevisionRemoved");
 }
 
 #[tokio::test]

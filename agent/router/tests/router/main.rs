@@ -12,6 +12,7 @@ mod holding;
 mod http2;
 mod keeping;
 mod metering;
+mod moving;
 mod netns;
 mod probing;
 mod retrying;
