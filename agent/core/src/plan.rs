@@ -4,8 +4,8 @@
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
 //! [`scale`]: how many instances a revision has. [`devices`]: what of that there are devices for, and which. [`turns`]: who lets
-//! go of devices for whom. [`room`]: what of that fits. [`life`]: what becomes of one instance. [`slots`]: those that wait.
-//! [`takeover`]: revisions that must not run beside the one before them.
+//! go of devices for whom. [`room`]: what of that fits. [`eviction`]: who gives way for it. [`life`]: what becomes of one instance.
+//! [`slots`]: those that wait. [`takeover`]: revisions that must not run beside the one before them.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,7 @@ use crate::routes::RouteTable;
 use crate::supervision::InstanceId;
 
 mod devices;
+mod eviction;
 mod life;
 mod overuse;
 mod room;
@@ -215,7 +216,7 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     pass.takeovers = pass.find_takeovers(&mut draft);
     let mut scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope), scope)).collect();
     let mut cuts = pass.fit_devices(&mut scopes, &mut draft);
-    cuts.extend(pass.fit(&mut scopes));
+    cuts.extend(pass.fit(&mut scopes, &mut draft));
     for (want, scope) in &scopes {
         pass.supply(scope, *want, &mut draft);
         pass.retire_surplus(scope, *want, &mut draft);
@@ -273,6 +274,8 @@ struct Draft {
     choices: BTreeSet<Choice>,
     /// What those ask for that have no instance for want of devices.
     short: Vec<Asked>,
+    /// Somebody has no instance for want of memory.
+    is_short_of_memory: bool,
     /// Suspended instances that get their devices back, now or as soon as these are free.
     returning: BTreeSet<InstanceId>,
 }

@@ -167,6 +167,8 @@ impl Pass<'_> {
         let keeps = !wanted.contains_key(&instance.revision) && self.is_last_to_drain(id, instance);
         let instance_id = id.clone();
         let action = match keeps.then(|| self.kept_as(instance)).flatten() {
+            // Its memory is needed.
+            Some(_) if draft.is_short_of_memory => Action::Terminate { instance: instance_id },
             // It lets go of its devices.
             Some(IdleTier::Suspended) => Action::Suspend { instance: instance_id },
             Some(_) if !draft.is_short_of(&instance.devices) => Action::Freeze { instance: instance_id },
@@ -181,7 +183,7 @@ impl Pass<'_> {
     }
 
     /// Requests at an instance. The router wakes a frozen one by itself to give it one.
-    fn load(&self, id: &InstanceId) -> u32 {
+    pub(super) fn load(&self, id: &InstanceId) -> u32 {
         self.situation.traffic.instances.get(id).copied().unwrap_or(0)
     }
 

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::{Desired, RevisionObject};
 
-use super::{Pass, Scope, Settings, Situation};
-use crate::actual::{Actual, InstanceActual, InstanceClaim, Phase};
+use super::{Draft, Pass, Scope, Settings, Situation};
+use crate::actual::{Actual, ImageState, InstanceActual, InstanceClaim, Phase};
 use crate::autoscale::capacity::{self, Claim, capacity, instance_bytes};
 use crate::limits;
 use crate::routes::Unavailable;
@@ -36,14 +36,18 @@ pub fn room_for_moved(desired: &Desired, actual: &Actual, settings: &Settings) -
 }
 
 /// What an instance is reckoned with, bytes: as the object says that it was made from, or else the present one of its revision.
-fn bytes_of(instance: &InstanceActual, desired: &Desired) -> u64 {
+pub(super) fn bytes_of(instance: &InstanceActual, desired: &Desired) -> u64 {
     let desired = || desired.revisions.get(&instance.revision).map(|(_, object)| object_bytes(object));
     instance.claim.memory_bytes.or_else(desired).unwrap_or_else(|| instance_bytes(None, None))
 }
 
 impl<'a> Pass<'a> {
-    /// Lowers what is wanted to what fits; why, for those that get less.
-    pub(super) fn fit(&self, scopes: &mut [(u32, Scope<'a>)]) -> BTreeMap<RevisionKey, String> {
+    /// Lowers what is wanted to what fits; why, for those that get less. Has those give way that wait for nobody.
+    pub(super) fn fit(
+        &self,
+        scopes: &mut [(u32, Scope<'a>)],
+        draft: &mut Draft,
+    ) -> BTreeMap<RevisionKey, String> {
         let mut claims = Vec::new();
         let mut order = Vec::new();
         for (index, (wanted, scope)) in scopes.iter().enumerate() {
@@ -61,13 +65,20 @@ impl<'a> Pass<'a> {
         let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
         let budget = self.situation.settings.memory_bytes.saturating_sub(taken);
         let mut cuts = BTreeMap::new();
-        for ((_, _, index), grant) in order.iter().zip(capacity(budget, &sorted)) {
+        let (mut short, mut used) = (Vec::new(), 0_u64);
+        for (((_, _, index), claim), grant) in order.iter().zip(&sorted).zip(capacity(budget, &sorted)) {
             let (wanted, scope) = &mut scopes[*index];
+            let granted = grant.allowed.saturating_sub(claim.running) + claim.running + claim.stopping;
+            used = used.saturating_add(claim.instance_bytes.saturating_mul(granted.into()));
+            if grant.allowed == 0 && *wanted > 0 && self.lacks_but_memory(scope) {
+                short.push(claim.instance_bytes);
+            }
             *wanted = grant.allowed;
             if let Some(cut) = grant.cut {
                 cuts.insert(scope.key.clone(), cut);
             }
         }
+        self.evict(scopes, &short, budget.saturating_sub(used), draft);
         cuts
     }
 
@@ -83,7 +94,14 @@ impl<'a> Pass<'a> {
         object_bytes(scope.object) <= free
     }
 
-    fn claim(&self, scope: &Scope<'a>, wanted: u32) -> Claim {
+    /// Whether its instance could start at once, were there memory.
+    fn lacks_but_memory(&self, scope: &Scope<'a>) -> bool {
+        let known = scope.known;
+        let is_blocked = self.takeovers.blocked.contains(scope.key) || known.misfit.is_some();
+        !is_blocked && known.image == ImageState::Present && self.now >= known.crashes.retry_at
+    }
+
+    pub(super) fn claim(&self, scope: &Scope<'a>, wanted: u32) -> Claim {
         let (mut running, mut stopping) = (0, 0);
         for (_, instance) in self.index.of(scope.key) {
             match instance.phase {

@@ -1,7 +1,8 @@
 //! Instances that wait at no cost but memory, so that a request need not: which revisions keep one, which go, and when the
 //! next is made. It must not know how many instances run.
 //!
-//! None is made at a request's expense: not while one is held, while an instance starts, or just after one did.
+//! None is made at a request's expense: not while an instance starts that one may be held for, or just after one did. Requests
+//! that wait for others to end, or for an image, want nothing that a slot would take.
 
 use std::cmp::Reverse;
 
@@ -12,9 +13,6 @@ use crate::annotations::IdleTier;
 impl<'a> Pass<'a> {
     /// Removes what waits for nothing, and makes the next one that should wait.
     pub(super) fn keep_slots(&self, scopes: &[(u32, Scope<'a>)], draft: &mut Draft) {
-        if self.situation.traffic.is_held() {
-            return;
-        }
         let mut next: Option<&Scope<'a>> = None;
         for (want, scope) in scopes {
             let keeps = self.keeps_primed(scope, *want);
@@ -103,7 +101,14 @@ impl<'a> Pass<'a> {
 
     fn may_prime(&self, scope: &Scope<'a>, draft: &mut Draft) -> bool {
         let known = scope.known;
-        if !known.ready_once || known.image != ImageState::Present || !self.may_hold_devices(scope, draft) {
+        let traffic = self.situation.traffic;
+        // Who is called needs one that runs, and devices may be what a request waits for.
+        if traffic.of(scope.key).held > 0
+            || (!scope.asked.is_empty() && traffic.is_held())
+            || !known.ready_once
+            || known.image != ImageState::Present
+            || !self.may_hold_devices(scope, draft)
+        {
             return false;
         }
         let free = known.prime_retry_at.max(known.crashes.retry_at);

@@ -11,6 +11,7 @@ use crate::devices::overuse::{Policy, Rule};
 use crate::supervision::ExitRecord;
 
 mod devices;
+mod eviction;
 mod memory;
 mod overuse;
 mod properties;

@@ -1,0 +1,83 @@
+//! Instances that wait for nobody give their memory to a revision that has no instance at all for want of it: who was called
+//! longest ago goes first. Devices are given way for in [`super::devices`].
+
+use crate::actual::{InstanceActual, Moment, Phase};
+use crate::autoscale::capacity::Claim;
+use crate::supervision::InstanceId;
+
+use super::room::bytes_of;
+use super::{Action, Draft, Pass, Scope};
+
+impl<'a> Pass<'a> {
+    /// Ends instances that wait for nobody where that is enough for one of `short`, of which each is what a first instance needs,
+    /// bytes; `free` is what nobody has or is granted.
+    pub(super) fn evict(&self, scopes: &[(u32, Scope<'a>)], short: &[u64], free: u64, draft: &mut Draft) {
+        draft.is_short_of_memory = !short.is_empty();
+        if short.is_empty() {
+            return;
+        }
+        let mut candidates = self.evictable(scopes);
+        candidates.retain(|(_, id, _)| !draft.names(id));
+        candidates.sort_unstable();
+        let mut candidates = candidates.as_slice();
+        let mut free = free.saturating_add(self.coming_bytes());
+        for needed in short {
+            let mut freed = 0_u64;
+            let is_enough = |freed: u64| free.saturating_add(freed) >= *needed;
+            let victims = candidates.iter().take_while(|(_, _, bytes)| {
+                let goes = !is_enough(freed);
+                freed = freed.saturating_add(if goes { *bytes } else { 0 });
+                goes
+            });
+            let (victims, rest) = candidates.split_at(victims.count());
+            // Were all of them not enough, none goes for nothing.
+            if is_enough(freed) {
+                free = free.saturating_add(freed) - needed;
+                draft.removals.extend(victims.iter().map(|(_, id, _)| self.evicted(id)));
+                candidates = rest;
+            }
+        }
+    }
+
+    /// Frozen and suspended instances of revisions of which none is wanted: when the revision was called, and what its end frees.
+    fn evictable(&self, scopes: &[(u32, Scope<'a>)]) -> Vec<(Moment, &'a InstanceId, u64)> {
+        let mut resting = Vec::new();
+        for (_, scope) in scopes.iter().filter(|(wanted, _)| *wanted == 0) {
+            let Claim { instance_bytes, .. } = self.claim(scope, 0);
+            for (id, instance) in self.index.of(scope.key).iter().copied() {
+                let rests = matches!(instance.phase, Phase::Frozen | Phase::Suspended);
+                if rests && !instance.astray && self.load(id) == 0 {
+                    let bytes = instance_bytes.saturating_add(instance.moved_bytes);
+                    resting.push((self.called(scope), id, bytes));
+                }
+            }
+        }
+        resting
+    }
+
+    /// Memory of instances that are on their way out, bytes.
+    fn coming_bytes(&self) -> u64 {
+        let leaves = |id: &InstanceId, instance: &InstanceActual| match instance.phase {
+            Phase::Stopping { .. } => true,
+            // No longer to be frozen, see `is_short_of_memory`.
+            Phase::Draining => self.load(id) == 0,
+            _ => false,
+        };
+        let instances = self.situation.actual.instances.iter();
+        let leaving = instances.filter(|(id, instance)| leaves(id, instance));
+        let desired = self.situation.desired;
+        let bytes =
+            |instance: &InstanceActual| bytes_of(instance, desired).saturating_add(instance.moved_bytes);
+        leaving.map(|(_, instance)| bytes(instance)).fold(0, u64::saturating_add)
+    }
+
+    fn evicted(&self, instance: &InstanceId) -> Action {
+        let instance = instance.clone();
+        match self.situation.actual.instances[&instance].phase {
+            // Its program cannot end as it would like to: what it had is not where it was.
+            Phase::Suspended => Action::Delete { instance },
+            // It may have been given a request.
+            _ => Action::Drain { instance },
+        }
+    }
+}
