@@ -30,8 +30,10 @@ pub enum IdleTier {
 /// How a revision takes the place of the one before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UpdateStrategy {
-    /// The former one serves until this one is ready.
+    /// Nobody has said: overlap, but where the node can never have memory for both.
     #[default]
+    Unsaid,
+    /// The former one serves until this one is ready.
     Overlap,
     /// This one is made while the former one serves; then that one ends, and this one starts.
     HandOver,
@@ -72,7 +74,8 @@ impl Scale {
             Some("hand-over") => UpdateStrategy::HandOver,
             Some("stop-first") => UpdateStrategy::StopFirst,
             Some("auto") => UpdateStrategy::Auto,
-            _ => UpdateStrategy::Overlap,
+            Some("overlap") => UpdateStrategy::Overlap,
+            _ => UpdateStrategy::Unsaid,
         };
         let deadline = text(keys::PROGRESS_DEADLINE).and_then(duration::millis);
         Self {

@@ -22,7 +22,8 @@ pub const VISIBILITY: &str = "networking.knative.dev/visibility";
 pub const IDLE_TIER: &str = "tombolo.dev/idle-tier";
 /// `fast`: the autoscaler may decide at every request instead of every 2 s.
 pub const REACTION: &str = "tombolo.dev/reaction";
-/// How a revision takes over from the one before it: `overlap`, `hand-over`, `stop-first` or `auto`.
+/// How a revision takes over from the one before it: `overlap`, `hand-over`, `stop-first` or `auto`. Without it: `overlap`, and
+/// `auto` on nodes whose memory can never hold two instances.
 pub const UPDATE_STRATEGY: &str = "tombolo.dev/update-strategy";
 /// What becomes of an instance that holds more of a GPU's memory than it declared: `stop`, `warn` or `off`.
 pub const MEMORY_OVERUSE: &str = "tombolo.dev/gpu-memory-overuse";

@@ -75,7 +75,7 @@ impl<'a> Pass<'a> {
             }
             *wanted = grant.allowed;
             if let Some(cut) = grant.cut {
-                cuts.insert(scope.key.clone(), cut);
+                cuts.insert(scope.key.clone(), cut + &self.advice(scope));
             }
         }
         self.evict(scopes, &short, budget.saturating_sub(used), draft);

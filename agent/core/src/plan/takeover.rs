@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::{Desired, RouteObject};
 use tombolo_api::report::RolledBack;
+use tombolo_api::serving::keys::UPDATE_STRATEGY;
 
 use super::room::{holds_memory, object_bytes};
 use super::{Action, Draft, Pass, Scope, Settings, Situation, WakeReason};
@@ -77,8 +78,8 @@ fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settin
         // Also one that could run beside others, were there not something else that has what it needs.
         let begun = known.is_some_and(|known| matches!(known.takeover, Takeover::Begun { .. }));
         let strategy = Scale::of(&object.annotations).strategy;
-        let alone = matches!(strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst)
-            || actual.devices.inventory.is_too_few_for_two(&devices::asked(object));
+        let alone =
+            is_alone(strategy) || actual.devices.inventory.is_too_few_for_two(&devices::asked(object));
         if begun || alone {
             return true;
         }
@@ -87,6 +88,11 @@ fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settin
     bytes.sort_unstable();
     let together = bytes.iter().rev().take(2).fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
     bytes.len() > 1 && together > settings.memory_bytes
+}
+
+/// Whether never both may run.
+fn is_alone(strategy: UpdateStrategy) -> bool {
+    matches!(strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst)
 }
 
 impl<'a> Pass<'a> {
@@ -109,7 +115,7 @@ impl<'a> Pass<'a> {
             if before.is_empty() {
                 self.succeed(&scope, &mut takeovers);
             }
-            let overlaps = scope.scale.strategy == UpdateStrategy::Overlap
+            let overlaps = self.standing(&scope, &before) == UpdateStrategy::Overlap
                 && scope.known.takeover == Takeover::None
                 && !self.waits_for_devices_of(&scope, &before);
             if !before.is_empty() && !overlaps {
@@ -130,7 +136,7 @@ impl<'a> Pass<'a> {
         match &scope.known.takeover {
             // Found running by an agent that was started again: it had begun.
             Takeover::None if self.has(scope.key, holds_memory) => {
-                if matches!(scope.scale.strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst) {
+                if is_alone(self.standing(scope, &before)) {
                     draft.additions.push(Action::TakeOver { revision: key() });
                 }
             }
@@ -150,7 +156,7 @@ impl<'a> Pass<'a> {
                         draft.additions.push(Action::TakeOver { revision: key() });
                     }
                 }
-                UpdateStrategy::Overlap | UpdateStrategy::Auto => {}
+                UpdateStrategy::Unsaid | UpdateStrategy::Overlap | UpdateStrategy::Auto => {}
             },
             Takeover::Begun { .. } => {
                 // What waits has its devices, too.
@@ -188,7 +194,7 @@ impl<'a> Pass<'a> {
         let wholly = match scope.scale.strategy {
             UpdateStrategy::StopFirst => true,
             UpdateStrategy::HandOver => !scope.asked.is_empty(),
-            UpdateStrategy::Overlap | UpdateStrategy::Auto => return,
+            UpdateStrategy::Unsaid | UpdateStrategy::Overlap | UpdateStrategy::Auto => return,
         };
         let others = self.overtaken(scope);
         if others.iter().any(|key| self.has(key, |instance| wholly || holds_memory(instance))) {
@@ -200,8 +206,11 @@ impl<'a> Pass<'a> {
     /// Whether another has taken its place before it was ever ready, and nothing waits for it.
     fn is_overtaken(&self, scope: &Scope<'a>) -> bool {
         let Situation { desired, actual, traffic, .. } = self.situation;
-        let is_alone = matches!(scope.scale.strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst);
-        if !is_alone || traffic.unsettled || traffic.of(scope.key).held > 0 || self.is_routed(scope.key) {
+        if !is_alone(scope.scale.strategy)
+            || traffic.unsettled
+            || traffic.of(scope.key).held > 0
+            || self.is_routed(scope.key)
+        {
             return false;
         }
         let routes = desired.routes.values().filter(|route| *route.namespace == *scope.key.namespace);
@@ -277,9 +286,39 @@ impl<'a> Pass<'a> {
         draft.additions.push(Action::Prime { instance, revision: scope.key.clone(), devices });
     }
 
+    /// What its strategy comes to whatever runs now: without `Unsaid`, and stop first where the memory never does for both.
+    fn standing(&self, scope: &Scope<'a>, before: &BTreeSet<RevisionKey>) -> UpdateStrategy {
+        match scope.scale.strategy {
+            UpdateStrategy::Unsaid | UpdateStrategy::Auto if self.is_too_large_beside(scope, before) => {
+                UpdateStrategy::StopFirst
+            }
+            UpdateStrategy::Unsaid => UpdateStrategy::Overlap,
+            strategy => strategy,
+        }
+    }
+
+    /// Whether the node's memory can never hold one instance of it and one of `others` together.
+    fn is_too_large_beside(&self, scope: &Scope<'a>, others: &BTreeSet<RevisionKey>) -> bool {
+        let objects = others.iter().filter_map(|key| self.situation.desired.revisions.get(key));
+        let most = objects.map(|(_, object)| object_bytes(object)).max();
+        let together = most.map_or(0, |bytes| bytes.saturating_add(object_bytes(scope.object)));
+        together > self.situation.settings.memory_bytes
+    }
+
+    /// What to do about one that has no memory because it was told to start beside the one before it, for the end of a message.
+    pub(super) fn advice(&self, scope: &Scope<'a>) -> String {
+        let waits = scope.scale.strategy == UpdateStrategy::Overlap && !scope.known.ready_once;
+        if !waits || !self.is_too_large_beside(scope, &self.before(scope)) {
+            return String::new();
+        }
+        format!(
+            "; {UPDATE_STRATEGY}: overlap keeps the one before it running, and this node never holds both: let it be auto"
+        )
+    }
+
     /// `Auto` resolved: stop first where one more does not fit. So do all that need a device which those before have.
     fn strategy(&self, scope: &Scope<'a>, before: &BTreeSet<RevisionKey>) -> UpdateStrategy {
-        match scope.scale.strategy {
+        match self.standing(scope, before) {
             _ if self.waits_for_devices_of(scope, before) => UpdateStrategy::StopFirst,
             UpdateStrategy::Auto if self.has_room_for(scope) => UpdateStrategy::Overlap,
             UpdateStrategy::Auto => UpdateStrategy::StopFirst,

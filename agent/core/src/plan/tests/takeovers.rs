@@ -75,6 +75,7 @@ fn all(desired: &Desired, actual: &mut Actual, traffic: &Traffic, now: Moment) -
 fn each_strategy_has_its_order() {
     let none = Traffic::default();
     for (strategy, expected) in [
+        ("", vec!["Launch"]),
         ("overlap", vec!["Launch"]),
         ("auto", vec!["Launch"]),
         ("hand-over", vec!["Prime", "TakeOver", "Drain", "Terminate", "Delete", "Start"]),
@@ -233,6 +234,30 @@ fn an_agent_that_starts_again_goes_on() {
     let held = with_demand(OLD, 0, 1, NOW);
     let actions = planned(&desired, &actual, &held, NOW).actions;
     assert!(actions.contains(&Action::TakeOver { revision: key(NEW) }), "{actions:?}");
+}
+
+#[test]
+fn where_nobody_said_how_both_run_unless_the_memory_never_does_for_two() {
+    let taken = |strategy: &str, mebibytes: u64, is_crowded: bool| {
+        let (mut desired, mut actual) = update(strategy);
+        if is_crowded {
+            beside(&mut desired, &mut actual);
+        }
+        let settings = Settings { memory_bytes: mebibytes << 20, ..SETTINGS };
+        let Plan { actions, cuts, .. } =
+            fitting(&desired, &actual, &Traffic::default(), &Targets::new(), &settings, NOW);
+        let actions: Vec<_> = actions.iter().map(name).filter(|action| action != "Prime").collect();
+        (actions.join(" "), cuts.get(&key(NEW)).cloned().unwrap_or_default())
+    };
+    assert_eq!(taken("", 64, false), ("Launch".into(), String::new()));
+    assert_eq!(taken("", 63, false), ("TakeOver".into(), String::new()));
+    // It may become free: nothing says that it must not be waited for.
+    let (actions, cut) = taken("", 95, true);
+    assert!(actions.is_empty() && cut.starts_with("InsufficientMemory: 0 of 1"), "{actions}, {cut}");
+    assert!(!cut.contains(keys::UPDATE_STRATEGY), "{cut}");
+    let (actions, cut) = taken("overlap", 63, false);
+    assert!(actions.is_empty() && cut.starts_with("InsufficientMemory: 0 of 1"), "{actions}, {cut}");
+    assert!(cut.contains("tombolo.dev/update-strategy: overlap"), "{cut}");
 }
 
 /// The same with a gradual rollout: what is planned where routes are shared as that says, and who gets requests then.
