@@ -32,7 +32,7 @@ mod turns;
 
 pub use room::{claim_of, misfit, room_for_moved};
 use takeover::Takeovers;
-pub use takeover::{TAKEOVER_CRASHES_MAX, rollable};
+pub use takeover::{TAKEOVER_CRASHES_MAX, not_kept, rollable};
 pub use turns::TURN_MS;
 
 /// How long requests in a draining instance may take before it is stopped all the same, when the revision's own request

@@ -11,6 +11,7 @@ use tombolo_api::report::{
 use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
 use crate::annotations::{IdleTier, Scale};
 use crate::devices;
+use crate::plan;
 use crate::rollout::Rollouts;
 use crate::supervision::InstanceId;
 use crate::table;
@@ -53,6 +54,11 @@ pub fn revisions(
             && let Some(caution) = known.and_then(|known| known.caution.clone())
         {
             (reason, message) = (caution.reason, caution.message);
+        }
+        if reason.is_empty()
+            && let Some(why) = plan::not_kept(desired, actual, key)
+        {
+            (reason, message) = (why.reason, why.message);
         }
         let restarts = known.map_or(0, |revision| revision.crashes.total);
         reports.push(RevisionReport {

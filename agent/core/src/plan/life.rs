@@ -230,7 +230,8 @@ impl Pass<'_> {
             return false;
         };
         let mut beside = self.index.of(&outdated.revision).iter();
-        let replaced = beside.any(|(_, other)| other.object == *digest && other.phase == Phase::Ready);
+        let replaced = self.takeovers.replaced.contains(&outdated.revision)
+            || beside.any(|(_, other)| other.object == *digest && other.phase == Phase::Ready);
         wanted.contains_key(&outdated.revision) && !replaced
     }
 }

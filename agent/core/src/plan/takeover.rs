@@ -22,6 +22,7 @@ use super::room::{holds_memory, object_bytes};
 use super::{Action, Draft, Pass, Scope, Settings, Situation, WakeReason};
 use crate::actual::{Actual, ImageState, InstanceActual, Phase, Takeover};
 use crate::annotations::{Scale, UpdateStrategy};
+use crate::routes::Unavailable;
 use crate::{devices, table};
 
 /// After so many ends in a row a revision that takes over counts as not ready in time: meanwhile nobody serves.
@@ -36,6 +37,8 @@ pub(super) struct Takeovers {
     pub(super) primed: BTreeSet<RevisionKey>,
     /// They end, but for requests that wait for them; `true`: primed instances as well.
     pub(super) leaving: Vec<(RevisionKey, bool)>,
+    /// Instances of what their object was before end, though none of the present one is ready.
+    pub(super) replaced: BTreeSet<RevisionKey>,
     /// They start once others have ended.
     pub(super) blocked: BTreeSet<RevisionKey>,
 }
@@ -68,6 +71,31 @@ pub fn rollable<'a>(desired: &'a Desired, actual: &Actual, settings: &Settings) 
     rollable
 }
 
+/// Why the revision may run beside another one though it asked for the opposite: a route leads to that one for itself, say by a tag.
+pub fn not_kept(desired: &Desired, actual: &Actual, key: &RevisionKey) -> Option<Unavailable> {
+    let (_, object) = desired.revisions.get(key)?;
+    if !is_alone(Scale::of(&object.annotations).strategy) {
+        return None;
+    }
+    let routes = desired.routes.values().filter(|route| *route.namespace == *key.namespace);
+    let mut targets = routes.flat_map(|route| route.targets.iter().map(move |target| (route, target)));
+    targets.find_map(|(route, target)| {
+        if target.candidates.iter().any(|name| **name == *key.name) {
+            return None;
+        }
+        let other = table::choose(&route.namespace, target, desired, actual);
+        let (_, of) = desired.revisions.get(&other)?;
+        let by = if target.tag.is_empty() { String::new() } else { format!(", by tag {:?}", target.tag) };
+        let strategy = object.annotations.get(UPDATE_STRATEGY)?;
+        let message = format!(
+            "{UPDATE_STRATEGY}: {strategy} is not kept: route {} leads to {} too{by}, which runs beside it",
+            route.name, other.name
+        );
+        let reason = "UpdateStrategyNotKept".into();
+        (of.configuration == object.configuration).then_some(Unavailable { reason, message })
+    })
+}
+
 fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settings: &Settings) -> bool {
     let names: BTreeSet<&String> = route.targets.iter().flat_map(|target| &target.candidates).collect();
     let mut bytes = Vec::new();
@@ -90,6 +118,14 @@ fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settin
     bytes.len() > 1 && together > settings.memory_bytes
 }
 
+/// Whether it still keeps the next one from starting. `wholly`: also by what it has without running.
+fn stands(instance: &InstanceActual, wholly: bool) -> bool {
+    match instance.phase {
+        Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting => wholly,
+        _ => true,
+    }
+}
+
 /// Whether never both may run.
 fn is_alone(strategy: UpdateStrategy) -> bool {
     matches!(strategy, UpdateStrategy::HandOver | UpdateStrategy::StopFirst)
@@ -100,7 +136,7 @@ impl<'a> Pass<'a> {
         let mut takeovers = Takeovers::default();
         for scope in self.scopes() {
             if scope.known.ready_once {
-                self.succeed(&scope, &mut takeovers);
+                self.succeed(&scope, &mut takeovers, draft);
             }
             // One that can never run here takes nobody's place.
             let stays_out = scope.known.ready_once || scope.known.misfit.is_some();
@@ -113,7 +149,7 @@ impl<'a> Pass<'a> {
             }
             let before = self.before(&scope);
             if before.is_empty() {
-                self.succeed(&scope, &mut takeovers);
+                self.succeed(&scope, &mut takeovers, draft);
             }
             let overlaps = self.standing(&scope, &before) == UpdateStrategy::Overlap
                 && scope.known.takeover == Takeover::None
@@ -135,7 +171,7 @@ impl<'a> Pass<'a> {
         let key = || scope.key.clone();
         match &scope.known.takeover {
             // Found running by an agent that was started again: it had begun.
-            Takeover::None if self.has(scope.key, holds_memory) => {
+            Takeover::None if self.current(scope).any(|(_, instance)| holds_memory(instance)) => {
                 if is_alone(self.standing(scope, &before)) {
                     draft.additions.push(Action::TakeOver { revision: key() });
                 }
@@ -161,13 +197,11 @@ impl<'a> Pass<'a> {
             Takeover::Begun { .. } => {
                 // What waits has its devices, too.
                 let wholly = scope.scale.strategy != UpdateStrategy::HandOver || !scope.asked.is_empty();
-                let stands = |instance: &InstanceActual| match instance.phase {
-                    Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting => wholly,
-                    _ => true,
-                };
+                let stands = |instance: &InstanceActual| stands(instance, wholly);
                 let mut others = self.overtaken(scope);
                 others.extend(before);
-                if others.iter().any(|key| self.has(key, stands)) {
+                takeovers.replaced.insert(key());
+                if others.iter().any(|key| self.has(key, stands)) || self.has_former(scope, stands) {
                     takeovers.blocked.insert(key());
                 } else if scope.known.takeover == (Takeover::Begun { started: None }) {
                     draft.additions.push(Action::StartDeadline { revision: key() });
@@ -189,18 +223,43 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// One that takes nobody's place, and yet must not run beside others of its configuration: it starts once they are gone.
-    fn succeed(&self, scope: &Scope<'a>, takeovers: &mut Takeovers) {
-        let wholly = match scope.scale.strategy {
-            UpdateStrategy::StopFirst => true,
-            UpdateStrategy::HandOver => !scope.asked.is_empty(),
-            UpdateStrategy::Unsaid | UpdateStrategy::Overlap | UpdateStrategy::Auto => return,
-        };
+    /// One that takes nobody's place, and yet must not run beside others of its configuration, nor beside instances of what its
+    /// object was before: it starts once they are gone. There is no way back to these.
+    fn succeed(&self, scope: &Scope<'a>, takeovers: &mut Takeovers, draft: &mut Draft) {
+        let has_former = self.has_former(scope, |_| true);
+        if !has_former && !is_alone(scope.scale.strategy) {
+            return;
+        }
+        let key = || scope.key.clone();
         let others = self.overtaken(scope);
-        if others.iter().any(|key| self.has(key, |instance| wholly || holds_memory(instance))) {
-            takeovers.blocked.insert(scope.key.clone());
+        let beside: BTreeSet<_> = others.iter().cloned().chain(has_former.then(key)).collect();
+        let strategy = match self.standing(scope, &beside) {
+            UpdateStrategy::HandOver if self.waits_for_devices_of(scope, &beside) => {
+                UpdateStrategy::StopFirst
+            }
+            UpdateStrategy::Auto if !self.has_room_for(scope) => UpdateStrategy::StopFirst,
+            strategy => strategy,
+        };
+        if !is_alone(strategy) {
+            return;
+        }
+        let wholly = strategy == UpdateStrategy::StopFirst || !scope.asked.is_empty();
+        let stands = |instance: &InstanceActual| stands(instance, wholly);
+        if others.iter().any(|key| self.has(key, stands)) || self.has_former(scope, stands) {
+            takeovers.blocked.insert(key());
         }
         takeovers.leaving.extend(others.into_iter().map(|key| (key, wholly)));
+        if !has_former {
+            return;
+        }
+        let is_made = self.current(scope).any(|(_, instance)| instance.phase != Phase::Priming);
+        match strategy {
+            UpdateStrategy::HandOver if !is_made => self.prime_successor(scope, draft),
+            UpdateStrategy::StopFirst if scope.known.image != ImageState::Present => return,
+            _ => {}
+        }
+        takeovers.primed.extend((strategy == UpdateStrategy::HandOver).then(key));
+        takeovers.replaced.extend((strategy == UpdateStrategy::StopFirst || is_made).then(key));
     }
 
     /// Whether another has taken its place before it was ever ready, and nothing waits for it.
@@ -349,6 +408,11 @@ impl<'a> Pass<'a> {
             }
         }
         if before.is_disjoint(&stays) { before } else { BTreeSet::new() }
+    }
+
+    /// Whether there is such an instance of what its object was before.
+    fn has_former(&self, scope: &Scope<'a>, matches: impl Fn(&InstanceActual) -> bool) -> bool {
+        self.has(scope.key, |instance| instance.object != *scope.digest && matches(instance))
     }
 
     fn has(&self, key: &RevisionKey, matches: impl Fn(&InstanceActual) -> bool) -> bool {

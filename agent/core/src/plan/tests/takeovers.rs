@@ -191,6 +191,63 @@ fn what_is_pinned_elsewhere_is_not_stopped() {
     };
     Arc::make_mut(desired.routes.values_mut().next().unwrap()).targets.push(pinned);
     assert_eq!(step(&desired, &mut actual, &Traffic::default(), NOW), ["Launch"]);
+    let reports = |actual: &Actual| {
+        let reports = crate::status::revisions(&desired, actual, &BTreeMap::new(), &BTreeMap::new(), NOW);
+        reports.into_iter().map(|report| (report.reason, report.message)).collect::<Vec<_>>()
+    };
+    for ready_once in [false, true] {
+        actual.revisions.get_mut(&key(NEW)).unwrap().ready_once = ready_once;
+        let told = reports(&actual);
+        assert_eq!(told[0], Default::default(), "the old one has asked for nothing");
+        assert_eq!(told[1].0, "UpdateStrategyNotKept");
+        let why =
+            "stop-first is not kept: route s leads to s-00001 too, by tag \"old\", which runs beside it";
+        assert!(told[1].1.ends_with(why), "{}", told[1].1);
+    }
+}
+
+#[test]
+fn one_that_is_kept_says_nothing() {
+    for strategy in ["", "overlap", "hand-over", "stop-first", "auto"] {
+        let (desired, actual) = update(strategy);
+        assert_eq!(not_kept(&desired, &actual, &key(NEW)), None, "{strategy}");
+    }
+}
+
+#[test]
+fn instances_of_a_former_object_end_before_the_next_one_starts() {
+    for (strategy, mebibytes, both) in [
+        ("stop-first", 8_000, false),
+        ("hand-over", 8_000, false),
+        ("auto", 48, false),
+        ("", 48, false),
+        ("", 64, true),
+    ] {
+        for ready_once in [false, true] {
+            let settings = Settings { memory_bytes: mebibytes << 20, ..SETTINGS };
+            let (desired, mut actual) = given_routed(&[object(NEW, &[(keys::UPDATE_STRATEGY, strategy)])]);
+            actual.revisions.get_mut(&key(NEW)).unwrap().ready_once = ready_once;
+            let former = Digest::of(b"former");
+            actual.instances.insert(InstanceId("old".into()), instance(NEW, former, Phase::Ready));
+            let held = with_demand(NEW, 0, 1, NOW);
+            let mut met = false;
+            for _ in 0..10 {
+                let plan = fitting(&desired, &actual, &held, &Targets::new(), &settings, NOW);
+                execute(&desired, &mut actual, &plan.actions, NOW);
+                let runs = |of_former: bool| {
+                    let mut all =
+                        actual.instances.values().filter(|known| (known.object == former) == of_former);
+                    all.any(|known| !matches!(known.phase, Phase::Primed | Phase::Ended { .. }))
+                };
+                met |= runs(true) && runs(false);
+            }
+            assert_eq!(met, both, "{strategy}, ready once: {ready_once}");
+            let phases: Vec<_> =
+                actual.instances.values().map(|known| (known.object == former, &known.phase)).collect();
+            assert!(phases.contains(&(false, &Phase::Ready)), "{strategy}: {phases:?}");
+            assert!(!phases.iter().any(|(former, _)| *former), "{strategy}: {phases:?}");
+        }
+    }
 }
 
 #[test]
