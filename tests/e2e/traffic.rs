@@ -284,14 +284,49 @@ async fn a_swap_that_does_not_get_ready_is_undone() {
     }
 }
 
-#[tokio::test]
-async fn an_automatic_swap_goes_on_after_a_crash_of_the_agent() {
-    let Some((site, mut node)) = site_and_node().await else { return };
+/// Memory of which one instance fits on this machine, not two.
+fn more_than_half() -> String {
     let info = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells its memory");
     let total_kib: u64 =
         info.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("MemTotal comes first");
-    // One fits, not two.
-    let limit = format!("{}Ki", total_kib * 3 / 5);
+    format!("{}Ki", total_kib * 3 / 5)
+}
+
+/// A plain update, and a rollout that cannot be: neither waits for ever for room beside the one before, nor sends it requests.
+#[tokio::test]
+async fn what_never_fits_beside_the_one_before_takes_its_place_at_once() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let limit = more_than_half();
+    let function = || {
+        Function::hello("large")
+            .limit("memory", &limit)
+            .annotation("autoscaling.knative.dev/min-scale", "1")
+            .service_annotation("serving.knative.dev/rollout-duration", "600s")
+    };
+    deploy(&site, &node, function()).await;
+    let load = node.load("large", "/", 4, 5);
+    let update = async {
+        site.hub.deploy(&function().content("two")).await;
+        until("the new revision", 60, || async {
+            for _ in 0..20 {
+                let answer = node.answer("large", "/").await?;
+                if !answer.contains("00002") {
+                    return Err(answer);
+                }
+            }
+            Ok(())
+        })
+        .await;
+    };
+    let most = together(&node, "large", update).await;
+    all_good(&load.stop().await);
+    assert_eq!(most, 1, "revisions that ran at the same time");
+}
+
+#[tokio::test]
+async fn an_automatic_swap_goes_on_after_a_crash_of_the_agent() {
+    let Some((site, mut node)) = site_and_node().await else { return };
+    let limit = more_than_half();
     let function = || {
         Function::subject("subject")
             .limit("memory", &limit)
