@@ -4,6 +4,8 @@
 //! On a node the router is always in the path of every request, so no proof of that is waited for: the grace period of a
 //! cluster is zero here.
 
+use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
+
 use super::bounds::Bounds;
 use super::decide::{Decider, Instances, activation_scale, most};
 use super::metrics::Metrics;
@@ -65,8 +67,8 @@ pub struct Scaler {
 impl Scaler {
     /// For a revision of which `ready` instances take requests. `reached_initial`: it had its initial number before, so it
     /// is not started anew; an agent that restarts keeps what is there.
-    pub fn new(mut parameters: Parameters, ready: u32, reached_initial: bool, now: Moment) -> Self {
-        parameters.to_zero.grace_period_ms = 0;
+    pub fn new(parameters: Parameters, ready: u32, reached_initial: bool, now: Moment) -> Self {
+        let parameters = on_a_node(parameters);
         let bounds = Bounds::of(&parameters.range, true, reached_initial);
         let (activity, want) = match (reached_initial, ready) {
             (false, _) if bounds.active_threshold() > 0 => {
@@ -89,8 +91,8 @@ impl Scaler {
     }
 
     /// Follows changed parameters and keeps what was measured and decided.
-    pub fn reconfigure(&mut self, mut parameters: Parameters, now: Moment) {
-        parameters.to_zero.grace_period_ms = 0;
+    pub fn reconfigure(&mut self, parameters: Parameters, now: Moment) {
+        let parameters = on_a_node(parameters);
         if (parameters.metric, parameters.aggregation)
             == (self.parameters.metric, self.parameters.aggregation)
         {
@@ -224,6 +226,16 @@ impl Scaler {
         let bounds = Bounds::of(&self.parameters.range, false, self.reached_initial);
         bounds.at_most(aim.max(activation_scale(&self.parameters)).max(1))
     }
+}
+
+/// What becomes of parameters here. A least or initial number that the node never gives would be waited for without end.
+fn on_a_node(mut parameters: Parameters) -> Parameters {
+    parameters.to_zero.grace_period_ms = 0;
+    let range = &mut parameters.range;
+    let most = if range.max == 0 { u32::MAX } else { range.max }.min(INSTANCES_PER_REVISION_MAX);
+    range.min = range.min.min(most);
+    range.initial = range.initial.min(most);
+    parameters
 }
 
 #[cfg(test)]

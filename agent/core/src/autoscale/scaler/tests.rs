@@ -92,6 +92,35 @@ fn a_new_revision_has_its_initial_scale_until_it_is_ready() {
 }
 
 #[test]
+fn a_least_or_initial_scale_that_the_node_does_not_give_is_not_waited_for() {
+    let most = INSTANCES_PER_REVISION_MAX;
+    let beyond = (most + 1).to_string();
+    for (annotations, up, least) in [
+        (
+            vec![("autoscaling.knative.dev/initial-scale", "9"), ("autoscaling.knative.dev/max-scale", "2")],
+            2,
+            0,
+        ),
+        (vec![("autoscaling.knative.dev/initial-scale", beyond.as_str())], most, 0),
+        (vec![("autoscaling.knative.dev/min-scale", beyond.as_str())], most, most),
+    ] {
+        let mut node = Node::new(&annotations, 0, false);
+        assert_eq!(node.want(), up, "{annotations:?}");
+        node.observed.ready = up;
+        assert!(matches!(node.decide().activity, Activity::Active { .. }), "{annotations:?}");
+        node.run(200, 0.0);
+        assert_eq!(node.want(), least, "{annotations:?}");
+        // What its annotations say later is held to the same.
+        let mut node = Node::new(&[], 1, false);
+        node.scaler.reconfigure(parameters(&annotations), node.now);
+        node.observed.ready = up;
+        assert!(matches!(node.decide().activity, Activity::Active { .. }), "{annotations:?}");
+        node.run(200, 0.0);
+        assert_eq!(node.want(), least, "{annotations:?}");
+    }
+}
+
+#[test]
 fn an_idle_revision_goes_to_zero_after_a_stable_window_and_its_retention() {
     let mut node = Node::new(&[], 1, true);
     let plain = node.idle_until_rest();
