@@ -26,8 +26,11 @@ impl<'a> Pass<'a> {
             None => up,
             // What no route leads to gets no request, whatever was measured before.
             Some(target) if target.want > up && scope.known.ready_once && !self.is_routed(scope.key) => up,
-            // Requests came since: nothing is taken away before they are counted.
-            Some(target) if demand.last_request.is_some_and(|last| last > target.at) => target.want.max(up),
+            // A request came since: the last instance stays until it is counted. Of more, fewer serve as well: where requests come
+            // all the time one came since every decision.
+            Some(target) if target.want == 0 && demand.last_request.is_some_and(|last| last > target.at) => {
+                up
+            }
             Some(target) => target.want,
         };
         let for_requests = match (demand.held, demand.in_flight) {

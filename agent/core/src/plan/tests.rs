@@ -238,6 +238,15 @@ fn what_requests_need_stays_whatever_is_asked_for() {
 }
 
 #[test]
+fn fewer_become_of_instances_though_requests_keep_coming() {
+    let (desired, mut actual) = given_routed(&[object("s-00001", &[])]);
+    settle(&desired, &mut actual, &Traffic::default(), &asking(&desired, 5, NOW), NOW);
+    let busy = with_demand("s-00001", 1, 0, NOW.after(1));
+    settle(&desired, &mut actual, &busy, &asking(&desired, 2, NOW), NOW.after(2));
+    assert_eq!(actual.instances.values().filter(|instance| instance.phase.is_up()).count(), 2);
+}
+
+#[test]
 fn a_request_in_a_draining_instance_asks_for_no_other() {
     let (digest, object) = object("s-00001", &[]);
     let (desired, mut actual) = given(&[(digest, object)]);
