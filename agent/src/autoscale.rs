@@ -41,6 +41,10 @@ pub(crate) struct Autoscale {
     pub(crate) defaults: Defaults,
 }
 
+/// The least that a sample spans, milliseconds. Two ticks may be close to each other, the first one after a rest to anything:
+/// one request in a microsecond is a million a second.
+const SPAN_MIN_MS: u64 = SAMPLE_MS / 2;
+
 /// One revision that is not at rest.
 struct Scaled {
     object: Digest,
@@ -49,8 +53,9 @@ struct Scaled {
     tick_ms: u64,
     decide_at: Moment,
     decided_at: Moment,
-    /// Counts at the last sample.
+    /// Counts at the last sample, or when it woke, and when that was.
     last: Option<RevisionMeter>,
+    sampled_at: Moment,
 }
 
 /// What runs of a revision.
@@ -156,8 +161,9 @@ impl Autoscale {
             let came = meter.as_ref().and_then(|meter| meter.last_activity);
             let came = came.map(|instant| self.clock.moment(instant));
             let held = meter.as_ref().is_some_and(|meter| meter.held > 0);
-            let sample = one.sample(meter);
-            one.scaler.record(now, sample);
+            if let Some(sample) = one.sample(meter, now) {
+                one.scaler.record(now, sample);
+            }
             if now >= one.decide_at {
                 one.wake(held, came, now);
                 let ready = running.get(key).map_or(0, |running| running.ready);
@@ -243,16 +249,21 @@ impl Scaled {
             // Of the requests that are here nothing is known yet.
             decided_at: Moment::default(),
             last,
+            sampled_at: now,
         }
     }
 
-    fn sample(&mut self, meter: Option<RevisionMeter>) -> Sample {
+    /// `None`: it is too soon, and the next sample covers this time as well.
+    fn sample(&mut self, meter: Option<RevisionMeter>, now: Moment) -> Option<Sample> {
+        if now.since(self.sampled_at) < SPAN_MIN_MS {
+            return None;
+        }
         let span = meter.as_ref().zip(self.last.as_ref()).map(|(meter, last)| meter.since(last));
-        self.last = meter;
-        span.map_or_else(Sample::default, |span| Sample {
+        (self.last, self.sampled_at) = (meter, now);
+        Some(span.map_or_else(Sample::default, |span| Sample {
             average_concurrency: span.concurrency,
             requests_per_second: span.rate(),
-        })
+        }))
     }
 
     /// A request that came after it was decided to go to zero wakes it, though it may be over by now.
@@ -297,3 +308,6 @@ fn running(report: &Report) -> BTreeMap<RevisionKey, Running> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;
