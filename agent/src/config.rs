@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ed25519_dalek::VerifyingKey;
 use serde::Deserialize;
+use tombolo_agent_core::autoscale::parameters::WINDOW_MAX_MS;
 use tombolo_agent_core::devices::overuse::{Policy, Rule};
 use tombolo_agent_core::hours::Hours;
 use tombolo_config::{ConfigError, LogConfig};
@@ -19,6 +20,9 @@ const ENV_PREFIX: &str = "TOMBOLO_AGENT__";
 
 /// Least limit of downloads, bytes a second: below it an image's documents alone would take minutes.
 const PACE_MIN: u64 = 1024;
+
+/// Longest time to zero, seconds: the autoscaler's longest stable window, which takes memory by the second for each revision.
+const IDLE_TIMEOUT_MAX_S: u64 = WINDOW_MAX_MS / 1000;
 
 /// What an agent is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -91,7 +95,7 @@ pub struct SupervisorSection {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServingConfig {
-    /// Without a request for this long a revision goes to zero instances, seconds.
+    /// Without a request for this long a revision goes to zero instances, seconds, up to an hour.
     pub idle_timeout_s: u64,
 }
 
@@ -277,8 +281,8 @@ impl Config {
         if !self.hub.url.is_empty() && !self.hub.url.starts_with("https://") {
             return Err(format!("hub.url: {:?} must start with https://", self.hub.url));
         }
-        if self.serving.idle_timeout_s == 0 {
-            return Err("serving.idle_timeout_s: must be at least 1".into());
+        if !(1..=IDLE_TIMEOUT_MAX_S).contains(&self.serving.idle_timeout_s) {
+            return Err(format!("serving.idle_timeout_s: must be 1 to {IDLE_TIMEOUT_MAX_S}"));
         }
         self.images.hours().map_err(|error| format!("images.{error}"))?;
         if (1..PACE_MIN).contains(&self.images.max_bytes_per_s) {
@@ -350,10 +354,17 @@ mod tests {
             ("[images]\nhours = [\"22-5\"]", None, "images.hours"),
             ("[images]\nutc_offset = \"CET\"", None, "images.utc_offset"),
             ("[images]\nmax_bytes_per_s = 3", None, "images.max_bytes_per_s"),
+            ("[serving]\nidle_timeout_s = 0", None, "serving.idle_timeout_s: must be 1 to 3600"),
+            ("[serving]\nidle_timeout_s = 3601", None, "serving.idle_timeout_s: must be 1 to 3600"),
         ] {
             let error = load(text, env.as_slice()).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn an_idle_timeout_of_an_hour_is_taken() {
+        assert_eq!(load("[serving]\nidle_timeout_s = 3600", &[]).unwrap().serving.idle_timeout_s, 3600);
     }
 
     #[test]
