@@ -215,7 +215,8 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     let mut draft = Draft { named: situation.actual.named, free, ..Draft::default() };
     pass.takeovers = pass.find_takeovers(&mut draft);
     let mut scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope), scope)).collect();
-    let mut cuts = pass.fit_devices(&mut scopes, &mut draft);
+    let mut cuts = pass.fit_count(&mut scopes);
+    cuts.extend(pass.fit_devices(&mut scopes, &mut draft));
     cuts.extend(pass.fit(&mut scopes, &mut draft));
     for (want, scope) in &scopes {
         pass.supply(scope, *want, &mut draft);

@@ -2,7 +2,9 @@
 //! instance once it is surplus.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
+use tombolo_api::RevisionKey;
 use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
 
 use super::{Action, Draft, Pass, Scope, WakeReason};
@@ -11,7 +13,7 @@ use crate::supervision::InstanceId;
 
 impl<'a> Pass<'a> {
     /// How many instances the revision should have now: what the autoscaler asks for, but at least one while a request is
-    /// here or as long as the revision has not proved itself.
+    /// here or as long as the revision has not proved itself. Whether the node gives so many is not asked yet.
     pub(super) fn wanted(&self, scope: &Scope<'a>) -> u32 {
         if self.takeovers.idle.contains(scope.key) {
             return 0;
@@ -40,9 +42,26 @@ impl<'a> Pass<'a> {
             (0, _) => up.min(1),
             _ => 1,
         };
-        let most = scope.scale.max.unwrap_or(u32::MAX).min(INSTANCES_PER_REVISION_MAX);
+        let most = scope.scale.max.unwrap_or(u32::MAX);
         let floor = if leaves { 0 } else { self.floor(scope) };
         asked.max(floor).max(for_requests).min(most)
+    }
+
+    /// Lowers what is wanted to the most that one revision gets; why, for those that get less and have proved themselves: what
+    /// proves them is held to it too.
+    pub(super) fn fit_count(&self, scopes: &mut [(u32, Scope<'a>)]) -> BTreeMap<RevisionKey, String> {
+        let mut cuts = BTreeMap::new();
+        for (wanted, scope) in scopes.iter_mut().filter(|(wanted, _)| *wanted > INSTANCES_PER_REVISION_MAX) {
+            if scope.known.ready_once {
+                let why = format!(
+                    "InsufficientInstances: {INSTANCES_PER_REVISION_MAX} of {wanted} wanted instances, the most of one revision on \
+                     one node: have one instance take more requests at a time, or use more nodes"
+                );
+                cuts.insert(scope.key.clone(), why);
+            }
+            *wanted = INSTANCES_PER_REVISION_MAX;
+        }
+        cuts
     }
 
     /// The fewest instances, whatever the traffic. A revision that no route leads to needs none.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tombolo_api::desired::{RouteObject, RouteTarget};
+use tombolo_api::desired::{INSTANCES_PER_REVISION_MAX, RouteObject, RouteTarget};
 use tombolo_api::serving::keys;
 
 use super::*;
@@ -270,6 +270,35 @@ fn bounds_are_kept_whatever_is_asked_for() {
     let unrouted = Desired { routes: BTreeMap::new(), ..desired };
     settle(&unrouted, &mut actual, &Traffic::default(), &asking(&unrouted, 0, NOW), NOW);
     assert_eq!(actual.instances.len(), 0);
+}
+
+#[test]
+fn what_is_more_than_a_node_gives_one_revision_is_told_of() {
+    let most = INSTANCES_PER_REVISION_MAX;
+    let beyond = (most + 1).to_string();
+    let (desired, mut actual) =
+        given_routed(&[object("s-00001", &[("autoscaling.knative.dev/initial-scale", &beyond)])]);
+    let settings = Settings { memory_bytes: 64 << 30, ..SETTINGS };
+    let planned = |actual: &Actual, want: u32| {
+        let targets = asking(&desired, want, NOW);
+        fitting(&desired, actual, &Traffic::default(), &targets, &settings, NOW)
+    };
+    // It proves itself with what there is.
+    let plan = planned(&actual, 0);
+    assert_eq!((plan.wanted[&key("s-00001")], plan.cuts.len()), (most, 0));
+    execute(&desired, &mut actual, &plan.actions, NOW);
+    assert!(planned(&actual, most).cuts.is_empty());
+    let plan = planned(&actual, 50);
+    assert_eq!(plan.wanted[&key("s-00001")], most);
+    let cut = format!("InsufficientInstances: {most} of 50 wanted instances, ");
+    assert!(plan.cuts[&key("s-00001")].starts_with(&cut), "{:?}", plan.cuts);
+    // What the revision itself bounds is what it wants.
+    let bound = [("autoscaling.knative.dev/max-scale", most.to_string())];
+    let bound: Vec<_> = bound.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let (desired, mut actual) = given_routed(&[object("s-00001", &bound)]);
+    actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
+    let plan = fitting(&desired, &actual, &Traffic::default(), &asking(&desired, 50, NOW), &settings, NOW);
+    assert_eq!((plan.wanted[&key("s-00001")], plan.cuts.len()), (most, 0));
 }
 
 #[test]

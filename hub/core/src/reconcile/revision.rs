@@ -275,7 +275,7 @@ impl<'a> Reports<'a> {
     }
 }
 
-/// Whether a node lacks something to run it: `InsufficientMemory`, `InsufficientDevices`, a device that works.
+/// Whether a node lacks something to run it: `InsufficientMemory`, `InsufficientDevices`, `InsufficientInstances`, a device that works.
 fn is_shortage(report: &RevisionReport) -> bool {
     report.reason.starts_with("Insufficient")
         || matches!(report.reason.as_str(), "DeviceUnhealthy" | "DevicesNotReady")

@@ -527,6 +527,7 @@ fn what_a_node_lacks_and_what_crashes_is_said_and_stops_only_what_does_not_run()
     for (phase, reason, healthy, available, ready) in [
         (Ready, "", (True, ""), (True, ""), True),
         (Ready, "InsufficientMemory", (True, ""), (False, "InsufficientMemory"), True),
+        (Ready, "InsufficientInstances", (True, ""), (False, "InsufficientInstances"), True),
         (Ready, "OOMKilled", (False, "OOMKilled"), (True, ""), True),
         (Failed, "OOMKilled", (False, "OOMKilled"), (True, ""), False),
         (Failed, "InsufficientDevices", (True, ""), (False, "InsufficientDevices"), False),
