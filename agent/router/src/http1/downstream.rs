@@ -44,8 +44,10 @@ struct Wire {
     stream: Stream,
     inbox: Inbox,
     body: Decoder,
-    /// What is still to be sent of the invitation to send a body.
-    invitation: &'static [u8],
+    /// What is still to be written of the invitation to send a body. `None`: there is none, or it is out.
+    invitation: Option<&'static [u8]>,
+    /// The stream may hold bytes back that it took, as TLS does when its socket is full.
+    unflushed: bool,
     /// The connection's task, which looks for the client's end once the body has come.
     task: Option<Waker>,
 }
@@ -90,7 +92,8 @@ pub(crate) enum Broken {
 impl Downstream {
     /// `early`: what has come already.
     pub(crate) fn new(stream: Stream, inbox: Inbox) -> Self {
-        let wire = Wire { stream, inbox, body: Decoder::Done, invitation: b"", task: None };
+        let wire =
+            Wire { stream, inbox, body: Decoder::Done, invitation: None, unflushed: false, task: None };
         Self { wire: Arc::new(Mutex::new(wire)), outbox: Outbox::default() }
     }
 
@@ -176,8 +179,8 @@ impl Downstream {
             (true, _) => Onward::KeepSaid,
             (false, _) => Onward::Close,
         };
-        let invitation = std::mem::take(&mut self.wire().invitation);
-        if invitation.len() < CONTINUE.len() {
+        let invitation = self.wire().invitation.take();
+        if let Some(invitation) = invitation.filter(|rest| rest.len() < CONTINUE.len()) {
             self.outbox.text().extend_from_slice(invitation);
         }
         heads::put_answer(parts.status, &parts.headers, framing, onward, self.outbox.text());
@@ -203,12 +206,18 @@ impl Downstream {
     {
         loop {
             sending.gather(&mut self.outbox, cx)?;
-            if !self.outbox.is_empty() {
+            let moved = {
                 let wire = &mut *lock(&self.wire);
-                let sent = ready!(self.outbox.poll_send(Pin::new(&mut wire.stream), cx));
-                sent.map_err(Broken::Socket)?;
-                ready!(Pin::new(&mut wire.stream).poll_flush(cx)).map_err(Broken::Socket)?;
-            } else if sending.body.is_some() {
+                let written = !self.outbox.is_empty();
+                if written {
+                    wire.unflushed = true;
+                    let sent = ready!(self.outbox.poll_send(Pin::new(&mut wire.stream), cx));
+                    sent.map_err(Broken::Socket)?;
+                }
+                ready!(wire.poll_flush(cx)).map_err(Broken::Socket)?;
+                written
+            };
+            if !moved && sending.body.is_some() {
                 return Poll::Pending;
             }
             if sending.body.is_none() && self.outbox.is_empty() {
@@ -311,9 +320,22 @@ impl Wire {
     }
 
     fn poll_invite(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.invitation.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, self.invitation))?;
-            self.invitation = &self.invitation[count..];
+        let Some(invitation) = &mut self.invitation else { return Poll::Ready(Ok(())) };
+        while !invitation.is_empty() {
+            self.unflushed = true;
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, invitation))?;
+            *invitation = &invitation[count..];
+        }
+        ready!(self.poll_flush(cx))?;
+        self.invitation = None;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Send what the stream holds back, which it does not do of itself.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -353,7 +375,7 @@ impl Body for Arriving {
         }
         let mut wire = lock(&this.wire);
         if std::mem::take(&mut this.uninvited) && wire.inbox.bytes.is_empty() {
-            wire.invitation = CONTINUE;
+            wire.invitation = Some(CONTINUE);
         }
         let frame = ready!(wire.poll_frame(cx));
         this.ended = !matches!(frame, Ok(Some(_))) || wire.body.is_done();

@@ -280,3 +280,9 @@ pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
+
+/// The result of what must come to an end.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let ended = tokio::time::timeout(Duration::from_secs(20), future).await;
+    ended.unwrap_or_else(|_| panic!("not in 20 s: {what}"))
+}

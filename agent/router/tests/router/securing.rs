@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -20,7 +20,7 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey as SigningKey;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::ground::{Ground, HOST, backend, table, text, until};
+use crate::ground::{Ground, HOST, backend, table, text, until, within};
 
 #[derive(Debug)]
 struct One(Arc<SigningKey>);
@@ -45,13 +45,27 @@ async fn connect(
     trusted: &CertificateDer<'static>,
     protocol: &str,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    secure(TcpStream::connect(address).await.unwrap(), trusted, protocol).await
+}
+
+/// One whose client takes little at a time.
+async fn connect_narrow(address: SocketAddr, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    secure(socket.connect(address).await.unwrap(), trusted, "http/1.1").await.unwrap()
+}
+
+async fn secure(
+    stream: TcpStream,
+    trusted: &CertificateDer<'static>,
+    protocol: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-    let stream = TcpStream::connect(address).await.unwrap();
     TlsConnector::from(Arc::new(config)).connect(HOST.try_into().unwrap(), stream).await
 }
 
@@ -129,4 +143,78 @@ async fn who_does_not_speak_tls_is_turned_away_and_nobody_else() {
     let _silent = TcpStream::connect(address).await.unwrap();
     connect(address, &trusted, "http/1.1").await.unwrap();
     until("nothing is in flight", || ground.in_flight() == 0).await;
+}
+
+/// Larger than what the sockets on the way take.
+const LARGE: usize = 8 << 20;
+
+/// An instance that answers with so many bytes and a last word, and may go on for ever after it.
+fn serve_large(ground: &Ground, ends: bool) {
+    let listener = ground.listen("i1");
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                while read_head(&mut stream).await.is_some() {
+                    let framing = if ends {
+                        format!("content-length: {}", LARGE + 4)
+                    } else {
+                        "connection: close".into()
+                    };
+                    let mut answer = format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n").into_bytes();
+                    answer.resize(answer.len() + LARGE, b'x');
+                    answer.extend_from_slice(b"last");
+                    stream.write_all(&answer).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+async fn read_head<S: AsyncReadExt + Unpin>(stream: &mut S) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// Read up to the last word.
+async fn read_large(stream: &mut TlsStream<TcpStream>) {
+    assert!(read_head(stream).await.unwrap().starts_with("HTTP/1.1 200 "));
+    let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+    while !seen[seen.len().saturating_sub(16)..].windows(4).any(|word| word == b"last") {
+        let count = stream.read(&mut piece).await.unwrap();
+        assert!(count > 0, "ended after {} bytes", seen.len());
+        seen.extend_from_slice(&piece[..count]);
+    }
+    assert!(seen.len() > LARGE);
+}
+
+#[tokio::test]
+async fn slow_clients_get_all_of_a_large_answer() {
+    let (trusted, config) = certificate();
+    let (_configs, in_force) = watch::channel(config);
+    let Some((ground, address)) = Ground::secure(in_force) else { return };
+    serve_large(&ground, true);
+    ground.put(table(backend(&["i1"]))).await;
+    let mut stream = connect_narrow(address, &trusted).await;
+    for connection in ["keep-alive", "keep-alive", "close"] {
+        let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\nconnection: {connection}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        within("the last word", read_large(&mut stream)).await;
+    }
+}
+
+#[tokio::test]
+async fn slow_clients_get_what_there_is_of_a_stream_that_goes_on() {
+    let (trusted, config) = certificate();
+    let (_configs, in_force) = watch::channel(config);
+    let Some((ground, address)) = Ground::secure(in_force) else { return };
+    serve_large(&ground, false);
+    ground.put(table(backend(&["i1"]))).await;
+    let mut stream = connect_narrow(address, &trusted).await;
+    let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\naccept: text/event-stream\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    within("the last word", read_large(&mut stream)).await;
 }
