@@ -12,6 +12,9 @@ use super::{FIELDS_MAX, Malformed, heads};
 /// Longest line before a chunk, bytes: 16 digits, and room for extensions, which nobody uses.
 const CHUNK_LINE_MAX: usize = 4 * 1024;
 
+/// Digits of a chunk's size at most: as many as 64 bits have.
+const SIZE_DIGITS_MAX: usize = 16;
+
 /// Largest trailers, bytes; they are what a head's end would be.
 const TRAILERS_MAX: usize = 16 * 1024;
 
@@ -94,14 +97,11 @@ impl Decoder {
                     [b'\r'] => return Ok(None),
                     _ => return Err(Malformed::Chunk),
                 },
-                Self::Size => match httparse::parse_chunk_size(received) {
-                    Ok(httparse::Status::Complete((line, size))) => {
-                        received.advance(line);
-                        *self = if size == 0 { Self::Trailers } else { Self::Chunk(size) };
-                    }
-                    Ok(httparse::Status::Partial) if received.len() < CHUNK_LINE_MAX => return Ok(None),
-                    _ => return Err(Malformed::Chunk),
-                },
+                Self::Size => {
+                    let Some((line, size)) = chunk_line(received)? else { return Ok(None) };
+                    received.advance(line);
+                    *self = if size == 0 { Self::Trailers } else { Self::Chunk(size) };
+                }
                 Self::Trailers => {
                     let Some(trailers) = take_trailers(received)? else { return Ok(None) };
                     *self = Self::Done;
@@ -124,6 +124,31 @@ fn take(received: &mut BytesMut, left: &mut u64) -> Bytes {
     let count = usize::try_from(*left).unwrap_or(usize::MAX).min(received.len());
     *left -= count as u64;
     received.split_to(count).freeze()
+}
+
+/// The line before a chunk: its length and the chunk's size. `None`: it needs more.
+///
+/// Strict, since whoever reads the same bytes before or after may see another line: a size must be there, and a line ends
+/// with CRLF, has no other line end and no other control character in it.
+fn chunk_line(received: &[u8]) -> Result<Option<(usize, u64)>, Malformed> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(u64::from);
+    let digits = received.iter().map_while(digit).take(SIZE_DIGITS_MAX + 1);
+    let (count, size) = digits.fold((0, 0_u64), |(count, size), digit| (count + 1, size << 4 | digit));
+    if count == 0 || count > SIZE_DIGITS_MAX {
+        return Err(Malformed::Chunk);
+    }
+    let rest = &received[count..];
+    let is_text = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
+    let text = rest.iter().take(CHUNK_LINE_MAX).take_while(|byte| is_text(byte)).count();
+    let has_extension = rest[..text].iter().find(|byte| !matches!(byte, b' ' | b'\t'));
+    if has_extension.is_some_and(|byte| *byte != b';') {
+        return Err(Malformed::Chunk);
+    }
+    match rest[text..] {
+        [b'\r', b'\n', ..] => Ok(Some((count + text + 2, size))),
+        [] | [b'\r'] if received.len() < CHUNK_LINE_MAX => Ok(None),
+        _ => Err(Malformed::Chunk),
+    }
 }
 
 fn take_trailers(received: &mut BytesMut) -> Result<Option<HeaderMap>, Malformed> {
@@ -269,6 +294,11 @@ mod tests {
             whole(Framing::Chunked, b"3;x=y\r\nabc\r\n0\r\na: b\r\n\r\nGET"),
             said("abc", "GET", true)
         );
+        assert_eq!(
+            whole(Framing::Chunked, b"0003 ;x=\"\xc3\xa4\"\r\nabc\r\n0 \r\n\r\n"),
+            said("abc", "", true)
+        );
+        assert_eq!(whole(Framing::Chunked, b"3\r\nabc\r\nfFfFfFfFfFfFfFfF\r\n"), said("abc", "", false));
         assert_eq!(whole(Framing::Chunked, b"3\r\nabc\r\n0\r\n"), said("abc", "", false));
     }
 
@@ -280,6 +310,18 @@ mod tests {
             b"3\r\nabcd\r\n",
             b"3\r\nabc\n0\r\n\r\n",
             b"11111111111111111\r\n",
+            // Whoever ends a line at LF sees other chunks here.
+            b"2;\nxx\r\nab\r\n0\r\n\r\n",
+            b"2;x\ry\r\nab\r\n0\r\n\r\n",
+            b"2\nab\r\n0\r\n\r\n",
+            b"2;\0\r\nab\r\n0\r\n\r\n",
+            b"2 x\r\nab\r\n0\r\n\r\n",
+            // No size is not the size 0.
+            b"\r\n\r\n",
+            b";x\r\n\r\n",
+            b" 2\r\nab\r\n0\r\n\r\n",
+            b"+2\r\nab\r\n0\r\n\r\n",
+            b"0x2\r\nab\r\n0\r\n\r\n",
             b"0\r\nno colon\r\n\r\n",
         ] {
             assert!(decoded(Framing::Chunked, &[bytes]).is_err(), "{}", String::from_utf8_lossy(bytes));
