@@ -29,10 +29,6 @@ use crate::stream::Stream;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Bytes of requests that are read and thrown away before a connection is closed. Closing it with unread bytes would take the
-/// answer away from its client.
-const LEFTOVER_MAX: usize = 256 * 1024;
-
 /// A client's HTTP/1 connection.
 pub(crate) struct Downstream {
     wire: Arc<Mutex<Wire>>,
@@ -231,24 +227,22 @@ impl Downstream {
         }
     }
 
-    /// Send some last bytes, say that nothing more comes, and let the client read it all.
+    /// Send some last bytes, say that nothing more comes, and let the client read it all. What it still sends is thrown away
+    /// until it ends, however much it is: closing a connection with unread bytes would take the answer away from its client.
     pub(crate) async fn leave(self, words: &[u8]) -> io::Result<()> {
         let Some(mut wire) = Arc::into_inner(self.wire).and_then(|wire| wire.into_inner().ok()) else {
             return Ok(());
         };
         wire.stream.write_all(words).await?;
         wire.stream.shutdown().await?;
-        let mut left = LEFTOVER_MAX;
-        while left > 0 {
+        loop {
             wire.inbox.bytes.clear();
             let read =
                 std::future::poll_fn(|cx| wire.inbox.poll_fill(Pin::new(&mut wire.stream), cx)).await?;
             if read == 0 {
-                break;
+                return Ok(());
             }
-            left = left.saturating_sub(read);
         }
-        Ok(())
     }
 
     /// After an answer that switches protocols: the raw stream, and what has come on it. `None` if its body is still read.

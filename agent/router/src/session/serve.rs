@@ -32,8 +32,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests at a time on one HTTP/2 connection; more wait at the client. The usual value.
 const STREAMS_MAX: u32 = 200;
 
-/// How long a client may take to read the last answer before its connection is closed.
-const LEAVE_MAX: Duration = Duration::from_secs(2);
+/// How long a client may take to read the last answer, and to send what nobody reads, before its connection is closed. It is
+/// the only bound of that: most clients look for an answer only once they have sent all of their request.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
 
 /// Whether a connection has to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
