@@ -133,13 +133,13 @@ impl Instance {
         }
     }
 
-    /// An idle connection that is still alive, the one used last first, and for how long it was idle.
-    pub(crate) fn checkout(&self, now: Instant) -> Option<(Box<Upstream>, Duration)> {
+    /// An idle connection that is still alive, the one used last first.
+    pub(crate) fn checkout(&self, now: Instant) -> Option<Box<Upstream>> {
         loop {
             let (connection, since) = self.lane().idle.lock().expect("no panic under this lock").pop()?;
             let idle = now.saturating_duration_since(since);
             if idle < IDLE_CONNECTION_MAX_AGE && connection.is_quiet() {
-                return Some((connection, idle));
+                return Some(connection);
             }
         }
     }

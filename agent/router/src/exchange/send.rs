@@ -16,10 +16,6 @@ use crate::deadline::Limit;
 use crate::instance::{ConnectError, Instance};
 use crate::reply::Source;
 
-/// From this idle time on the instance may be closing a connection just when it is used again: programs close after a
-/// second or more. A request that may be repeated is then sent again.
-const SUSPECT_AFTER: Duration = Duration::from_millis(500);
-
 /// How long an instance may be silent about `Expect: 100-continue` before it gets the body all the same, as with curl.
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
@@ -50,14 +46,14 @@ impl Exchange {
     async fn send_http1(&mut self, instance: &Instance) -> Sent {
         let mut pooled = instance.checkout(Instant::now());
         loop {
-            let (mut connection, idle) = match pooled.take() {
-                Some((connection, idle)) => (connection, Some(idle)),
+            let (mut connection, reused) = match pooled.take() {
+                Some(connection) => (connection, true),
                 None => {
                     let dialer = self.open.session.dialer.clone();
                     // Boxed, as is every rare wait, to keep the future of a request small.
                     let connecting = Box::pin(instance.connect(&dialer));
                     match within(&mut self.open, self.limits.total(), connecting).await {
-                        Some(Ok(connection)) => (connection, None),
+                        Some(Ok(connection)) => (connection, false),
                         Some(Err(error)) => return Sent::Nothing(self.unreachable(&error)),
                         None => return Sent::Lost(self.late(Limit::Total)),
                     }
@@ -76,12 +72,13 @@ impl Exchange {
             }
             match (connection.take_unsent(), &mut self.request) {
                 (Some(body), Some(request)) => *request.body_mut() = body,
-                // It does no more when it is received twice (RFC 9110, 9.2.2).
-                (None, Some(_)) if repeatable && idle.is_some_and(|idle| idle >= SUSPECT_AFTER) => {}
+                // The instance may have closed the connection just when it was used again, and a program says of no request
+                // that it was not read. This one does no more when it is received twice (RFC 9110, 9.2.2).
+                (None, Some(_)) if repeatable && reused && !connection.has_heard() => {}
                 _ => return Sent::Lost(self.lost(&fault, false)),
             }
             // A pooled connection was dead already: once more, on a new one.
-            if idle.is_none() {
+            if !reused {
                 return Sent::Nothing(self.lost(&fault, false));
             }
         }

@@ -63,6 +63,8 @@ pub(crate) struct Upstream {
     method: Method,
     gate: Option<Arc<Gate>>,
     answer: Decoder,
+    /// Something has come since the request began.
+    heard: bool,
     /// It may serve another request after this one.
     keep: bool,
 }
@@ -86,6 +88,7 @@ impl Upstream {
             method: Method::GET,
             gate: None,
             answer: Decoder::Done,
+            heard: false,
             keep: true,
         }
     }
@@ -93,6 +96,11 @@ impl Upstream {
     /// Whether nothing has come since the last answer: neither the end nor something nobody asked for.
     pub(crate) fn is_quiet(&self) -> bool {
         matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether the instance has sent anything since the request began.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard
     }
 
     /// Whether the exchange is over and another one may begin.
@@ -122,6 +130,7 @@ impl Upstream {
         self.upload =
             (!body.is_empty()).then(|| Upload { body, encoder: Encoder::new(framing), ended: false });
         self.gate = gate;
+        self.heard = false;
         self.keep = true;
     }
 
@@ -205,7 +214,10 @@ impl Upstream {
                 self.keep = false;
                 Poll::Ready(Err(Fault::Closed))
             }
-            Ok(_) => Poll::Ready(Ok(())),
+            Ok(_) => {
+                self.heard = true;
+                Poll::Ready(Ok(()))
+            }
             Err(error) => Poll::Ready(Err(Fault::Socket(error))),
         }
     }

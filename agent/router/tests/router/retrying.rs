@@ -9,7 +9,7 @@ use http::{Request, StatusCode};
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::ground::{HOST, backend, body_text, ground, id, reason, table};
+use crate::ground::{Ground, HOST, backend, body_text, ground, id, reason, table};
 
 /// Read one request without a body and answer it.
 async fn answer_one(stream: &mut tokio::net::TcpStream) -> bool {
@@ -84,10 +84,9 @@ async fn connections_the_instance_closed_meanwhile_lose_no_request() {
     }
 }
 
-#[tokio::test]
-async fn a_request_that_meets_the_end_of_an_idle_connection_is_repeated_if_it_may_be() {
-    let ground = ground!();
-    let listener = ground.listen("i1");
+/// Answers the first request of each connection, and gives the second so much of an answer before the connection closes.
+fn serve_once_each(ground: &Ground, instance: &str, second: &'static [u8]) -> Arc<AtomicUsize> {
+    let listener = ground.listen(instance);
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&seen);
     tokio::spawn(async move {
@@ -99,20 +98,47 @@ async fn a_request_that_meets_the_end_of_an_idle_connection_is_repeated_if_it_ma
                 seen.fetch_add(1, Ordering::SeqCst);
                 // The next request is read, at least in part, and the connection closed all the same.
                 drop(stream.read_u8().await);
+                stream.write_all(second).await.unwrap();
             });
         }
     });
+    seen
+}
+
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_a_reused_connection_is_repeated_if_it_may_be() {
+    let ground = ground!();
+    let seen = serve_once_each(&ground, "i1", b"");
     ground.put(table(backend(&["i1"]))).await;
     let mut client = ground.client().await;
-    client.get("/").await;
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(client.get("/").await.status(), StatusCode::OK);
-    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    // However short the connection was idle.
+    for _ in 0..3 {
+        client.get("/").await;
+        assert_eq!(client.get("/").await.status(), StatusCode::OK);
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 6);
 
-    tokio::time::sleep(Duration::from_millis(700)).await;
     let post = Request::post("/").header("host", HOST).body(Full::new(Bytes::from_static(b"once"))).unwrap();
     let answer = client.send(post).await.unwrap();
     assert_eq!((answer.status(), reason(&answer)), (StatusCode::BAD_GATEWAY, "InstanceReset"));
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_has_begun_is_not_repeated() {
+    let ground = ground!();
+    for (instance, second) in [("i1", &b"HTTP/1.1 200"[..]), ("i2", b"HTTP/1.1 103 Early Hints\r\n\r\n")] {
+        let seen = serve_once_each(&ground, instance, second);
+        ground.put(table(backend(&[instance]))).await;
+        let mut client = ground.client().await;
+        client.get("/").await;
+        let answer = client.get("/").await;
+        assert_eq!(
+            (answer.status(), reason(&answer)),
+            (StatusCode::BAD_GATEWAY, "InstanceReset"),
+            "{instance}"
+        );
+        assert_eq!(seen.load(Ordering::SeqCst), 1, "{instance}");
+    }
 }
 
 #[tokio::test]
