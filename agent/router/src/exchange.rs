@@ -235,7 +235,7 @@ impl Exchange {
     fn answer(mut self, answered: Answered) -> Response<Reply> {
         let Answered { mut response, slot } = answered;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        headers::prepare_answer(response.headers_mut(), switched);
+        headers::prepare_answer(response.status(), response.headers_mut());
         if switched {
             return self.switch(Answered { response, slot });
         }

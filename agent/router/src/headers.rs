@@ -9,7 +9,7 @@ use http::header::{
     TE, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::uri::Authority;
-use http::{Uri, Version};
+use http::{StatusCode, Uri, Version};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -183,12 +183,16 @@ pub(crate) fn change_protocol(headers: &mut HeaderMap, to_http2: bool, authority
     }
 }
 
-/// Make an answer's headers fit for the client. `switched`: it is a 101, whose upgrade headers stay.
-pub(crate) fn prepare_answer(headers: &mut HeaderMap, switched: bool) {
+/// Make an answer's headers fit for the client. Upgrade headers stay with a 101.
+pub(crate) fn prepare_answer(status: StatusCode, headers: &mut HeaderMap) {
+    // What has no body has no length either (RFC 9110, 8.6). A 304 tells the length of what it stands for.
+    if status == StatusCode::NO_CONTENT || status.is_informational() {
+        headers.remove(CONTENT_LENGTH);
+    }
     let found = Found::in_headers(headers);
     if found.hop {
         let protocol = take_hop_headers(headers, false, false).upgrade;
-        if let (true, Some(protocol)) = (switched, protocol) {
+        if let (StatusCode::SWITCHING_PROTOCOLS, Some(protocol)) = (status, protocol) {
             set_upgrade(headers, protocol);
         }
     }
@@ -559,10 +563,19 @@ mod tests {
             ("server", "x"),
             ("x-tombolo-reason", "F"),
         ]);
-        prepare_answer(&mut map, false);
+        prepare_answer(StatusCode::OK, &mut map);
         assert_eq!(map, headers(&[("server", "x")]));
         let mut map = headers(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
-        prepare_answer(&mut map, true);
+        prepare_answer(StatusCode::SWITCHING_PROTOCOLS, &mut map);
         assert_eq!(map, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn an_answer_that_never_has_a_body_has_no_length() {
+        for (status, length) in [(200, true), (304, true), (205, true), (204, false), (101, false)] {
+            let mut map = headers(&[("content-length", "5")]);
+            prepare_answer(StatusCode::from_u16(status).unwrap(), &mut map);
+            assert_eq!(map.contains_key(CONTENT_LENGTH), length, "{status}");
+        }
     }
 }

@@ -156,6 +156,27 @@ async fn heads_without_bodies_keep_their_length_and_the_connection() {
 }
 
 #[tokio::test]
+async fn an_answer_without_content_has_no_length() {
+    let ground = ground!();
+    let listener = ground.listen("i1");
+    ground.put(table(backend(&["i1"]))).await;
+    let mut client = ground.connect().await;
+    client.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut instance, _) = head(&listener).await;
+    for (status, kept) in [("204 No Content", false), ("304 Not Modified", true)] {
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 5\r\n\r\n");
+        instance.write_all(answer.as_bytes()).await.unwrap();
+        let seen = read_head(&mut client).await;
+        assert!(seen.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{seen}");
+        assert_eq!(seen.contains("content-length: 5\r\n"), kept, "{seen}");
+        if !kept {
+            client.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
+            read_head(&mut instance).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn http_1_0_clients_get_a_body_that_ends_with_the_connection() {
     let ground = ground!();
     let listener = ground.listen("i1");
