@@ -67,6 +67,12 @@ fn perform(act: &str, value: &str) {
             command.arg("sleep").stdout(std::process::Stdio::null());
             command.spawn().expect("a program can start itself");
         }
+        // Another process that does this, and how it ends.
+        "worker" => {
+            let mut command = std::process::Command::new("/proc/self/exe");
+            let ended = command.arg(value).stdout(std::process::Stdio::null()).status();
+            println!("worker: {}", ended.expect("a program can start itself"));
+        }
         "raise" => {
             let pid = std::process::id();
             // SAFETY: kill takes no pointer.

@@ -145,6 +145,11 @@ impl Hierarchies {
                     hand_down(&root.join(parent), controllers);
                 }
             }
+            if self.unified {
+                // A worker that is killed takes the whole instance with it, which is then told and made anew, as the kubelet
+                // does. Without the memory controller there is no such file.
+                let _ = fs::write(root.join(&path.0).join("memory.oom.group"), "1");
+            }
             if controllers.iter().any(|controller| controller == "cpu") {
                 self.weigh_parents(root, path);
             }
@@ -416,6 +421,15 @@ mod tests {
         ] {
             assert_eq!(v1_hierarchy(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn on_v2_what_is_killed_for_memory_is_the_whole_instance() {
+        let root = tempfile::tempdir().unwrap();
+        let path = CgroupPath::try_from(PathBuf::from("a/b")).unwrap();
+        Hierarchies::unified_at(root.path()).prepare(&path).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("a/b/memory.oom.group")).unwrap(), "1");
+        assert!(!root.path().join("a/memory.oom.group").exists(), "and not its neighbours too");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) struct Instance {
     pub(crate) reclaimer: Option<Pid>,
     /// A worker is at it, or is to be.
     pub(crate) is_busy: bool,
+    /// Its processes that the kernel had killed for memory when it was sent SIGKILL: what ends it then is not one of these.
+    pub(crate) oom_kills_before: u64,
     /// It is being removed: its record is not written any more.
     pub(crate) is_going: bool,
     /// Calls that came while it was busy.
@@ -56,6 +58,7 @@ impl Instance {
             is_behind: false,
             reclaimer: None,
             is_busy: false,
+            oom_kills_before: 0,
             is_going: false,
             waiting: VecDeque::new(),
         }

@@ -19,6 +19,14 @@ pub(super) struct Status {
     signal: Option<i32>,
 }
 
+impl Status {
+    /// Whether it was killed, or says so of what it ran, as shells do, or nobody tells how it ended.
+    fn may_be_kill(self) -> bool {
+        const SHELL: i32 = 128 + libc::SIGKILL;
+        matches!((self.code, self.signal), (None, None | Some(libc::SIGKILL)) | (Some(SHELL), _))
+    }
+}
+
 /// Processes that ended and belonged to nobody yet. The container runtime leaves one behind with every creation.
 #[derive(Debug, Default)]
 pub(super) struct Reaped(VecDeque<(Pid, Status)>);
@@ -97,7 +105,8 @@ impl Supervisor {
         let exit = ExitRecord {
             code: status.code,
             signal: status.signal,
-            out_of_memory: self.hierarchies.oom_kills(&instance.record.cgroup) > 0,
+            out_of_memory: status.may_be_kill()
+                && self.hierarchies.oom_kills(&instance.record.cgroup) > instance.oom_kills_before,
             time_ms: u64::try_from(now).unwrap_or(u64::MAX),
         };
         instance.record.exit = Some(exit.clone());

@@ -328,6 +328,9 @@ impl Supervisor {
             return Err(Refusal::Malformed(format!("there is no signal {signal}")));
         }
         let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        if signal == libc::SIGKILL {
+            instance.oom_kills_before = self.hierarchies.oom_kills(&instance.record.cgroup);
+        }
         instance
             .signal(signal)
             .map_err(|error| Refusal::Runtime(format!("cannot send the signal: {error}")))?;

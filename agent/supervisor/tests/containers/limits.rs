@@ -32,6 +32,35 @@ fn too_much_memory_is_killed_and_said() {
     assert_eq!((exit.code, exit.out_of_memory), (Some(0), false));
 }
 
+/// On cgroup v1 a killed worker leaves its parent alone; on v2 the whole instance ends, and is told.
+#[test]
+fn a_worker_killed_for_memory_is_no_reason_for_another_end() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let limited = |config: &mut serde_json::Value| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 32 << 20, "swap": 32 << 20 })
+    };
+    let (first, later) = (machine.id("later"), machine.id("stopped"));
+    client.create(&first, machine.spec("later", &["/guest", "worker:eat:200", "exit:1"], limited));
+    client.create(&later, machine.spec("stopped", &["/guest", "worker:eat:200", "sleep"], limited));
+    client.start(&first);
+    let exit = client.exit(&first);
+    if machine.cgroup_file("later", ("memory", "memory.oom_control"), "memory.oom.group").unwrap() == "1\n" {
+        assert_eq!((exit.code, exit.signal, exit.out_of_memory), (None, Some(libc::SIGKILL), true));
+        return;
+    }
+    assert_eq!(machine.printed("later", "stdout"), ["worker: signal: 9 (SIGKILL)"]);
+    assert_eq!((exit.code, exit.out_of_memory), (Some(1), false), "it ended by itself");
+    client.start(&later);
+    until("the worker's end", || (!machine.printed("stopped", "stdout").is_empty()).then_some(()));
+    client.signal(&later, libc::SIGKILL);
+    let exit = client.exit(&later);
+    assert_eq!((exit.signal, exit.out_of_memory), (Some(libc::SIGKILL), false), "it was told to end");
+}
+
 #[test]
 fn a_fork_bomb_meets_its_bound() {
     if !is_root() {
