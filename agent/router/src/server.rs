@@ -125,7 +125,8 @@ impl Router {
         self.address
     }
 
-    /// Serve until `shutdown`, then let open requests end within ten seconds.
+    /// Serve until `shutdown`. Then the connections there are end, tunnels at the latest after their grace, while others are let
+    /// in still; and then those within ten seconds, while whoever comes waits for the next to listen.
     pub async fn run<F: Future>(self, shutdown: F) {
         let Self { listener, mut tables, demand, dialer, meter, routes, workers, tls, .. } = self;
         let upkeep = async {
@@ -141,8 +142,14 @@ impl Router {
                         None => pending().await,
                     }
                 };
+                let until_drained = async {
+                    shutdown.await;
+                    let drained = join_all(workers.iter().map(Worker::drain));
+                    // What is left after that is told of by its thread.
+                    drop(tokio::time::timeout(meter.node.tunnel_grace, drained).await);
+                };
                 tokio::select! {
-                    _ = shutdown => {}
+                    () = until_drained => {}
                     () = plain => {}
                     () = secure => {}
                 }

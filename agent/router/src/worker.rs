@@ -4,7 +4,7 @@
 //! thread. It must not know listeners or tables.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::net::TcpStream as StdTcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ const THREADS_MAX: usize = 8;
 /// three times a function's weight (kernel, `sched_prio_to_weight`), so that functions get their turns still.
 const NICE: i32 = -5;
 
-/// How long open requests may go on after the router was told to stop. Restarting an agent should not take longer.
+/// How long open requests may go on once the router lets nobody in any more: whoever comes then waits for the next agent.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// How long a connection without a request keeps its place from a newcomer when there is no other: long enough for any client to
@@ -60,9 +60,16 @@ pub(crate) struct Arrival {
     pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
+/// What a thread is told.
+enum Errand {
+    Serve(Arrival),
+    /// Let the connections there are end, and drop this when they have.
+    Drain(oneshot::Sender<()>),
+}
+
 /// Handle of a thread, which lets its connections end and then ends itself when this is dropped.
 pub(crate) struct Worker {
-    arrivals: mpsc::Sender<Arrival>,
+    errands: mpsc::Sender<Errand>,
     connections: Arc<AtomicUsize>,
     ended: oneshot::Receiver<()>,
 }
@@ -70,18 +77,18 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(lane: usize, connections_max: usize, crowding: Arc<Crowding>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (arrivals, arriving) = mpsc::channel(ARRIVALS_MAX);
+        let (errands, coming) = mpsc::channel(ARRIVALS_MAX);
         let (end, ended) = oneshot::channel();
         let connections = Arc::new(AtomicUsize::new(0));
         let served = Connections::new(connections_max, Arc::clone(&connections), crowding);
         std::thread::Builder::new().name(format!("router-{lane}")).spawn(move || {
             LANE.set(lane);
             hurry();
-            runtime.block_on(work(arriving, served));
+            runtime.block_on(work(coming, served));
             // Nobody may wait for the end.
             let _ = end.send(());
         })?;
-        Ok(Self { arrivals, connections, ended })
+        Ok(Self { errands, connections, ended })
     }
 
     /// Connections it has, those on their way to it included.
@@ -91,14 +98,22 @@ impl Worker {
 
     pub(crate) async fn serve(&self, arrival: Arrival) {
         self.connections.fetch_add(1, Ordering::Relaxed);
-        if self.arrivals.send(arrival).await.is_err() {
+        if self.errands.send(Errand::Serve(arrival)).await.is_err() {
             tracing::error!("a thread of the router has ended, and with it a connection");
         }
     }
 
+    /// Have the connections there are take no new requests, and wait until they have ended. New ones are served meanwhile.
+    pub(crate) async fn drain(&self) {
+        let (end, ended) = oneshot::channel();
+        // A thread that has ended has no connections.
+        let _ = self.errands.send(Errand::Drain(end)).await;
+        let _ = ended.await;
+    }
+
     /// Let open requests end, up to a bound.
     pub(crate) async fn stop(self) {
-        drop(self.arrivals);
+        drop(self.errands);
         // An error is a thread that ended before.
         drop(self.ended.await);
     }
@@ -111,11 +126,12 @@ fn hurry() {
     }
 }
 
-async fn work(mut arriving: mpsc::Receiver<Arrival>, mut connections: Connections) {
+async fn work(mut coming: mpsc::Receiver<Errand>, mut connections: Connections) {
     loop {
         tokio::select! {
-            arrival = arriving.recv() => match arrival {
-                Some(arrival) => connections.add(arrival),
+            errand = coming.recv() => match errand {
+                Some(Errand::Serve(arrival)) => connections.add(arrival),
+                Some(Errand::Drain(drained)) => connections.drain(drained),
                 None => break,
             },
             Some(ended) = connections.tasks.join_next_with_id() => connections.remove(ended),
@@ -129,6 +145,9 @@ struct Connections {
     tasks: JoinSet<()>,
     /// Those that go on.
     served: HashMap<Id, Served>,
+    /// Those that are to end, and who waits for that.
+    leaving: HashSet<Id>,
+    drained: Option<oneshot::Sender<()>>,
     max: usize,
     /// [`SPARED`].
     spared: Duration,
@@ -142,12 +161,21 @@ struct Served {
     session: Arc<Session>,
     task: AbortHandle,
     /// Dropping it tells the connection to stop.
-    _stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
 }
 
 impl Connections {
     fn new(max: usize, count: Arc<AtomicUsize>, crowding: Arc<Crowding>) -> Self {
-        Self { tasks: JoinSet::new(), served: HashMap::new(), max, spared: SPARED, count, crowding }
+        Self {
+            tasks: JoinSet::new(),
+            served: HashMap::new(),
+            leaving: HashSet::new(),
+            drained: None,
+            max,
+            spared: SPARED,
+            count,
+            crowding,
+        }
     }
 
     fn add(&mut self, Arrival { mut stream, session, tls }: Arrival) {
@@ -171,7 +199,7 @@ impl Connections {
         let (stop, stopped) = oneshot::channel();
         let serving = Arc::clone(&session);
         let task = self.tasks.spawn(async move { serving.serve(stream, tls, stopped).await });
-        self.served.insert(task.id(), Served { session, task, _stop: stop });
+        self.served.insert(task.id(), Served { session, task, stop: Some(stop) });
     }
 
     /// Close the connection that has been without a request for longest, so that nobody keeps others out by connections alone.
@@ -199,7 +227,24 @@ impl Connections {
             }
         };
         self.served.remove(&id);
+        self.leaving.remove(&id);
+        self.tell_drained();
         self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn drain(&mut self, drained: oneshot::Sender<()>) {
+        for (id, served) in &mut self.served {
+            served.stop = None;
+            self.leaving.insert(*id);
+        }
+        self.drained = Some(drained);
+        self.tell_drained();
+    }
+
+    fn tell_drained(&mut self) {
+        if self.leaving.is_empty() {
+            self.drained = None;
+        }
     }
 
     async fn stop(mut self) {

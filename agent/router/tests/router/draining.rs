@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tombolo_agent_core::actual::Moment;
 
-use crate::ground::{HOST, backend, ground, id, key, table, text, until};
+use crate::ground::{Ground, HOST, backend, ground, id, key, table, text, until};
 
 /// Answers when there is a permit.
 fn gated(
@@ -104,7 +104,8 @@ async fn a_router_that_stops_lets_open_requests_end() {
     let start = Instant::now();
     let stopped = ground.stop();
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection is closed");
-    assert!(tokio::net::TcpStream::connect(ground.address).await.is_err(), "nobody listens");
+    let other = ground.raw("GET / HTTP/1.1\r\nhost: nobody\r\nconnection: close\r\n\r\n").await;
+    assert!(other.starts_with("HTTP/1.1 404 "), "others are let in meanwhile: {other}");
     assert!(!stopped.is_finished());
     gate.add_permits(1);
     let answer = open.await.unwrap();
@@ -114,11 +115,29 @@ async fn a_router_that_stops_lets_open_requests_end() {
     );
     stopped.await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(tokio::net::TcpStream::connect(ground.address).await.is_err(), "nobody listens");
+}
+
+#[tokio::test]
+async fn a_router_that_stops_leaves_requests_more_than_ten_seconds() {
+    let mut ground = ground!();
+    let gate = Arc::new(Semaphore::new(0));
+    ground.serve("i1", gated(&gate));
+    ground.put(table(backend(&["i1"]))).await;
+    let mut client = ground.client().await;
+    let open = tokio::spawn(async move { client.get("/").await });
+    until("it is at the instance", || ground.in_flight() == 1).await;
+    let stopped = ground.stop();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(!stopped.is_finished());
+    gate.add_permits(1);
+    assert_eq!(open.await.unwrap().body(), "done");
+    stopped.await.unwrap();
 }
 
 #[tokio::test]
 async fn a_router_that_stops_does_not_wait_for_ever() {
-    let mut ground = ground!();
+    let Some(mut ground) = Ground::with_tunnel_grace(Duration::from_millis(400)) else { return };
     ground.serve("i1", gated(&Arc::new(Semaphore::new(0))));
     ground.put(table(backend(&["i1"]))).await;
     let mut client = ground.connect().await;
