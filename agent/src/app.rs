@@ -168,7 +168,7 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
         tracing::warn!(%error, "requests will be refused while the agent is down");
     }
     tracing::info!(router = %router_address, admin = %admin_address, "the agent serves");
-    let Tasks { stop, ending, lasting } = tasks;
+    let Tasks { stop, drain, drained, ending, lasting } = tasks;
     Ok(Agent {
         router_address,
         admin_address,
@@ -178,6 +178,8 @@ pub async fn start(start: Start) -> anyhow::Result<Agent> {
         accepted,
         report,
         stop,
+        drain,
+        drained,
         ending,
         lasting,
     })
@@ -267,7 +269,11 @@ fn serve(
         pulls: executor.pulls(),
     };
     tasks.lasting("reconciler", reconciler.run(inputs));
-    tasks.ending("router", router.run(tasks.stop.clone().cancelled_owned()));
+    let (drain, drained) = (tasks.drain.clone(), tasks.drained.clone().drop_guard());
+    tasks.ending("router", async move {
+        router.run(drain.cancelled()).await;
+        drop(drained);
+    });
     remember(shared, ready_record, tasks);
     let (report, decisions, ready) = (reports, decided, readiness);
     let images = store;

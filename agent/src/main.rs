@@ -103,7 +103,11 @@ async fn serve(start: Start) -> anyhow::Result<()> {
     };
     tracing::info!("stopping; the instances run on");
     notify(NotifyState::Stopping);
-    let stopped = Agent::stop(agent, Instances::Keep).await;
+    // Requests may take a minute to end, and the node serves meanwhile.
+    let stopped = tokio::select! {
+        stopped = Agent::stop(agent, Instances::Keep) => stopped,
+        () = watchdog() => unreachable!("it runs for ever"),
+    };
     result.and(stopped)
 }
 

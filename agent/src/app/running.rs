@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_api::report::Report;
+use tombolo_router::TUNNEL_GRACE;
 
 use crate::accepted::Accepted;
 use crate::execute::Executor;
@@ -17,8 +18,15 @@ use crate::rest::Rest;
 use crate::router_socket::ROUTER_SOCKET;
 use crate::supervisor::Supervisor;
 
-/// Longest wait for requests and farewells when the agent stops: the router gives open requests ten seconds.
-const STOP_DEADLINE: Duration = Duration::from_secs(12);
+/// Longest wait for requests when the agent stops: the router gives those there are the grace of tunnels, and those that come
+/// meanwhile ten seconds. `TimeoutStopSec` of the agent's unit is longer.
+const DRAIN_DEADLINE: Duration = TUNNEL_GRACE.saturating_add(Duration::from_secs(12));
+
+/// The same where the instances end too: somebody has pressed a key and waits.
+const LAST_DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest wait for farewells when the agent stops.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Longest wait for the disk to take the last events.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
@@ -42,7 +50,10 @@ pub struct Agent {
     pub(super) accepted: watch::Receiver<Option<Arc<Accepted>>>,
     pub(super) report: watch::Receiver<Report>,
     pub(super) stop: CancellationToken,
-    /// Tasks that end when `stop` is cancelled.
+    pub(super) drain: CancellationToken,
+    /// Cancelled when the router has ended.
+    pub(super) drained: CancellationToken,
+    /// Tasks that end when `stop` is cancelled, the router when `drain` is.
     pub(super) ending: JoinSet<&'static str>,
     /// Tasks that run for ever.
     pub(super) lasting: JoinSet<&'static str>,
@@ -77,7 +88,7 @@ impl Agent {
         }
     }
 
-    /// Lets open requests end, says goodbye to the hub, and ends or keeps the instances.
+    /// Lets open requests end while all goes on as before, then says goodbye to the hub, and ends or keeps the instances.
     ///
     /// With the instances the supervisor keeps the router's socket: requests wait for the next agent. Without them nobody
     /// listens afterwards.
@@ -86,6 +97,14 @@ impl Agent {
             && let Err(error) = self.supervisor.release_socket(ROUTER_SOCKET).await
         {
             tracing::warn!(%error, "the supervisor still listens");
+        }
+        self.drain.cancel();
+        let patience = match instances {
+            Instances::Keep => DRAIN_DEADLINE,
+            Instances::Remove => LAST_DRAIN_DEADLINE,
+        };
+        if tokio::time::timeout(patience, self.drained.cancelled()).await.is_err() {
+            tracing::warn!("not every request ended in time");
         }
         self.stop.cancel();
         let ending = async { while self.ending.join_next().await.is_some() {} };

@@ -6,7 +6,11 @@ use tokio_util::sync::CancellationToken;
 /// The agent's tasks, as they are started.
 pub(super) struct Tasks {
     pub(super) stop: CancellationToken,
-    /// End when `stop` is cancelled.
+    /// The router's, which stops before all others.
+    pub(super) drain: CancellationToken,
+    /// Cancelled when the router has ended.
+    pub(super) drained: CancellationToken,
+    /// End when `stop` is cancelled, or `drain`.
     pub(super) ending: JoinSet<&'static str>,
     /// Run for ever.
     pub(super) lasting: JoinSet<&'static str>,
@@ -14,7 +18,8 @@ pub(super) struct Tasks {
 
 impl Tasks {
     pub(super) fn new(stop: CancellationToken) -> Self {
-        Self { stop, ending: JoinSet::new(), lasting: JoinSet::new() }
+        let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
+        Self { stop, drain, drained, ending: JoinSet::new(), lasting: JoinSet::new() }
     }
 
     pub(super) fn ending(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {

@@ -232,9 +232,9 @@ impl Node {
         self.agent = None;
     }
 
-    /// SIGTERM to the agent: instances stay.
+    /// SIGTERM to the agent: instances stay, and open requests get their time.
     pub fn stop_agent(&mut self) {
-        let status = self.agent().terminate(20).expect("the agent ends when asked to");
+        let status = self.agent().terminate(90).expect("the agent ends when asked to");
         assert!(status.success(), "the agent ended with {status}");
         self.agent = None;
     }
