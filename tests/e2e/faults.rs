@@ -1,10 +1,10 @@
 //! Programs that misbehave: what is said of each, and that another service on the same node is not touched.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use tombolo_harness::{Function, Load, Node, NodeOptions, Outcome, Site, until};
+use tombolo_harness::{Function, Load, Node, NodeOptions, Outcome, Site, until, within};
 
 /// A site with a good neighbour under constant load.
 struct Street {
@@ -161,5 +161,20 @@ async fn slow_clients_hold_up_nobody() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     street.node.answer("neighbour", "/").await.expect("an answer beside slow clients");
+    // A head has a minute.
+    let ends = tokio::task::spawn_blocking(move || {
+        let mut ends = std::collections::BTreeMap::<String, usize>::new();
+        for mut stream in slow {
+            stream.set_read_timeout(Some(within(Duration::from_secs(90)))).expect("a time-out is fine");
+            let mut answer = String::new();
+            let read = stream.read_to_string(&mut answer).map_err(|error| error.kind());
+            let first = answer.lines().next().unwrap_or_default();
+            *ends.entry(format!("{first} {:?}", read.map(|_| ()))).or_default() += 1;
+        }
+        ends
+    });
+    let told = "HTTP/1.1 408 Request Timeout Ok(())".to_owned();
+    assert_eq!(ends.await.expect("sockets can be read"), [(told, 300)].into());
+    street.node.answer("neighbour", "/").await.expect("an answer afterwards");
     street.end().await;
 }

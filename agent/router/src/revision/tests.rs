@@ -16,10 +16,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::Value;
+use tombolo_agent_core::activation::{HELD_BYTES_PER_NODE_MAX, HELD_PER_NODE_MAX};
 use tombolo_agent_core::routes::Endpoint;
 use tombolo_agent_core::supervision::InstanceId;
 
 use super::*;
+use crate::answer::Answer;
 use crate::meter::Meter;
 
 /// After the last line every waiter gets room this much later, milliseconds.
@@ -379,4 +381,39 @@ fn whoever_was_drawn_before_a_revision_left_is_told_that_it_did() {
     admitting.waiting.clear();
     admitting.put(&[instance(1)], 1);
     assert_eq!(admitting.arrive(), "runs", "it came back");
+}
+
+/// Two revisions fill what the node holds, by number or by bytes; a third one, with all its own room left, is told why.
+#[test]
+fn a_full_node_refuses_whoever_comes_next() {
+    const MIB: usize = 1 << 20;
+    let backend = Backend { unavailable: None, ..(*removed().backend).clone() };
+    let target = Arc::new(Target::new(Arc::new(backend), Box::default()));
+    for (count, bytes, why) in [
+        (HELD_PER_NODE_MAX / 2, 0, Refused::NodeQueueFull),
+        (HELD_BYTES_PER_NODE_MAX / 2 / MIB, MIB, Refused::NodeBytesFull),
+    ] {
+        let meter = Meter::new();
+        let (demand, _demand) = mpsc::channel(1);
+        let admit = |name: &str| {
+            let revision = meter.find_revision(&RevisionKey::new("default", name), &demand);
+            revision.retarget(Some(Arc::clone(&target)));
+            revision.admit(&target, None, || bytes)
+        };
+        let held: Vec<_> = ["a", "b"].into_iter().flat_map(|name| vec![name; count]).map(admit).collect();
+        assert!(held.iter().all(|admission| matches!(admission, Admission::Wait(_))), "{why:?}");
+        assert_eq!((meter.held(), meter.held_bytes()), (2 * count, 2 * count * bytes));
+        let Admission::Denied(Denial::Refused(refusal)) = admit("c") else { panic!("{why:?}: the node is full") };
+        assert_eq!(refused(&refusal), why);
+        let told = Answer::refused(&RevisionKey::new("default", "c"), refusal).into_response();
+        assert_eq!(told.status(), 503);
+        assert_eq!(told.headers()["x-tombolo-reason"], why.word());
+        let shown = crate::render_metrics(&meter.snapshot());
+        let labels = format!("namespace=\"default\",revision=\"c\",reason=\"{}\"", why.word());
+        let line = format!("tombolo_requests_refused_total{{{labels}}} 1");
+        assert!(shown.lines().any(|seen| seen == line), "{line}\n{shown}");
+        drop(held);
+        assert_eq!((meter.held(), meter.held_bytes()), (0, 0));
+        assert!(matches!(admit("c"), Admission::Wait(_)), "there is room again");
+    }
 }
