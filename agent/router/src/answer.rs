@@ -35,6 +35,11 @@ impl Answer {
         Self { status, reason: reason.to_owned(), text, retry: false, hash: None }
     }
 
+    /// As which it is counted, in whatever way it is told.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(crate) fn bad_request(text: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", text.to_owned())
     }

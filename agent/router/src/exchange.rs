@@ -226,9 +226,8 @@ impl Exchange {
 
     /// Give the router's own answer.
     fn refuse(mut self, answer: Answer) -> Response<Reply> {
-        let response = own(answer, self.open.is_call);
-        self.open.answered(response.status(), self.start, Instant::now());
-        response
+        self.open.answered(answer.status(), self.start, Instant::now());
+        own(answer, self.open.is_call)
     }
 
     /// Pass an instance's answer on.
@@ -240,7 +239,11 @@ impl Exchange {
             return self.switch(Answered { response, slot });
         }
         let now = Instant::now();
-        self.open.answered(response.status(), self.start, now);
+        if self.open.is_call {
+            self.open.call_answered(&response, self.start, now);
+        } else {
+            self.open.answered(response.status(), self.start, now);
+        }
         let (mut parts, source) = response.into_parts();
         parts.version = if self.open.is_multiplexed() { Version::HTTP_2 } else { Version::HTTP_11 };
         let reply = Reply::new(source, (slot, self.open), self.limits, self.upload, now);

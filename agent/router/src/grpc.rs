@@ -1,5 +1,6 @@
-//! What the router has to know of gRPC: whether a call is one, its deadline, and how to say that it failed.
+//! What the router has to know of gRPC: whether a call is one, its deadline, how to say that it failed, and whether it did.
 
+use http::StatusCode;
 use http::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderMap, HeaderName, HeaderValue};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -8,10 +9,13 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
+pub(crate) const CANCELLED: u8 = 1;
+pub(crate) const UNKNOWN: u8 = 2;
 pub(crate) const DEADLINE_EXCEEDED: u8 = 4;
 pub(crate) const UNIMPLEMENTED: u8 = 12;
 pub(crate) const INTERNAL: u8 = 13;
 pub(crate) const UNAVAILABLE: u8 = 14;
+pub(crate) const DATA_LOSS: u8 = 15;
 
 /// Longest message of a failure; it is a header.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -48,6 +52,20 @@ pub(crate) fn timeout_ms(headers: &HeaderMap) -> Option<u64> {
 /// The headers or trailers that end a call.
 pub(crate) fn outcome(status: u8, message: HeaderValue) -> HeaderMap {
     HeaderMap::from_iter([(STATUS, HeaderValue::from(u16::from(status))), (MESSAGE, message)])
+}
+
+/// The outcome in headers or trailers, if they tell it. What is none of gRPC's numbers is unknown, as to its clients.
+pub(crate) fn told_outcome(headers: &HeaderMap) -> Option<u8> {
+    let told = headers.get(STATUS)?.to_str().ok();
+    Some(told.and_then(|told| told.parse().ok()).unwrap_or(UNKNOWN))
+}
+
+/// The HTTP status as which a call's outcome is counted: whether the server is to blame.
+pub(crate) fn counted_as(outcome: u8) -> StatusCode {
+    match outcome {
+        UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE | DATA_LOSS => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::OK,
+    }
 }
 
 /// A text as it may stand in a header: what is not printable ASCII, and the percent sign, in percent encoding.
@@ -103,6 +121,19 @@ mod tests {
         ] {
             assert_eq!(timeout_ms(&headers(TIMEOUT, text)), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn outcomes_count_as_the_server_s_fault_or_not() {
+        let counted = |told: &str| {
+            let outcome = told_outcome(&headers(STATUS, told))?;
+            Some(counted_as(outcome).as_u16())
+        };
+        let faults = ["2", "4", "13", "14", "15", "", "x", "-1", "256"];
+        let others = ["0", "1", "3", "5", "6", "7", "8", "9", "10", "11", "12", "16"];
+        assert_eq!(faults.map(counted), [Some(500); 9]);
+        assert_eq!(others.map(counted), [Some(200); 12]);
+        assert_eq!(told_outcome(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -184,6 +184,12 @@ impl Streaming {
             ready!(self.poll_late(cx));
             return Poll::Ready(Some(self.break_off(grpc::DEADLINE_EXCEEDED, Broken::Late.into())));
         };
+        if let (Some(Ok(frame)), Some((_, open))) = (&frame, &mut self.held)
+            && let Some(trailers) = frame.trailers_ref()
+            && open.is_call
+        {
+            open.call_ended(grpc::told_outcome(trailers).unwrap_or(grpc::UNKNOWN));
+        }
         match &frame {
             Some(Ok(_)) if !source.is_end_stream() => self.touch(),
             Some(Err(_)) => {}
@@ -200,7 +206,12 @@ impl Streaming {
 
     /// Close the connection: the exchange cannot be completed. A gRPC call is told so by trailers, which end it.
     fn break_off(&mut self, status: u8, error: BoxError) -> Result<Frame<Bytes>, BoxError> {
-        self.told = self.held.as_ref().is_some_and(|(_, open)| open.is_call);
+        // A client that leaves ends what it sends, and with that the exchange.
+        let left = self.upload.as_ref().is_some_and(|upload| upload.is_broken());
+        if let Some((_, open)) = &mut self.held {
+            self.told = open.is_call;
+            open.call_ended(if left { grpc::CANCELLED } else { status });
+        }
         self.abandon();
         if !self.told {
             return Err(error);
@@ -246,7 +257,10 @@ impl Streaming {
     /// Everything has arrived: leave the connection to the next request.
     fn end(&mut self, now: Instant) {
         let source = self.source.take();
-        if let (Some((slot, _open)), Some(Source::Http1(connection))) = (self.held.take(), source) {
+        let Some((slot, mut open)) = self.held.take() else { return };
+        // A call that ends without telling its outcome.
+        open.call_ended(grpc::UNKNOWN);
+        if let Some(Source::Http1(connection)) = source {
             slot.instance.checkin(connection, now);
         }
     }

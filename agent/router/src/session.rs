@@ -61,6 +61,15 @@ struct Visit {
     answered: bool,
     /// It was answered with a 5xx.
     failed: bool,
+    /// Of a call that has been answered and whose outcome is still to come: how long the answer took. Counted with the outcome.
+    took: Option<Duration>,
+}
+
+impl Visit {
+    /// Whether it counts as a success.
+    fn is_whole(&self) -> bool {
+        self.answered && !self.failed && self.took.is_none()
+    }
 }
 
 /// Where a request goes.
@@ -140,7 +149,8 @@ impl Open {
         let tally = &revision.tally;
         tally.presence.enter(tally.micros(now));
         tally.touch(now);
-        self.visit = Some(Visit { revision: Arc::clone(revision), answered: false, failed: false });
+        self.visit =
+            Some(Visit { revision: Arc::clone(revision), answered: false, failed: false, took: None });
     }
 
     /// Its answer begins.
@@ -152,10 +162,34 @@ impl Open {
         }
     }
 
-    /// Its answer, which has begun, will not come to its end, by the instance's fault.
+    /// Its answer, which has begun, will not come to its end, by the instance's fault. Without effect on a call, which tells that itself.
     pub(crate) fn broken(&self) {
-        if let Some(visit) = self.visit.as_ref().filter(|visit| visit.answered && !visit.failed) {
+        if let Some(visit) = self.visit.as_ref().filter(|visit| visit.is_whole()) {
             visit.revision.tally.broken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A call's answer begins, which is how the call ended or will tell that in its trailers.
+    pub(crate) fn call_answered<B>(&mut self, response: &Response<B>, start: Instant, now: Instant) {
+        match grpc::told_outcome(response.headers()) {
+            // No answer of gRPC's own.
+            _ if response.status() != StatusCode::OK => self.answered(response.status(), start, now),
+            Some(outcome) => self.answered(grpc::counted_as(outcome), start, now),
+            None => {
+                if let Some(visit) = &mut self.visit {
+                    visit.answered = true;
+                    visit.took = Some(now.saturating_duration_since(start));
+                }
+            }
+        }
+    }
+
+    /// A call has ended. Without effect on any other request, and on a call of which that was said.
+    pub(crate) fn call_ended(&mut self, outcome: u8) {
+        if let Some(visit) = &mut self.visit
+            && let Some(took) = visit.took.take()
+        {
+            visit.revision.tally.answered(grpc::counted_as(outcome), took);
         }
     }
 
@@ -182,6 +216,8 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        // The client of a call did not wait for its end.
+        self.call_ended(grpc::CANCELLED);
         let (session, now) = (&self.session, Instant::now());
         if let Some(Visit { revision, answered, .. }) = &self.visit {
             let tally = &revision.tally;

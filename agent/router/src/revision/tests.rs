@@ -403,7 +403,9 @@ fn a_full_node_refuses_whoever_comes_next() {
         let held: Vec<_> = ["a", "b"].into_iter().flat_map(|name| vec![name; count]).map(admit).collect();
         assert!(held.iter().all(|admission| matches!(admission, Admission::Wait(_))), "{why:?}");
         assert_eq!((meter.held(), meter.held_bytes()), (2 * count, 2 * count * bytes));
-        let Admission::Denied(Denial::Refused(refusal)) = admit("c") else { panic!("{why:?}: the node is full") };
+        let Admission::Denied(Denial::Refused(refusal)) = admit("c") else {
+            panic!("{why:?}: the node is full")
+        };
         assert_eq!(refused(&refusal), why);
         let told = Answer::refused(&RevisionKey::new("default", "c"), refusal).into_response();
         assert_eq!(told.status(), 503);

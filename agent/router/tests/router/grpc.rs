@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tombolo_agent_core::routes::Backend;
 
-use crate::ground::{Ground, HOST, backend, ground, id, table, until};
+use crate::ground::{Ground, HOST, backend, ground, id, key, table, until};
 use crate::http2;
 
 /// A message with its prefix.
@@ -234,4 +234,97 @@ async fn a_call_s_own_deadline_holds_if_it_is_shorter() {
     ground.put(table(Backend { timeout_ms: 100, ..h2c(&["i1"]) })).await;
     let (_sender, answer) = call(&ground, "/slow", "1H").await;
     assert_eq!(status(&answer.await.unwrap()), (StatusCode::OK, "4", "RequestTimeout"));
+}
+
+/// Ends every call as its path says: `/trailers/13` and `/head/13` by an outcome, `/none` without, `/status/500` in HTTP's way.
+async fn end(request: Request<Incoming>) -> Response<Channel> {
+    let path = request.uri().path().to_owned();
+    let (how, which) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let (sender, body) = channel();
+    let mut answer = Response::builder().header("content-type", "application/grpc");
+    match how {
+        "head" => answer = answer.header("grpc-status", which),
+        "status" => answer = answer.status(which.parse::<u16>().unwrap()),
+        "trailers" => {
+            let trailers = [(HeaderName::from_static("grpc-status"), HeaderValue::try_from(which).unwrap())];
+            tokio::spawn(async move {
+                sender.send(message("one")).await.unwrap();
+                sender.send(Frame::trailers(HeaderMap::from_iter(trailers))).await.unwrap();
+            });
+        }
+        "wait" => {
+            tokio::spawn(async move {
+                sender.send(message("one")).await.unwrap();
+                sender.closed().await;
+            });
+        }
+        _ => {
+            tokio::spawn(async move { sender.send(message("one")).await });
+        }
+    }
+    answer.body(body).unwrap()
+}
+
+#[tokio::test]
+async fn calls_count_by_their_outcome() {
+    let ground = ground!();
+    ground.serve("i1", end);
+    ground.put(table(h2c(&["i1"]))).await;
+    let mut expected = [0; 5];
+    for (path, class) in [
+        ("/trailers/0", 2),
+        ("/trailers/5", 2),
+        ("/trailers/13", 5),
+        ("/trailers/14", 5),
+        ("/head/0", 2),
+        ("/head/7", 2),
+        ("/head/2", 5),
+        ("/none", 5),
+        ("/status/404", 4),
+        ("/status/500", 5),
+    ] {
+        let (_sender, answer) = call(&ground, path, "").await;
+        drop(answer.await.unwrap().into_body().collect().await.unwrap());
+        expected[class - 1] += 1;
+        let seen = || ground.meter.revision(&key("a")).unwrap();
+        until("the call has ended", || ground.in_flight() == 0).await;
+        assert_eq!(seen().answers, expected, "{path}");
+        assert_eq!((seen().latency.count(), seen().abandoned), (expected.iter().sum(), 0), "{path}");
+    }
+
+    // The client leaves, which is nobody's fault.
+    let (sender, answer) = call(&ground, "/wait", "").await;
+    let mut got = Messages::new(answer.await.unwrap().into_body());
+    assert_eq!(got.next().await.as_deref(), Some("one"));
+    let answers = || ground.meter.revision(&key("a")).unwrap().answers;
+    assert_eq!(answers(), expected, "not known yet");
+    drop((sender, got));
+    until("it is counted", || ground.in_flight() == 0).await;
+    expected[1] += 1;
+    assert_eq!(answers(), expected);
+
+    // The answer breaks off.
+    let (_sender, answer) = call(&ground, "/wait", "100m").await;
+    let mut got = Messages::new(answer.await.unwrap().into_body());
+    while got.next().await.is_some() {}
+    assert_eq!(got.status(), "4");
+    expected[4] += 1;
+    until("it is counted", || answers() == expected).await;
+}
+
+#[tokio::test]
+async fn the_router_s_own_failures_count_as_what_they_are() {
+    let ground = ground!();
+    ground.serve("i1", serve);
+    let mut failed = 0;
+    for backend in
+        [Backend { timeout_ms: 100, ..h2c(&["i1"]) }, Backend { timeout_ms: 100, ..h2c(&[]) }, h2c(&["gone"])]
+    {
+        ground.put(table(backend)).await;
+        let (_sender, answer) = call(&ground, "/slow", "").await;
+        assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+        failed += 1;
+        let counted = || ground.meter.revision(&key("a")).unwrap().answers;
+        assert_eq!(counted(), [0, 0, 0, 0, failed]);
+    }
 }
