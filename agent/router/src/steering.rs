@@ -3,17 +3,15 @@
 //! Compiled once and kept over tables as long as they are the same. It must not know where a tag leads.
 
 use http::header::{HeaderMap, HeaderName};
-use regex_lite::{Regex, RegexBuilder};
+use regex_lite::Regex;
 use tombolo_api::desired::{HeaderMatch, Steer};
+use tombolo_api::serving::steering;
 
 /// Asks for a tag by name.
 pub(crate) const TAG_HEADER: HeaderName = HeaderName::from_static("knative-serving-tag");
 
-/// Memory of a compiled expression. It also bounds the time of a match, which grows with this and with the value's length:
-/// a few milliseconds in the worst case with both at their limits.
-const REGEX_BYTES_MAX: usize = 16 * 1024;
-
-/// Longest value an expression is tried on. Longer ones match no expression; browsers' headers other than cookies are shorter.
+/// Longest value an expression is tried on: the time of a match grows with it. Longer ones match no expression; browsers' headers
+/// other than cookies are shorter.
 const REGEX_VALUE_BYTES_MAX: usize = 4 * 1024;
 
 /// A host's rules.
@@ -66,8 +64,7 @@ impl Rule {
             HeaderMatch::Exact(text) => Value::Exact(text.clone()),
             HeaderMatch::Prefix(text) => Value::Prefix(text.clone()),
             HeaderMatch::Regex(text) => {
-                let compiled = RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build();
-                let compiled = compiled.inspect_err(
+                let compiled = steering::regex(text).inspect_err(
                     |error| tracing::warn!(regex = text, %error, "a rule of a route is ignored"),
                 );
                 Value::Regex(compiled.ok()?)
@@ -133,6 +130,19 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_hub_admits_steers() {
+        // More than 16 KiB when compiled, by their length and by what they repeat.
+        let names = (0..60).map(|number| format!("Agent{number}")).collect::<Vec<_>>().join("|");
+        for (regex, value) in [(names.as_str(), "x Agent59/1"), ("^(?:ab?){400}$", &"a".repeat(400))] {
+            let written = serde_json::json!([{"header": "User-Agent", "regex": regex, "tag": "x"}]);
+            let admitted = steering::parse(&written.to_string()).unwrap();
+            let rules = Rules::compile(&admitted);
+            assert_eq!(rules.tag(&headers(&[("user-agent", value)])), Some("x"), "{regex}");
+            assert_eq!(rules.tag(&headers(&[("user-agent", "curl")])), None);
+        }
+    }
+
+    #[test]
     fn a_rule_that_does_not_compile_steers_nothing() {
         let big = format!("(?:{}){{1000}}", "abc".repeat(100));
         for bad in ["(", "a{", &big, r"(a)\1"] {
@@ -148,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_worst_expression_on_the_longest_value_ends_at_once() {
-        let rules = Rules::compile(&[steer("a", HeaderMatch::Regex("(a?){60}a{60}b".into()), "x")]);
+        let rules = Rules::compile(&[steer("a", HeaderMatch::Regex("(a?){240}a{240}b".into()), "x")]);
         assert_eq!(rules.compiled.len(), 1);
         let value = "a".repeat(REGEX_VALUE_BYTES_MAX);
         assert_eq!(rules.tag(&headers(&[("a", &value)])), None);

@@ -12,7 +12,7 @@ pub const RULES_MAX: usize = 32;
 pub const VALUE_MAX_BYTES: usize = 512;
 /// Longest name of a header, bytes.
 const HEADER_MAX_BYTES: usize = 128;
-/// Most memory of one compiled expression, bytes: a node holds those of all its routes.
+/// Most memory of one compiled expression, bytes: a node holds those of all its routes, and the time of a match grows with it.
 const REGEX_MAX_BYTES: usize = 64 << 10;
 
 /// What is wrong with a list of rules.
@@ -46,7 +46,7 @@ pub fn parse(text: &str) -> Result<Vec<Steer>, SteeringError> {
     rules.into_iter().enumerate().map(|(index, rule)| steer(rule, index)).collect()
 }
 
-/// Compiles the expression of a rule, within the limits that admission has checked.
+/// Compiles the expression of a rule, within the limits of admission. Nodes use it too, so that what was admitted steers.
 pub fn regex(expression: &str) -> Result<Regex, regex_lite::Error> {
     RegexBuilder::new(expression).size_limit(REGEX_MAX_BYTES).build()
 }
