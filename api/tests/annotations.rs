@@ -164,3 +164,24 @@ fn a_tag_may_not_go_while_it_is_steered_to() {
     let message = admission::admit_service(&sent, Some(&first), &REQUEST).unwrap_err().message;
     assert!(message.contains("metadata.annotations.tombolo.dev/steering[0].tag"), "{message}");
 }
+
+#[test]
+fn a_tag_that_fits_into_no_host_is_refused() {
+    for kind in ["Service", "Route"] {
+        let mut input = object(kind, OF_SERVICES, &json!({}));
+        input["metadata"]["name"] = "s".repeat(50).into();
+        let mut refused = |tag: &str| {
+            input["spec"]["traffic"][0]["tag"] = tag.into();
+            match kind {
+                "Service" => admission::admit_service(&input, None, &REQUEST).map(drop),
+                _ => admission::admit_route(&input, None, &REQUEST).map(drop),
+            }
+            .err()
+            .map(|status| status.message)
+        };
+        assert_eq!(refused(&"t".repeat(12)), None, "{kind}");
+        let message = refused(&"t".repeat(13)).unwrap();
+        assert!(message.contains("spec.traffic[0].tag"), "{message}");
+        assert!(message.contains("64 characters long and may be 63"), "{message}");
+    }
+}

@@ -106,6 +106,7 @@ pub fn admit_service(input: &Value, current: Option<&Service>, request: &Admissi
     denied(
         own.via("metadata.annotations")
             .also(unserved::metadata(&service.metadata))
+            .also(traffic::hosts(&service.spec.traffic, &service.metadata.name).via("spec"))
             .also(own_template(&service.spec.template)),
     )?;
     let warnings = warnings(read.warnings, &service.spec.template);
@@ -165,7 +166,11 @@ pub fn admit_route(input: &Value, current: Option<&Route>, request: &Admission<'
     }
     denied(errors)?;
     let own = tombolo::route(&route.metadata.annotations, &route.spec.traffic);
-    denied(own.via("metadata.annotations").also(unserved::metadata(&route.metadata)))?;
+    denied(
+        own.via("metadata.annotations")
+            .also(unserved::metadata(&route.metadata))
+            .also(traffic::hosts(&route.spec.traffic, &route.metadata.name).via("spec")),
+    )?;
     Ok(Admitted { object: route, warnings: read.warnings })
 }
 

@@ -7,6 +7,9 @@ use super::field_error::FieldErrors;
 use super::syntax;
 use crate::serving::TrafficTarget;
 
+/// Longest label of a host.
+const LABEL_MAX: usize = 63;
+
 /// `in_service`: the targets' Configuration is the Service's own, so none may be named.
 pub(super) fn targets(targets: &[TrafficTarget], in_service: bool) -> FieldErrors {
     let mut errors = FieldErrors::none();
@@ -38,6 +41,23 @@ pub(super) fn targets(targets: &[TrafficTarget], in_service: bool) -> FieldError
         errors.add(FieldErrors::new(format!("Traffic targets sum to {sum}, want 100"), &[""]));
     }
     errors.via("traffic")
+}
+
+/// Tags of a Service or Route of this name that fit into no host: `{tag}-{name}` is a label of it.
+pub(super) fn hosts(targets: &[TrafficTarget], name: &str) -> FieldErrors {
+    let mut errors = FieldErrors::none();
+    for (index, TrafficTarget { tag, .. }) in targets.iter().enumerate() {
+        let length = tag.len() + 1 + name.len();
+        if !tag.is_empty() && length > LABEL_MAX {
+            let why = format!(
+                "the tag's host begins with {tag}-{name}, which is {length} characters long and may be {LABEL_MAX}"
+            );
+            errors.add(
+                FieldErrors::invalid_because(format!("{tag:?}"), "tag", why).via_index("traffic", index),
+            );
+        }
+    }
+    errors
 }
 
 fn target(target: &TrafficTarget, in_service: bool) -> FieldErrors {
