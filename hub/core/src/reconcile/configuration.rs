@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tombolo_api::Digest;
 use tombolo_api::meta::ObjectMeta;
 use tombolo_api::serving::{Configuration, ConfigurationStatus, Revision, keys};
 
@@ -9,6 +10,11 @@ use super::{Inputs, Write, Writes, controlled_by, is_owned};
 use crate::conditions::{Conditions, Verdict};
 use crate::snapshot::{Key, Kind, Object};
 use crate::targets;
+
+/// Longest name of a Revision: it stands in labels.
+const NAME_MAX: usize = 63;
+/// Digits of a digest in a name that was shortened, as many as Knative's.
+const NAME_DIGITS: usize = 32;
 
 pub(super) fn reconcile(configuration: &Arc<Configuration>, inputs: &Inputs<'_>, writes: &mut Writes) {
     let name = revision_name(configuration);
@@ -38,9 +44,20 @@ pub(super) fn reconcile(configuration: &Arc<Configuration>, inputs: &Inputs<'_>,
 /// The user's name for the Revision of the present generation, or `{configuration}-{generation}`.
 fn revision_name(configuration: &Configuration) -> String {
     match configuration.spec.template.metadata.name.as_str() {
-        "" => format!("{}-{:05}", configuration.metadata.name, configuration.metadata.generation),
+        "" => child_name(&configuration.metadata.name, &format!("-{:05}", configuration.metadata.generation)),
         chosen => chosen.to_owned(),
     }
+}
+
+/// `{parent}{suffix}`. If that is too long, a part of the parent and a digest of all of it stand for the parent, in Knative's
+/// manner; `suffix` must leave room for the digest.
+fn child_name(parent: &str, suffix: &str) -> String {
+    if parent.len() + suffix.len() <= NAME_MAX {
+        return format!("{parent}{suffix}");
+    }
+    let digits = &Digest::of(parent.as_bytes()).hex()[..NAME_DIGITS];
+    let head = &parent[..NAME_MAX - NAME_DIGITS - suffix.len()];
+    format!("{head}{digits}{suffix}")
 }
 
 /// Whether the Revision was stamped out of this template. A name the user chose may outlive changes of the Configuration's
@@ -132,4 +149,26 @@ fn latest_ready(configuration: &Configuration, inputs: &Inputs<'_>) -> String {
 /// Whether a Revision is the one that its Configuration describes now.
 pub(super) fn is_present(revision: &Revision, configuration: &Configuration) -> bool {
     revision.metadata.name == revision_name(configuration) && is_of(revision, configuration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_be_too_long_are_shortened_and_stay_different() {
+        let parent = |length: usize| "a".repeat(length);
+        assert_eq!(child_name("hello", "-00001"), "hello-00001");
+        assert_eq!(child_name(&parent(57), "-00001"), parent(57) + "-00001");
+        let digits = |parent: &str| Digest::of(parent.as_bytes()).hex()[..32].to_owned();
+        for length in 58..=63 {
+            let name = child_name(&parent(length), "-00001");
+            assert_eq!(name, parent(25) + &digits(&parent(length)) + "-00001", "{length}");
+            assert_eq!(name.len(), 63);
+        }
+        let other = parent(62) + "b";
+        assert_ne!(child_name(&other, "-00001"), child_name(&parent(63), "-00001"));
+        assert_ne!(child_name(&other, "-00001"), child_name(&other, "-00002"));
+        assert_eq!(child_name(&other, "-9223372036854775807").len(), 63);
+    }
 }

@@ -414,6 +414,25 @@ fn a_user_may_name_revisions_and_go_back_to_one() {
 }
 
 #[test]
+fn a_service_with_the_longest_name_may_split_its_traffic() {
+    let mut hub = Hub::with_node();
+    hub.image(ONE);
+    hub.image(TWO);
+    let service = "s".repeat(63);
+    for image in [ONE, TWO] {
+        hub.apply(&service, spec(image)).unwrap();
+        hub.run();
+    }
+    let names: Vec<String> = hub.snapshot.revisions.keys().map(|key| key.name.clone()).collect();
+    assert_eq!(names.len(), 2);
+    assert!(names[0].ends_with("-00001") && names[1].ends_with("-00002"), "{names:?}");
+    let split = names.iter().map(|name| json!({ "revisionName": name, "percent": 50 })).collect();
+    hub.apply(&service, with(spec(TWO), &["traffic"], split)).unwrap();
+    hub.run();
+    assert_eq!(hub.traffic(&service), [(names[0].clone(), 50), (names[1].clone(), 50)]);
+}
+
+#[test]
 fn a_deleted_service_takes_everything_with_it() {
     let mut hub = serving();
     hub.apply("other", spec(ONE)).unwrap();
