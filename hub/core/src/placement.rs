@@ -200,7 +200,7 @@ fn revision_object(revision: &Revision, demands: &Demands) -> RevisionObject {
 }
 
 /// Whether an annotation says how to run a revision. All others may change without a new object.
-fn concerns_nodes(key: &str) -> bool {
+pub(crate) fn concerns_nodes(key: &str) -> bool {
     let group = key.split('/').next().unwrap_or_default();
     group == keys::AUTOSCALING || key.starts_with(keys::TOMBOLO_PREFIX) || key == keys::PROGRESS_DEADLINE
 }

@@ -8,6 +8,7 @@ use tombolo_api::serving::{Configuration, ConfigurationStatus, Revision, keys};
 
 use super::{Inputs, Write, Writes, controlled_by, is_owned};
 use crate::conditions::{Conditions, Verdict};
+use crate::placement::concerns_nodes;
 use crate::snapshot::{Key, Kind, Object};
 use crate::targets;
 
@@ -60,10 +61,19 @@ fn child_name(parent: &str, suffix: &str) -> String {
     format!("{head}{digits}{suffix}")
 }
 
-/// Whether the Revision was stamped out of this template. A name the user chose may outlive changes of the Configuration's
-/// other parts, so it is the content that counts.
+/// Whether the Revision was stamped out of this template. A user who named Revisions may go back to one; then it is the content
+/// that counts, all that nodes get to know of it.
 fn is_of(revision: &Revision, configuration: &Configuration) -> bool {
-    is_owned(&revision.metadata, &configuration.metadata) && revision.spec == configuration.spec.template.spec
+    let template = &configuration.spec.template;
+    // Its user may have changed the annotations of one that was stamped out of it.
+    let runs_as_written = || for_nodes(&revision.metadata).eq(for_nodes(&template.metadata));
+    is_owned(&revision.metadata, &configuration.metadata)
+        && revision.spec == template.spec
+        && (targets::generation(revision) == configuration.metadata.generation || runs_as_written())
+}
+
+fn for_nodes(metadata: &ObjectMeta) -> impl Iterator<Item = (&String, &String)> {
+    metadata.annotations.iter().filter(|(key, _)| concerns_nodes(key))
 }
 
 fn stamp(configuration: &Configuration, name: &str, now: &str) -> Revision {

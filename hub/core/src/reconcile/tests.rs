@@ -414,6 +414,33 @@ fn a_user_may_name_revisions_and_go_back_to_one() {
 }
 
 #[test]
+fn going_back_to_a_named_revision_with_other_annotations_is_said_to_be_impossible() {
+    let named = |image: &str, name: &str, max: &str, note: &str| {
+        let annotations = json!({ "autoscaling.knative.dev/max-scale": max, "note": note });
+        with(spec(image), &["template", "metadata"], json!({ "name": name, "annotations": annotations }))
+    };
+    let mut hub = Hub::with_node();
+    hub.image(ONE);
+    hub.image(TWO);
+    for (image, name) in [(ONE, "hello-a"), (TWO, "hello-b")] {
+        hub.apply("hello", named(image, name, "1", "")).unwrap();
+        hub.run();
+    }
+    hub.apply("hello", named(ONE, "hello-a", "5", "")).unwrap();
+    hub.run();
+    let ready = |hub: &Hub| condition(&hub.service("hello").status.conditions, "ConfigurationsReady");
+    assert_eq!(ready(&hub), (False, "RevisionNameTaken".into()));
+    assert_eq!(hub.traffic("hello"), [("hello-b".to_owned(), 100)]);
+    // What no node hears of makes no difference.
+    hub.apply("hello", named(TWO, "hello-c", "1", "")).unwrap();
+    hub.run();
+    hub.apply("hello", named(ONE, "hello-a", "1", "x")).unwrap();
+    hub.run();
+    assert_eq!(ready(&hub).0, True);
+    assert_eq!(hub.traffic("hello"), [("hello-a".to_owned(), 100)]);
+}
+
+#[test]
 fn a_service_with_the_longest_name_may_split_its_traffic() {
     let mut hub = Hub::with_node();
     hub.image(ONE);
