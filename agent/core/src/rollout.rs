@@ -23,6 +23,9 @@ use steps::Share;
 
 pub use state::Stepped;
 
+/// How many undone rollouts of targets that a route does not name now are remembered for each route.
+const UNNAMED_MAX: usize = 8;
+
 /// All rollouts of a node, finished ones too: who served before is where the next one starts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rollouts {
@@ -85,10 +88,29 @@ impl Rollouts {
                 named.insert(key);
             }
         }
-        let before = self.targets.len();
-        self.targets.retain(|key, _| named.contains(key));
-        stepped.save |= self.targets.len() != before;
+        stepped.save |= self.forget(desired, &named);
         stepped
+    }
+
+    /// Forgets targets that no route names, and says whether there were any. What was undone stays so as long as the route is
+    /// there, to be gone on with when it is named again: a route that was fixed to a revision for a while must not give all to the
+    /// one that failed before.
+    fn forget(&mut self, desired: &Desired, named: &BTreeSet<TargetKey>) -> bool {
+        let before = self.targets.len();
+        let mut unnamed: BTreeMap<(String, String), usize> = BTreeMap::new();
+        self.targets.retain(|key, track| {
+            if named.contains(key) {
+                return true;
+            }
+            let route = (key.namespace.clone(), key.route.clone());
+            if !matches!(track.phase, Phase::RolledBack(_)) || !desired.routes.contains_key(&route) {
+                return false;
+            }
+            let count = unnamed.entry(route).or_default();
+            *count += 1;
+            *count <= UNNAMED_MAX
+        });
+        self.targets.len() != before
     }
 
     /// Who gets `target.percent` of the requests to the route's own hosts, in parts that sum to it; `None`: the target is fixed to

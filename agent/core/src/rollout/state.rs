@@ -81,6 +81,16 @@ pub(super) struct Goal<'a> {
     pub(super) rollout: Option<&'a RolloutSpec>,
 }
 
+impl Goal<'_> {
+    fn rank(&self, revision: &str) -> Option<usize> {
+        self.candidates.iter().position(|candidate| candidate == revision)
+    }
+
+    fn prefers(&self, revision: &str, other: &str) -> bool {
+        self.rank(revision).zip(self.rank(other)).is_some_and(|(rank, other)| rank < other)
+    }
+}
+
 /// What is, outside of the rollouts.
 pub(super) struct Surroundings<'a, R> {
     pub(super) namespace: &'a str,
@@ -208,9 +218,7 @@ impl Track {
         if moving && self.shift.next_ns().is_none() {
             self.phase = Phase::Settled;
         }
-        let undone = matches!(&self.phase, Phase::RolledBack(undone)
-            if undone.revision == chosen && undone.object == object && !self.shift.shares.is_empty());
-        if undone {
+        if !self.shift.shares.is_empty() && self.stays_undone(chosen, goal, around) {
             self.shift.resize(goal.percent);
         } else if self.shift.goal() == Some(chosen) && !self.shift.is_done() {
             self.go_on(spec, object, goal.percent, around);
@@ -221,13 +229,21 @@ impl Track {
         }
     }
 
+    /// Whether what was undone would be chosen again, or would be if it were ready.
+    fn stays_undone<R>(&self, chosen: &str, goal: &Goal<'_>, around: &Surroundings<'_, R>) -> bool
+    where
+        R: Fn(&RevisionKey) -> bool,
+    {
+        let Phase::RolledBack(undone) = &self.phase else { return false };
+        let waits = || self.shift.goal() == Some(chosen) && goal.prefers(&undone.revision, chosen);
+        around.object(&undone.revision) == Some(undone.object) && (undone.revision == chosen || waits())
+    }
+
     /// Whether `chosen` is what was moved away from, or less wanted than what is served: that is no time for small steps.
     fn goes_back(&self, chosen: &str, goal: &Goal<'_>) -> bool {
-        let rank = |revision: &str| goal.candidates.iter().position(|candidate| candidate == revision);
         let mut others = self.shift.shares.iter().rev().skip(1);
-        let served = self.shift.goal().and_then(rank);
         others.any(|share| share.revision == chosen)
-            || served.zip(rank(chosen)).is_some_and(|(served, chosen)| served < chosen)
+            || self.shift.goal().is_some_and(|served| goal.prefers(served, chosen))
     }
 
     /// Begins to move to `chosen` from those of the present ones that can serve; at once if none can.

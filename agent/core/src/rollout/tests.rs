@@ -12,6 +12,8 @@ use super::gate::Health;
 use super::state::LOOK_MS;
 use super::*;
 
+mod undone;
+
 const GATE: HealthGate = HealthGate { max_error_percent: 5, max_latency_percent: 200, min_requests: 20 };
 
 /// A node with one route, `r` in namespace `n`, whose clock and counters are wound by hand.
