@@ -109,7 +109,7 @@ pub struct ShareReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RolledBack {
-    /// One CamelCase word: `ErrorRateTooHigh`, `LatencyTooHigh`, `NotReadyInTime`.
+    /// One CamelCase word: `ErrorRateTooHigh`, `LatencyTooHigh`, `NoAnswers`, `NotReadyInTime`.
     pub reason: String,
     pub message: String,
 }

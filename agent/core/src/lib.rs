@@ -20,3 +20,4 @@ pub mod stored;
 pub mod supervision;
 pub mod table;
 pub mod takeovers;
+pub mod waits;

@@ -125,6 +125,7 @@ impl Exchange {
             if failed.is_some_and(|failed| Arc::ptr_eq(&failed, &slot.instance)) {
                 Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
             }
+            self.open.sent(Instant::now());
             match self.send(&slot.instance).await {
                 Sent::Answered(response) => {
                     if let Some(release) = &self.release {
@@ -133,6 +134,7 @@ impl Exchange {
                     return Ok(Answered { response, slot });
                 }
                 Sent::Nothing(_) if retries < RETRIES_MAX => {
+                    self.open.returned();
                     retries += 1;
                     failed = Some(Arc::clone(&slot.instance));
                 }

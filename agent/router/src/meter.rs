@@ -11,12 +11,14 @@ use tombolo_agent_core::actual::{Demand, Moment, Traffic};
 use tombolo_agent_core::limits::TUNNEL_GRACE_MS;
 use tombolo_agent_core::routes::{Endpoint, RouteTable};
 use tombolo_agent_core::supervision::InstanceId;
+use tombolo_agent_core::waits::Waits;
 use tombolo_api::RevisionKey;
 
 use crate::activations::Activations;
 use crate::instance::Instance;
 use crate::revision::{Node, Revision};
 use crate::sample::RevisionMeter;
+use crate::tally::Tally;
 
 /// How long a connection that has switched protocols may stay at an instance that leaves.
 pub const TUNNEL_GRACE: Duration = Duration::from_millis(TUNNEL_GRACE_MS);
@@ -85,6 +87,13 @@ impl Meter {
     pub fn revision(&self, key: &RevisionKey) -> Option<RevisionMeter> {
         let revisions = self.revisions.read().expect("no panic under this lock");
         revisions.get(key).map(|revision| read(revision, Instant::now()))
+    }
+
+    /// How long the requests wait that are at an instance of a revision and have no head of an answer yet.
+    pub fn waits(&self, key: &RevisionKey) -> Waits {
+        let revisions = self.revisions.read().expect("no panic under this lock");
+        let read = |tally: &Tally| tally.awaiting.read(tally.micros(Instant::now()));
+        revisions.get(key).map(|revision| read(&revision.tally)).unwrap_or_default()
     }
 
     /// From now on a request with which more than `calm` of its revision are here, waiting ones included, ends
@@ -257,6 +266,7 @@ fn read(revision: &Revision, now: Instant) -> RevisionMeter {
         concurrency_us: attendance.area_us,
         answers: std::array::from_fn(|digit| tally.answers[digit].load(Ordering::Relaxed)),
         abandoned: tally.abandoned.load(Ordering::Relaxed),
+        given_up: tally.given_up.load(Ordering::Relaxed),
         broken: tally.broken.load(Ordering::Relaxed),
         latency: tally.latency.read(),
         cold_starts: tally.cold_starts.read(),

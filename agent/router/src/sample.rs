@@ -130,6 +130,8 @@ pub struct RevisionMeter {
     pub answers: [u64; 5],
     /// Requests whose client left before the answer.
     pub abandoned: u64,
+    /// Those of them that were at an instance, and not held.
+    pub given_up: u64,
     /// Answers that began as no 5xx, are among `answers`, and were broken off by their instance.
     pub broken: u64,
     /// From the request's arrival to the head of its answer, for `answers`.
@@ -192,6 +194,7 @@ impl RevisionMeter {
             concurrency_us: 0,
             answers: [0; 5],
             abandoned: 0,
+            given_up: 0,
             broken: 0,
             latency: Histogram::default(),
             cold_starts: Histogram::default(),

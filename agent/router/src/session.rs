@@ -22,6 +22,7 @@ use crate::headers::{self, Client};
 use crate::reply::Reply;
 use crate::revision::{Revision, Target};
 use crate::table::{Draw, Host, Routes};
+use crate::tally::SentIn;
 
 mod serve;
 
@@ -63,6 +64,8 @@ struct Visit {
     failed: bool,
     /// Of a call that has been answered and whose outcome is still to come: how long the answer took. Counted with the outcome.
     took: Option<Duration>,
+    /// While it is at an instance that has not begun to answer.
+    sent: Option<SentIn>,
 }
 
 impl Visit {
@@ -149,12 +152,32 @@ impl Open {
         let tally = &revision.tally;
         tally.presence.enter(tally.micros(now));
         tally.touch(now);
-        self.visit =
-            Some(Visit { revision: Arc::clone(revision), answered: false, failed: false, took: None });
+        self.visit = Some(Visit {
+            revision: Arc::clone(revision),
+            answered: false,
+            failed: false,
+            took: None,
+            sent: None,
+        });
+    }
+
+    /// An instance gets it, and is to answer.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        self.returned();
+        if let Some(Visit { revision, sent, .. }) = &mut self.visit {
+            *sent = Some(revision.tally.awaiting.begin(revision.tally.micros(now)));
+        }
+    }
+
+    /// No instance has it any more, or its answer begins. Whether one had it until now.
+    pub(crate) fn returned(&mut self) -> bool {
+        let Some(Visit { revision, sent, .. }) = &mut self.visit else { return false };
+        sent.take().map(|sent| revision.tally.awaiting.over(sent)).is_some()
     }
 
     /// Its answer begins.
     pub(crate) fn answered(&mut self, status: StatusCode, start: Instant, now: Instant) {
+        self.returned();
         if let Some(visit) = &mut self.visit {
             visit.answered = true;
             visit.failed = status.is_server_error();
@@ -171,6 +194,7 @@ impl Open {
 
     /// A call's answer begins, which is how the call ended or will tell that in its trailers.
     pub(crate) fn call_answered<B>(&mut self, response: &Response<B>, start: Instant, now: Instant) {
+        self.returned();
         match grpc::told_outcome(response.headers()) {
             // No answer of gRPC's own.
             _ if response.status() != StatusCode::OK => self.answered(response.status(), start, now),
@@ -218,6 +242,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         // The client of a call did not wait for its end.
         self.call_ended(grpc::CANCELLED);
+        let was_sent = self.returned();
         let (session, now) = (&self.session, Instant::now());
         if let Some(Visit { revision, answered, .. }) = &self.visit {
             let tally = &revision.tally;
@@ -225,6 +250,7 @@ impl Drop for Open {
             tally.presence.leave(tally.micros(now));
             if !answered {
                 tally.abandoned.fetch_add(1, Ordering::Relaxed);
+                tally.given_up.fetch_add(u64::from(was_sent), Ordering::Relaxed);
             }
         }
         session.deadline_ms.store(NO_DEADLINE, Ordering::Relaxed);

@@ -2,8 +2,10 @@
 //!
 //! It must not know what is done with the numbers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use tombolo_agent_core::waits::{STEP_MS, STEPS, Waits};
 
 use crate::sample::{Histogram, LATENCY_BUCKETS, Refused};
 
@@ -19,6 +21,9 @@ pub(crate) struct Tally {
     pub(crate) answers: [AtomicU64; 5],
     /// Requests whose client left before the answer.
     pub(crate) abandoned: AtomicU64,
+    /// Those of them that were at an instance.
+    pub(crate) given_up: AtomicU64,
+    pub(crate) awaiting: Awaiting,
     /// Answers, 5xx left out, that their instance did not bring to an end.
     pub(crate) broken: AtomicU64,
     pub(crate) latency: Times,
@@ -35,6 +40,8 @@ impl Tally {
             presence: Presence::default(),
             answers: Default::default(),
             abandoned: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+            awaiting: Awaiting::default(),
             broken: AtomicU64::new(0),
             latency: Times::default(),
             cold_starts: Times::default(),
@@ -128,6 +135,44 @@ impl Presence {
     }
 }
 
+/// Requests at an instance that wait for the head of an answer, by the step of time they were sent in, modulo their number.
+pub(crate) struct Awaiting([AtomicU32; STEPS]);
+
+/// The step that a request was sent in.
+#[derive(Clone, Copy)]
+pub(crate) struct SentIn(u8);
+
+const _: () = assert!(STEPS <= 256);
+
+impl Default for Awaiting {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU32::new(0)))
+    }
+}
+
+impl Awaiting {
+    fn step(at_us: u64) -> usize {
+        (at_us / (STEP_MS * 1_000) % STEPS as u64) as usize
+    }
+
+    /// To be given to [`Awaiting::over`] once.
+    pub(crate) fn begin(&self, at_us: u64) -> SentIn {
+        let step = Self::step(at_us);
+        self.0[step].fetch_add(1, Ordering::Relaxed);
+        SentIn(step as u8)
+    }
+
+    pub(crate) fn over(&self, SentIn(step): SentIn) {
+        self.0[usize::from(step)].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self, now_us: u64) -> Waits {
+        let now = Self::step(now_us);
+        let sent = (0..STEPS).map(|ago| self.0[(now + STEPS - ago) % STEPS].load(Ordering::Relaxed));
+        Waits::new(sent.collect())
+    }
+}
+
 /// Lengths of time: a count for each power of two, and their sum.
 #[derive(Default)]
 pub(crate) struct Times {
@@ -179,6 +224,20 @@ mod tests {
                 assert_eq!(read.area_us, (expected + there * 9) % AREA_MODULUS);
             }
         }
+    }
+
+    #[test]
+    fn who_waits_is_known_by_when_it_was_sent() {
+        let awaiting = Awaiting::default();
+        let us = |seconds: u64| seconds * 1_000_000 + (1 << 40);
+        let [first, second, third] = [0, 20, 21].map(|seconds| awaiting.begin(us(seconds)));
+        let longer = |now, than_ms| awaiting.read(us(now)).longer_than(than_ms, u64::MAX);
+        assert_eq!([0, 18, 30, 60].map(|than_s| longer(40, than_s * 1_000)), [3, 1, 1, 0]);
+        awaiting.over(second);
+        assert_eq!(longer(40, 12_000), 2);
+        awaiting.over(first);
+        awaiting.over(third);
+        assert_eq!(awaiting.read(us(40)), Waits::default());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tombolo_agent_core::plan;
 use tombolo_agent_core::rollout::gate::Health;
 use tombolo_agent_core::table;
 use tombolo_agent_core::takeovers::Takeovers;
+use tombolo_agent_core::waits::Waits;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::Desired;
 use tombolo_api::report::{EventKind, RouteReport};
@@ -54,7 +55,11 @@ impl Reconciler {
             let candidates = route.targets.iter().flat_map(|target| &target.candidates);
             candidates.map(|name| RevisionKey::new(&route.namespace, name))
         });
-        named.filter_map(|key| Some((key.clone(), health(&self.meter.revision(&key)?)))).collect()
+        let known = |key: RevisionKey| {
+            let health = health(&self.meter.revision(&key)?, self.meter.waits(&key));
+            Some((key, health))
+        };
+        named.filter_map(known).collect()
     }
 
     pub(super) fn traffic(&self) -> Traffic {
@@ -106,11 +111,60 @@ impl Reconciler {
 }
 
 /// Waiting for an instance is left out: a cold start is no fault of the code.
-fn health(meter: &RevisionMeter) -> Health {
+fn health(meter: &RevisionMeter, waiting: Waits) -> Health {
     let served_us = meter.latency.sum_us.saturating_sub(meter.cold_starts.sum_us);
     Health {
         answers: meter.answers.iter().sum(),
         errors: meter.answers[SERVER_ERRORS],
         latency_sum_ms: served_us as f64 / 1000.0,
+        abandoned: meter.given_up,
+        waiting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tombolo_router::Histogram;
+
+    use super::*;
+
+    #[test]
+    fn health_is_what_the_code_does_and_not_what_starting_takes() {
+        let times = |sum_us| Histogram { sum_us, ..Histogram::default() };
+        let now = Instant::now();
+        let meter = RevisionMeter {
+            at: now,
+            born: now,
+            in_flight: 9,
+            held: 4,
+            held_bytes: 100,
+            last_activity: None,
+            arrived: 50,
+            finished: 41,
+            concurrency_us: 7,
+            answers: [1, 20, 3, 5, 8],
+            abandoned: 4,
+            given_up: 3,
+            latency: times(2_500_000),
+            cold_starts: times(2_000_000),
+            refused: [2; 6],
+        };
+        let waiting = Waits::new(vec![0, 0, 5]);
+        let expected = Health {
+            answers: 37,
+            // Of the class 5xx alone.
+            errors: 8,
+            latency_sum_ms: 500.0,
+            // Not the one that waited for an instance.
+            abandoned: 3,
+            waiting: waiting.clone(),
+        };
+        assert_eq!(health(&meter, waiting), expected);
+
+        // One that waited for its instance is not answered yet.
+        let starting = RevisionMeter { latency: times(1_000), ..meter };
+        assert_eq!(health(&starting, Waits::default()).latency_sum_ms, 0.0);
     }
 }

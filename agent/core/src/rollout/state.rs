@@ -61,6 +61,9 @@ pub(super) struct Rolling {
     /// `elapsed_ms` when last stored.
     #[serde(skip)]
     saved_ms: u64,
+    /// `elapsed_ms` when `watch` began to count.
+    #[serde(skip)]
+    watched_from_ms: u64,
 }
 
 /// A rollout that was undone: remembered until there is something else to try.
@@ -127,7 +130,7 @@ impl<R: Fn(&RevisionKey) -> bool> Surroundings<'_, R> {
     }
 
     fn health(&self, revision: &str) -> Health {
-        self.health.get(&self.key(revision)).copied().unwrap_or_default()
+        self.health.get(&self.key(revision)).cloned().unwrap_or_default()
     }
 }
 
@@ -264,7 +267,8 @@ impl Track {
         let counters =
             shift.shares.iter().map(|share| (share.revision.as_str(), around.health(&share.revision)));
         let watch = Watch::begin(counters);
-        let rolling = Rolling { object, elapsed_ms: 0, watch, at: Some(around.now), saved_ms: 0 };
+        let at = Some(around.now);
+        let rolling = Rolling { object, elapsed_ms: 0, watch, at, saved_ms: 0, watched_from_ms: 0 };
         self.phase = if shift.is_done() { Phase::Settled } else { Phase::Rolling(rolling) };
         self.shift = shift;
     }
@@ -310,6 +314,7 @@ impl Rolling {
     {
         self.elapsed_ms = self.elapsed_ms.saturating_add(self.at.map_or(0, |at| around.now.since(at)));
         self.at = Some(around.now);
+        self.watch.forget_waiting();
         for share in &shift.shares {
             let is_next = shift.goal() == Some(share.revision.as_str());
             self.watch.count(&share.revision, is_next, around.health(&share.revision));
@@ -317,14 +322,26 @@ impl Rolling {
         if self.object != object {
             self.object = object;
             self.watch.restart();
+            self.watched_from_ms = self.elapsed_ms;
         }
     }
 
-    /// How long the last step waits for answers to judge by: one more duration from when it is due.
+    /// For how long the watch has been counting.
+    fn counted_ms(&self) -> u64 {
+        self.elapsed_ms.saturating_sub(self.watched_from_ms)
+    }
+
+    /// How long the next step waits for answers to judge by: the last one for one more duration from when it is due, another, if
+    /// there are requests that should have been answered, up to twice the duration after the beginning.
     fn held_until_ms(&self, shift: &Shift, spec: &RolloutSpec) -> Option<u64> {
-        let unsure = spec.gate.is_some_and(|gate| !self.watch.is_judged(&gate));
-        let due_ms = due_ms(shift).filter(|_| unsure && shift.is_last_step())?;
-        Some(due_ms.saturating_add(spec.duration_s.saturating_mul(MS_PER_S)))
+        let gate = spec.gate.filter(|gate| !self.watch.is_judged(gate, self.counted_ms()))?;
+        let due_ms = due_ms(shift)?;
+        let duration_ms = spec.duration_s.saturating_mul(MS_PER_S);
+        if shift.is_last_step() {
+            return Some(due_ms.saturating_add(duration_ms));
+        }
+        let in_doubt = self.watch.is_in_doubt(&gate, self.counted_ms());
+        in_doubt.then(|| due_ms.max(duration_ms.saturating_mul(2)))
     }
 
     /// When something may change with time alone.
@@ -345,7 +362,7 @@ fn due_ms(shift: &Shift) -> Option<u64> {
 fn verdict(rolling: &Rolling, shift: &Shift, gate: &HealthGate) -> Option<RolledBack> {
     let (next, former) = shift.shares.split_last()?;
     let former: Vec<_> = former.iter().map(|share| share.revision.as_str()).collect();
-    rolling.watch.verdict(gate, &next.revision, &former.join(" and "))
+    rolling.watch.verdict(gate, rolling.counted_ms(), &next.revision, &former.join(" and "))
 }
 
 fn newest_ready<'a, R>(goal: &Goal<'a>, around: &Surroundings<'_, R>) -> Option<&'a String>

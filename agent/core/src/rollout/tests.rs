@@ -12,6 +12,7 @@ use super::gate::Health;
 use super::state::LOOK_MS;
 use super::*;
 
+mod silence;
 mod undone;
 
 const GATE: HealthGate = HealthGate { max_error_percent: 5, max_latency_percent: 200, min_requests: 20 };

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tombolo_agent_core::waits::Waits;
 
 use crate::ground::{HOST, backend, body_text, ground, reason, table, text, until};
 
@@ -309,8 +310,32 @@ async fn a_client_that_leaves_ends_its_request_at_the_instance() {
     client.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
     let (mut instance, _) = head(&listener).await;
     assert_eq!(ground.in_flight(), 1);
+    let waits = || ground.meter.waits(&crate::ground::key("a"));
+    assert_ne!(waits(), Waits::default(), "it waits for an answer");
     drop(client);
     assert_eq!(instance.read(&mut [0; 8]).await.unwrap(), 0, "the instance sees the end");
     until("nothing is in flight", || ground.in_flight() == 0).await;
-    assert_eq!(ground.meter.revision(&crate::ground::key("a")).unwrap().abandoned, 1);
+    let seen = ground.meter.revision(&crate::ground::key("a")).unwrap();
+    assert_eq!((seen.abandoned, seen.given_up, waits()), (1, 1, Waits::default()));
+}
+
+#[tokio::test]
+async fn whoever_has_the_head_of_an_answer_does_not_wait_for_it() {
+    let ground = ground!();
+    let listener = ground.listen("i1");
+    ground.put(table(backend(&["i1"]))).await;
+    let mut client = ground.connect().await;
+    client.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut instance, _) = head(&listener).await;
+    instance.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nfirst").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"first") {
+        assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+    }
+    assert_eq!(ground.in_flight(), 1);
+    assert_eq!(ground.meter.waits(&crate::ground::key("a")), Waits::default());
+    drop(client);
+    until("nothing is in flight", || ground.in_flight() == 0).await;
+    let seen = ground.meter.revision(&crate::ground::key("a")).unwrap();
+    assert_eq!((seen.abandoned, seen.given_up), (0, 0), "it was answered");
 }

@@ -113,6 +113,7 @@ async fn cold_starts_are_counted_with_how_long_they_took() {
     ground.get("/").await;
     let seen = ground.meter.revision(&key("a")).unwrap();
     assert_eq!((seen.cold_starts.count(), seen.abandoned, seen.answers[1]), (1, 1, 2));
+    assert_eq!(seen.given_up, 0, "it was at no instance");
     assert!(seen.cold_starts.sum_us >= 30_000, "{}", seen.cold_starts.sum_us);
     let text = tombolo_router::render_metrics(&ground.meter.snapshot());
     let line = "tombolo_cold_start_seconds_count{namespace=\"default\",revision=\"a\"} 1";
