@@ -180,6 +180,37 @@ async fn a_worse_revision_is_rolled_back_without_a_hub() {
     }
 }
 
+/// It listens, takes its requests and never answers; their own limit of 300 s is far.
+#[tokio::test]
+async fn a_revision_that_hangs_is_rolled_back() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let function = |version: &str| {
+        Function::subject("subject")
+            .env("VERSION", version)
+            .service_annotation("serving.knative.dev/rollout-duration", "60s")
+    };
+    deploy(&site, &node, function("1")).await;
+    let load = node.load("subject", "/", 12, 5);
+    site.hub.deploy_unready(&function("2").env("MODE", "silent")).await;
+    until("the way back", 90, || async {
+        let routes = node.status().await?["routes"].to_string();
+        if routes.contains("NoAnswers") { Ok(()) } else { Err(routes) }
+    })
+    .await;
+    for _ in 0..50 {
+        assert_eq!(node.answer("subject", "/").await.expect("the old revision serves"), "subject 1\n");
+    }
+    until("the reason at the hub", 90, || async {
+        let text = site.hub.api.told("subject").await.map_err(|error| error.to_string())?;
+        let whole = text.contains("NoAnswers") && text.contains("waiting for more than 10 s");
+        if whole { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let outcomes = load.stop().await;
+    let failed = outcomes.iter().filter(|outcome| !outcome.is_good()).count();
+    assert!(failed * 5 < outcomes.len(), "{failed} of {} requests failed", outcomes.len());
+}
+
 /// Unary and streaming, the first one from zero instances, to a program whose port is named `h2c`.
 #[tokio::test]
 async fn grpc_calls_keep_their_messages_and_their_outcome() {

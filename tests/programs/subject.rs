@@ -2,7 +2,7 @@
 //! As the first process of its namespace it ignores SIGTERM, having no handler for it, except with `MODE=polite`.
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
-//! after two seconds, `MODE=failing` answers every request for `/` with 500.
+//! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=silent` never answers those.
 //! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`,
 //! `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and
 //! for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MS` (prints as fast as it can for
@@ -54,7 +54,8 @@ fn serve(connection: TcpStream) -> io::Result<()> {
     let mut output = connection.try_clone()?;
     let mut input = BufReader::new(connection);
     let (mut line, mut answer) = (String::new(), Vec::new());
-    let failing = std::env::var("MODE").is_ok_and(|mode| mode == "failing");
+    let mode = std::env::var("MODE").unwrap_or_default();
+    let (failing, silent) = (mode == "failing", mode == "silent");
     loop {
         line.clear();
         if input.read_line(&mut line)? == 0 {
@@ -75,6 +76,9 @@ fn serve(connection: TcpStream) -> io::Result<()> {
         let mut body = vec![0; length];
         input.read_exact(&mut body)?;
         let (path, argument) = target.split_once('?').unwrap_or((&target, ""));
+        while silent && path == "/" {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
         if let Some(broken) = break_off(path, argument) {
             return output.write_all(&broken);
         }
