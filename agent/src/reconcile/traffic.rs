@@ -115,7 +115,7 @@ fn health(meter: &RevisionMeter, waiting: Waits) -> Health {
     let served_us = meter.latency.sum_us.saturating_sub(meter.cold_starts.sum_us);
     Health {
         answers: meter.answers.iter().sum(),
-        errors: meter.answers[SERVER_ERRORS],
+        errors: meter.answers[SERVER_ERRORS] + meter.broken,
         latency_sum_ms: served_us as f64 / 1000.0,
         abandoned: meter.given_up,
         waiting,
@@ -147,6 +147,7 @@ mod tests {
             answers: [1, 20, 3, 5, 8],
             abandoned: 4,
             given_up: 3,
+            broken: 2,
             latency: times(2_500_000),
             cold_starts: times(2_000_000),
             refused: [2; 6],
@@ -154,8 +155,8 @@ mod tests {
         let waiting = Waits::new(vec![0, 0, 5]);
         let expected = Health {
             answers: 37,
-            // Of the class 5xx alone.
-            errors: 8,
+            // Of the class 5xx, and those broken off.
+            errors: 10,
             latency_sum_ms: 500.0,
             // Not the one that waited for an instance.
             abandoned: 3,
