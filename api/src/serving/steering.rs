@@ -12,7 +12,8 @@ pub const RULES_MAX: usize = 32;
 pub const VALUE_MAX_BYTES: usize = 512;
 /// Longest name of a header, bytes.
 const HEADER_MAX_BYTES: usize = 128;
-/// Most memory of one compiled expression, bytes: a node holds those of all its routes, and the time of a match grows with it.
+/// Most memory of one compiled expression, bytes: a node holds those of all its routes. The time of a match grows with it: the worst
+/// expression of this size takes an eighth of a second on a value of 4 KiB, a list of plain words of 512 bytes fits.
 const REGEX_MAX_BYTES: usize = 64 << 10;
 
 /// What is wrong with a list of rules.
