@@ -19,7 +19,7 @@ use crate::http1::Arriving;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body up to this size is read while its request is held: only behind it is seen that a client has left.
+/// A body up to this size is read while its request is held, and so there when it may be sent.
 pub(crate) const READ_AHEAD_MAX: u64 = 8 * 1024;
 
 /// A request's body as it comes from the client.
@@ -136,11 +136,12 @@ impl RequestBody {
         }
     }
 
-    /// Read a small body into memory; at once done for another. Never returns if the client leaves: its request is dropped.
-    pub(crate) async fn read_ahead(&mut self) {
-        let Self::Stream { incoming, ahead, ended, gate, .. } = self else { return };
+    /// Read a small body into memory; at once done for another. Returns whether it may still be sent: `false` if it is
+    /// malformed or its client has left.
+    pub(crate) async fn read_ahead(&mut self) -> bool {
+        let Self::Stream { incoming, ahead, ended, gate, .. } = self else { return true };
         if gate.is_some() || incoming.size_hint().upper().is_none_or(|size| size > READ_AHEAD_MAX) {
-            return;
+            return true;
         }
         while !*ended {
             match poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx)).await {
@@ -149,10 +150,10 @@ impl RequestBody {
                     *ended = incoming.is_end_stream();
                 }
                 None => *ended = true,
-                // The error comes up again when the body is sent.
-                Some(Err(_)) => return,
+                Some(Err(_)) => return false,
             }
         }
+        true
     }
 }
 

@@ -3,7 +3,6 @@
 //! Runs in the task of the client's connection, and drives the connection to the instance itself. It is cancelled by being
 //! dropped, which happens when the client leaves. It must not know how hosts lead to revisions.
 
-use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn, ready};
 use std::pin::pin;
 use std::sync::Arc;
@@ -204,10 +203,12 @@ impl Exchange {
         let end = self.limits.total().unwrap_or(self.start + HOLD_MAX);
         let granted = pin!(waiter.granted());
         let reading = pin!(async {
-            if let Some(request) = &mut self.request {
-                request.body_mut().read_ahead().await;
+            if let Some(request) = &mut self.request
+                && !request.body_mut().read_ahead().await
+            {
+                return;
             }
-            pending::<Infallible>().await
+            pending().await
         });
         let turn = within(&mut self.open, Some(end), select(granted, reading)).await;
         match turn {
@@ -216,7 +217,7 @@ impl Exchange {
                 Ok(Ok(slot))
             }
             Some(Either::Left((Err(denial), _))) => Ok(Err(denial)),
-            Some(Either::Right((never, _))) => match never {},
+            Some(Either::Right(((), _))) => Err(broken_body()),
             None => {
                 self.routed.revision.tally.refused(Refused::ActivationTimeout);
                 let limit_ms = end.saturating_duration_since(self.start).as_millis() as u64;
@@ -318,6 +319,10 @@ fn held_bytes(request: &Request<RequestBody>) -> usize {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     let body = request.body().size_hint().upper().map_or(READ_AHEAD_MAX, |size| size.min(READ_AHEAD_MAX));
     fields.sum::<usize>() + target + body as usize
+}
+
+fn broken_body() -> Answer {
+    Answer::bad_request("the request's body is malformed or was not sent to its end")
 }
 
 fn own(answer: Answer, is_call: bool) -> Response<Reply> {

@@ -3,13 +3,15 @@
 //! One type for both, so that what speaks HTTP exists once in the program. It must not know what is spoken.
 
 use std::io::{self, IoSlice};
+use std::net::TcpStream as StdTcpStream;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -31,6 +33,37 @@ impl Stream {
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no TLS within {HANDSHAKE_MAX:?}"));
         let stream = tokio::time::timeout(HANDSHAKE_MAX, handshake).await.map_err(late)??;
         Ok(Self::Secure(Box::new(stream)))
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Secure(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+/// Sees that the peer of a stream sends no more, behind bytes that nobody reads. What of them still waits at the peer hides it.
+pub(crate) struct Lookout {
+    /// The stream's socket, watched once more: whoever reads the stream waits for bytes, and this only for their end.
+    socket: TcpStream,
+}
+
+impl Lookout {
+    pub(crate) fn new(stream: &Stream) -> io::Result<Self> {
+        let socket = stream.socket().as_fd().try_clone_to_owned()?;
+        Ok(Self { socket: TcpStream::from_std(StdTcpStream::from(socket))? })
+    }
+
+    /// Ready when the peer sends no more. To be used on a runtime of one thread.
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if ready!(self.socket.poll_read_ready(cx)).is_err() {
+            return Poll::Ready(());
+        }
+        // As if all had been read. What makes the socket readable even then is the end.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        drop(self.socket.try_io(Interest::READABLE, nothing));
+        self.socket.poll_read_ready(cx).map(drop)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use hyper::client::conn::TrySendError;
 
-use super::{Exchange, within};
+use super::{Exchange, broken_body, within};
 use crate::answer::Answer;
 use crate::body::RequestBody;
 use crate::deadline::Limit;
@@ -143,7 +143,7 @@ impl Exchange {
 
     fn lost(&self, error: &dyn std::error::Error, malformed: bool) -> Answer {
         if self.upload.as_ref().is_some_and(|upload| upload.is_broken()) {
-            return Answer::bad_request("the request's body is malformed or was not sent to its end");
+            return broken_body();
         }
         let revision = &self.routed.revision.key;
         if malformed { Answer::malformed(revision, &error) } else { Answer::lost(revision, &error) }

@@ -25,7 +25,7 @@ use super::heads::{self, Onward, RequestHead};
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use crate::body::BoxError;
-use crate::stream::Stream;
+use crate::stream::{Lookout, Stream};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -44,7 +44,11 @@ struct Wire {
     invitation: Option<&'static [u8]>,
     /// The stream may hold bytes back that it took, as TLS does when its socket is full.
     unflushed: bool,
-    /// The connection's task, which looks for the client's end once the body has come.
+    /// Whoever reads the body waits for the socket, as of the last look for the client's end, and so sees that.
+    awaited: bool,
+    /// Made when nobody reads what comes.
+    lookout: Option<Lookout>,
+    /// The connection's task, which looks for the client's end when whoever reads the body does not.
     task: Option<Waker>,
 }
 
@@ -88,8 +92,16 @@ pub(crate) enum Broken {
 impl Downstream {
     /// `early`: what has come already.
     pub(crate) fn new(stream: Stream, inbox: Inbox) -> Self {
-        let wire =
-            Wire { stream, inbox, body: Decoder::Done, invitation: None, unflushed: false, task: None };
+        let wire = Wire {
+            stream,
+            inbox,
+            body: Decoder::Done,
+            invitation: None,
+            unflushed: false,
+            awaited: false,
+            lookout: None,
+            task: None,
+        };
         Self { wire: Arc::new(Mutex::new(wire)), outbox: Outbox::default() }
     }
 
@@ -105,8 +117,10 @@ impl Downstream {
                 && let Some(head) = heads::take_request(&mut wire.inbox.bytes)?
             {
                 wire.body = Decoder::new(head.framing);
+                wire.awaited = false;
                 return Poll::Ready(Ok(Some(head)));
             }
+            wire.lookout = None;
             match ready!(wire.inbox.poll_fill(Pin::new(&mut wire.stream), cx)) {
                 Ok(0) if wire.inbox.bytes.is_empty() => return Poll::Ready(Ok(None)),
                 Ok(0) => return Poll::Ready(Err(Broken::Left)),
@@ -132,7 +146,7 @@ impl Downstream {
         Some(Arriving { wire, remaining, ended: false, uninvited: head.expects_continue })
     }
 
-    /// Ready when the client has left, which is seen only when its request has come to its end.
+    /// Ready when the client has left, whether or not what it has sent was read.
     pub(crate) fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
         let wire = &mut *self.wire();
         if !wire.body.is_done() {
@@ -140,16 +154,18 @@ impl Downstream {
                 Some(task) => task.clone_from(cx.waker()),
                 None => wire.task = Some(cx.waker().clone()),
             }
+        }
+        if wire.body.remaining() == Some(wire.inbox.bytes.len() as u64) {
+            // All has come that it has to send for now.
+            match ready!(wire.inbox.poll_fill(Pin::new(&mut wire.stream), cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                // The next request, which has time.
+                Ok(_) => {}
+            }
+        } else if std::mem::take(&mut wire.awaited) && Arc::strong_count(&self.wire) > 1 {
             return Poll::Pending;
         }
-        // What comes now is the next request, which has time.
-        if !wire.inbox.bytes.is_empty() {
-            return Poll::Pending;
-        }
-        match ready!(wire.inbox.poll_fill(Pin::new(&mut wire.stream), cx)) {
-            Ok(0) | Err(_) => Poll::Ready(()),
-            Ok(_) => Poll::Pending,
-        }
+        wire.poll_end(cx)
     }
 
     /// Begin to send an answer to a request of this head. `last`: no other request is served after it.
@@ -346,12 +362,25 @@ impl Wire {
             if self.body.is_done() {
                 return Poll::Ready(Ok(None));
             }
-            match ready!(self.inbox.poll_fill(Pin::new(&mut self.stream), cx)) {
+            let filled = self.inbox.poll_fill(Pin::new(&mut self.stream), cx);
+            self.awaited = filled.is_pending();
+            match ready!(filled) {
                 Ok(0) => return Poll::Ready(Err(Broken::Left)),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(Broken::Socket(error))),
             }
         }
+    }
+
+    /// Ready when the client sends no more, without reading what it has sent.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.lookout.is_none() {
+            match Lookout::new(&self.stream) {
+                Ok(lookout) => self.lookout = Some(lookout),
+                Err(error) => tracing::debug!(%error, "cannot see whether a client leaves"),
+            }
+        }
+        self.lookout.as_ref().map_or(Poll::Pending, |lookout| lookout.poll_end(cx))
     }
 }
 
@@ -374,9 +403,8 @@ impl Body for Arriving {
         let frame = ready!(wire.poll_frame(cx));
         this.ended = !matches!(frame, Ok(Some(_))) || wire.body.is_done();
         this.remaining = wire.body.remaining();
-        if this.ended
-            && let Some(task) = wire.task.take()
-        {
+        // Another task reads: from now on it may be this one's turn to see the client's end.
+        if let Some(task) = wire.task.take_if(|task| this.ended || !task.will_wake(cx.waker())) {
             task.wake();
         }
         Poll::Ready(frame.map_err(BoxError::from).transpose())

@@ -15,7 +15,7 @@ use tombolo_agent_core::actual::Moment;
 use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_router::Refused;
 
-use crate::ground::{Client, HOST, backend, body_text, ground, id, key, reason, table, text, until};
+use crate::ground::{Client, HOST, backend, body_text, ground, id, key, reason, table, text, until, within};
 
 #[tokio::test]
 async fn a_request_is_held_until_the_first_instance_is_ready() {
@@ -139,16 +139,52 @@ async fn the_memory_of_the_queue_is_bounded() {
 async fn a_client_that_leaves_gives_up_its_place() {
     let ground = ground!();
     ground.put(table(backend(&[]))).await;
-    for request in [
-        format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
-        format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 4\r\n\r\nbody"),
+    let chunk = format!("8000\r\n{}\r\n", "x".repeat(0x8000));
+    for rest in [
+        "GET / HTTP/1.1\r\n\r\n".to_owned(),
+        "POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbody".to_owned(),
+        // Only a part of it.
+        "POST / HTTP/1.1\r\ncontent-length: 100\r\n\r\npart".to_owned(),
+        // Bodies that are not read while their request is held, some of them and all of them.
+        format!("POST / HTTP/1.1\r\ncontent-length: 1000000\r\n\r\n{}", "x".repeat(30_000)),
+        format!("POST / HTTP/1.1\r\ncontent-length: 30000\r\n\r\n{}", "x".repeat(30_000)),
+        format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{chunk}"),
+        format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"),
+        "POST / HTTP/1.1\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n".to_owned(),
+        // With some of the next request, and a whole one.
+        "GET / HTTP/1.1\r\n\r\nG".to_owned(),
+        "POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbodyGET / HTTP/1.1\r\n\r\n".to_owned(),
     ] {
-        let mut stream = ground.connect().await;
-        stream.write_all(request.as_bytes()).await.unwrap();
-        until("it is held", || ground.held() == 1).await;
-        drop(stream);
-        until("it has left", || ground.held() == 0).await;
+        let request = rest.replacen("\r\n", &format!("\r\nhost: {HOST}\r\n"), 1);
+        // At once, and the end of it when it is held already.
+        for cut in [request.len(), request.len() - 1] {
+            let mut stream = ground.connect().await;
+            stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
+            let is_whole = request[..cut].contains("\r\n\r\n");
+            if is_whole {
+                until("it is held", || ground.held() == 1).await;
+            }
+            stream.write_all(&request.as_bytes()[cut..]).await.unwrap();
+            until("it is held", || ground.held() == 1).await;
+            drop(stream);
+            until("it has left", || ground.held() + ground.meter.held_bytes() == 0).await;
+        }
     }
+}
+
+#[tokio::test]
+async fn a_held_request_whose_body_breaks_off_is_refused() {
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let mut stream = ground.connect().await;
+    let request = format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\npart");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    until("it is held", || ground.held() == 1).await;
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    within("the answer", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("was not sent to its end"), "{answer}");
+    assert_eq!(ground.held(), 0);
 }
 
 #[tokio::test]
