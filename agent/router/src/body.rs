@@ -20,7 +20,10 @@ use crate::http1::Arriving;
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body up to this size is read while its request is held, and so there when it may be sent.
-pub(crate) const READ_AHEAD_MAX: u64 = 8 * 1024;
+const READ_AHEAD_MAX: u64 = 8 * 1024;
+
+/// What an HTTP/2 client may send of a body before it is read, bytes. It lies in the router's memory, one for each request.
+pub(crate) const WINDOW: u32 = 64 * 1024;
 
 /// A request's body as it comes from the client.
 pub(crate) enum ClientBody {
@@ -125,6 +128,15 @@ impl RequestBody {
             Self::Empty => None,
             Self::Stream { progress, .. } => Some(Arc::clone(progress)),
         }
+    }
+
+    /// What may lie of it in memory while its request is held, bytes.
+    pub(crate) fn held_max(&self) -> u64 {
+        let most = match self {
+            Self::Stream { incoming: ClientBody::Http2(_), .. } => u64::from(WINDOW),
+            Self::Empty | Self::Stream { .. } => READ_AHEAD_MAX,
+        };
+        self.size_hint().upper().map_or(most, |size| size.min(most))
     }
 
     /// Undo that these frames were taken.

@@ -15,7 +15,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 
 use crate::answer::Answer;
-use crate::body::{ClientBody, Gate, Progress, READ_AHEAD_MAX, RequestBody};
+use crate::body::{ClientBody, Gate, Progress, RequestBody};
 use crate::deadline::{Limit, Limits};
 use crate::grpc;
 use crate::headers::{self, Found, Hop};
@@ -317,8 +317,7 @@ fn target(uri: Uri, authority: Option<&HeaderValue>) -> Result<Uri, Answer> {
 fn held_bytes(request: &Request<RequestBody>) -> usize {
     let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    let body = request.body().size_hint().upper().map_or(READ_AHEAD_MAX, |size| size.min(READ_AHEAD_MAX));
-    fields.sum::<usize>() + target + body as usize
+    fields.sum::<usize>() + target + request.body().held_max() as usize
 }
 
 fn broken_body() -> Answer {

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::{Entrance, Session};
 use crate::answer::Answer;
-use crate::body::ClientBody;
+use crate::body::{ClientBody, WINDOW};
 use crate::deadline::Watchdog;
 use crate::http1::{Broken, Downstream, HEAD_MAX, Inbox, Outcome};
 use crate::reply::Reply;
@@ -31,6 +31,13 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Requests at a time on one HTTP/2 connection; more wait at the client. The usual value.
 const STREAMS_MAX: u32 = 200;
+
+/// What an HTTP/2 client may send of all bodies together before they are read, bytes: more than one that waits for an instance
+/// has, so that it does not keep the others from theirs.
+const CONNECTION_WINDOW: u32 = 4 * WINDOW;
+
+/// What of an answer is kept for an HTTP/2 client that does not read it, bytes for each request.
+const SEND_BUFFER_MAX: usize = 64 * 1024;
 
 /// How long a client may take to read the last answer, and to send what nobody reads, before its connection is closed. It is
 /// the only bound of that: most clients look for an answer only once they have sent all of their request.
@@ -134,6 +141,8 @@ async fn serve_http2(session: &Arc<Session>, bounds: &mut Bounds<'_>, stream: St
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_MAX as u32);
+    builder.initial_stream_window_size(WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+    builder.max_send_buf_size(SEND_BUFFER_MAX);
     let stream = Early { stream, early: inbox.bytes };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = bounds.within(|ending, cx| {

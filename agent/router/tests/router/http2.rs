@@ -1,6 +1,9 @@
 //! HTTP/2 with prior knowledge, on either side.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -13,7 +16,8 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tombolo_agent_core::routes::Backend;
 
-use crate::ground::{Ground, HOST, backend, ground, reason, table, text, until};
+use crate::ground::{Ground, HOST, backend, ground, reason, table, text, until, within};
+use crate::streaming::{CHUNK, Frames, UNDERWAY_MAX, chunks, count};
 
 pub(crate) async fn client<B>(ground: &Ground) -> SendRequest<B>
 where
@@ -121,4 +125,61 @@ async fn held_streams_and_refusals_work_as_with_http1() {
     until("it is held", || ground.held() == 1).await;
     drop(left);
     until("it has left", || ground.held() == 0).await;
+}
+
+#[tokio::test]
+async fn held_streams_may_send_no_more_than_is_counted() {
+    const WINDOW: u64 = 64 * 1024;
+    const STREAMS: u64 = 8;
+    let ground = ground!();
+    ground.put(table(backend(&[]))).await;
+    let client = client::<Frames>(&ground).await;
+    let made = Arc::new(AtomicU64::new(0));
+    let mut answers = Vec::new();
+    for streams in 1..=STREAMS {
+        let (mut client, body) = (client.clone(), chunks(32, Arc::clone(&made)));
+        let request = Request::post(format!("http://{HOST}/")).body(body).unwrap();
+        answers.push(tokio::spawn(async move { client.send_request(request).await.unwrap() }));
+        until("it is held", || ground.held() as u64 == streams).await;
+        assert!(ground.meter.held_bytes() as u64 >= streams * WINDOW, "{}", ground.meter.held_bytes());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // And a piece that the client itself keeps of each.
+        let (sent, most) = (made.load(Ordering::Relaxed), streams.min(4) * WINDOW + streams * CHUNK as u64);
+        assert!(sent > 0 && sent <= most, "{sent} of {most}");
+    }
+    ground.serve("i1", |request: Request<Incoming>| async move {
+        text(count(request.into_body()).await.to_string())
+    });
+    ground.put(table(backend(&["i1"]))).await;
+    for answer in answers {
+        let answer = within("the answer", answer).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), (32 * CHUNK).to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_sent_no_more_than_fits_on_the_way_and_others_go_on() {
+    let ground = ground!();
+    let made = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&made);
+    ground.serve("i1", move |request: Request<Incoming>| {
+        let made = Arc::clone(&counted);
+        async move {
+            if request.uri().path() == "/endless" {
+                return Response::new(chunks(u64::MAX, made).boxed());
+            }
+            text("short").map(BodyExt::boxed)
+        }
+    });
+    ground.put(table(backend(&["i1"]))).await;
+    let mut client = client(&ground).await;
+    let get = |path: &str| Request::get(format!("http://{HOST}{path}")).body(Empty::<Bytes>::new()).unwrap();
+    let unread = client.send_request(get("/endless")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let sent = made.load(Ordering::Relaxed);
+    assert!(sent > 0 && sent < UNDERWAY_MAX, "{sent}");
+    let short = within("the other", client.send_request(get("/short"))).await.unwrap();
+    assert_eq!(short.into_body().collect().await.unwrap().to_bytes(), "short");
+    drop(unread);
+    until("nothing is in flight", || ground.in_flight() == 0).await;
 }

@@ -15,17 +15,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::ground::{HOST, backend, ground, table, text};
 
-const CHUNK: usize = 64 * 1024;
+pub(crate) const CHUNK: usize = 64 * 1024;
 const CHUNKS: u64 = 4096;
 
 /// What may be on the way at most: socket buffers of four ends (up to 6 MiB each) and the router's own.
-const UNDERWAY_MAX: u64 = 40 << 20;
+pub(crate) const UNDERWAY_MAX: u64 = 40 << 20;
 
-type Frames =
+pub(crate) type Frames =
     StreamBody<std::pin::Pin<Box<dyn stream::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync>>>;
 
 /// `count` chunks; `made` counts their bytes.
-fn chunks(count: u64, made: Arc<AtomicU64>) -> Frames {
+pub(crate) fn chunks(count: u64, made: Arc<AtomicU64>) -> Frames {
     let chunk = Bytes::from(vec![b'x'; CHUNK]);
     let frames = stream::unfold(0, move |number| {
         let (chunk, made) = (chunk.clone(), Arc::clone(&made));
@@ -39,7 +39,7 @@ fn chunks(count: u64, made: Arc<AtomicU64>) -> Frames {
     StreamBody::new(Box::pin(frames))
 }
 
-async fn count(mut body: Incoming) -> u64 {
+pub(crate) async fn count(mut body: Incoming) -> u64 {
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
         bytes += frame.unwrap().data_ref().map_or(0, Bytes::len) as u64;
