@@ -269,15 +269,20 @@ fn serve(
         pulls: executor.pulls(),
     };
     tasks.lasting("reconciler", reconciler.run(inputs));
+    route(router, tasks);
+    remember(shared, ready_record, tasks);
+    let (report, decisions, ready) = (reports, decided, readiness);
+    let images = store;
+    Ok(Served { address, executor, tables, meter, report, decisions, usage, specifications, images, ready })
+}
+
+/// Starts the router, which ends once open requests have had their time.
+fn route(router: Router, tasks: &mut Tasks) {
     let (drain, drained) = (tasks.drain.clone(), tasks.drained.clone().drop_guard());
     tasks.ending("router", async move {
         router.run(drain.cancelled()).await;
         drop(drained);
     });
-    remember(shared, ready_record, tasks);
-    let (report, decisions, ready) = (reports, decided, readiness);
-    let images = store;
-    Ok(Served { address, executor, tables, meter, report, decisions, usage, specifications, images, ready })
 }
 
 /// Starts what writes down what an agent must still know when it starts again.

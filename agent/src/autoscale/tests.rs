@@ -160,6 +160,8 @@ fn counted(born: RealInstant, at: RealInstant, arrived: u64) -> RevisionMeter {
         concurrency_us: 0,
         answers: [0; 5],
         abandoned: 0,
+        given_up: 0,
+        broken: 0,
         latency: Default::default(),
         cold_starts: Default::default(),
         refused: [0; 6],
