@@ -65,11 +65,12 @@ impl Ground {
         Self::with(Meter::with_tunnel_grace(grace), Ok)
     }
 
-    /// One that also listens with a certificate, and where.
+    /// One that also listens with a certificate, and where. Its sockets take little at a time.
     pub(crate) fn secure(configs: watch::Receiver<Arc<ServerConfig>>) -> Option<(Self, SocketAddr)> {
         let mut secure = None;
         let ground = Self::with(Meter::new(), |router| {
             let listener = Router::listen("127.0.0.1:0".parse().unwrap())?;
+            nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::SndBuf, &4096)?;
             secure = Some(listener.local_addr()?);
             router.with_tls(listener, configs)
         })?;

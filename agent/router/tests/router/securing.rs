@@ -146,7 +146,7 @@ async fn who_does_not_speak_tls_is_turned_away_and_nobody_else() {
 }
 
 /// Larger than what the sockets on the way take.
-const LARGE: usize = 8 << 20;
+const LARGE: usize = 2 << 20;
 
 /// An instance that answers with so many bytes and a last word, and may go on for ever after it.
 fn serve_large(ground: &Ground, ends: bool) {
