@@ -148,6 +148,12 @@ impl RevisionMeter {
         self.answers.iter().sum::<u64>() + self.abandoned
     }
 
+    /// Answers that failed: with a 5xx, the router's own included, or broken off by their instance.
+    pub fn failed(&self) -> u64 {
+        const SERVER_ERRORS: usize = 4;
+        self.answers[SERVER_ERRORS] + self.broken
+    }
+
     /// What happened between an earlier moment and this one, or since `born` if that was later.
     pub fn since(&self, earlier: &Self) -> RevisionSpan {
         let fresh;

@@ -16,9 +16,6 @@ use tombolo_router::RevisionMeter;
 
 use super::Reconciler;
 
-/// 5xx among the digits of [`RevisionMeter::answers`].
-const SERVER_ERRORS: usize = 4;
-
 impl Reconciler {
     pub(super) fn publish_table(&mut self, now: Moment) {
         let Some(accepted) = self.accepted.clone() else { return };
@@ -115,7 +112,7 @@ fn health(meter: &RevisionMeter, waiting: Waits) -> Health {
     let served_us = meter.latency.sum_us.saturating_sub(meter.cold_starts.sum_us);
     Health {
         answers: meter.answers.iter().sum(),
-        errors: meter.answers[SERVER_ERRORS] + meter.broken,
+        errors: meter.failed(),
         latency_sum_ms: served_us as f64 / 1000.0,
         abandoned: meter.given_up,
         waiting,

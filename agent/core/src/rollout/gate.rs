@@ -37,7 +37,7 @@ const DOUBT_LEAST_MS: f64 = 2_000.0;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Health {
     pub answers: u64,
-    /// Those of them with a 5xx status, ours for a broken instance included.
+    /// Those of them with a 5xx status, ours for a broken instance included, or broken off: an answer is counted before it breaks.
     pub errors: u64,
     /// Sum of the times to the first byte, milliseconds, waiting for an instance left out: a cold start is no fault of the code.
     pub latency_sum_ms: f64,
@@ -78,7 +78,7 @@ impl Health {
     }
 
     fn errors(&self) -> Part {
-        Part { part: self.errors, whole: self.answers }
+        Part { part: self.errors.min(self.answers), whole: self.answers }
     }
 
     fn mean_ms(&self) -> f64 {

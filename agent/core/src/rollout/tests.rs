@@ -341,6 +341,18 @@ fn a_few_errors_undo_nothing() {
     }
 }
 
+/// Answers that began before the rollout and are broken off in it count as errors of it.
+#[test]
+fn more_errors_than_answers_undo_a_rollout_too() {
+    let mut node = Node::new(60, Some(GATE));
+    node.has(&["b", "a"]);
+    node.step();
+    node.answers("a", 2_000, 0, 3.0);
+    node.answers("b", 20, 30, 3.0);
+    node.after(LOOK_MS);
+    assert!(node.report().rolled_back.is_some());
+}
+
 #[test]
 fn errors_that_the_former_revision_has_too_undo_nothing() {
     let mut node = Node::new(60, Some(GATE));

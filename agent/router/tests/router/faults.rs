@@ -73,7 +73,9 @@ async fn an_answer_that_breaks_off_is_not_passed_on_as_whole() {
     ground.put(table(backend(&["i5"]))).await;
     assert!(ground.client().await.try_get("/").await.is_err());
     until("nothing is in flight", || ground.in_flight() == 0).await;
-    assert_eq!(broken(), 3, "a 5xx counts as a fault already");
+    let counted = ground.meter.revision(&key("a")).unwrap();
+    assert_eq!((counted.answers, counted.broken), ([0, 4, 0, 0, 1], 3), "a 5xx counts as a fault already");
+    assert_eq!(counted.failed(), 4);
 }
 
 #[tokio::test]
