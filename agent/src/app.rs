@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_agent_core::autoscale::parameters::Defaults;
 use tombolo_agent_core::autoscale::scaler::Decision;
+use tombolo_agent_core::memory::NodeMemory;
 use tombolo_agent_core::plan::Settings;
 use tombolo_agent_core::routes::RouteTable;
 use tombolo_agent_devices::Allocator;
@@ -28,6 +29,7 @@ use crate::config::{Config, TlsConfig};
 use crate::descriptors;
 use crate::enrol::Enrol;
 use crate::execute::{Executor, Tools};
+use crate::gauge::Gauge;
 use crate::identity::{Identity, IdentityDir};
 use crate::import::{Bundles, Ground, Import, Pins, RoomWanted};
 use crate::keep::{Keep, Record};
@@ -35,7 +37,7 @@ use crate::link::{Link, LinkState, Traffic};
 use crate::node_info;
 use crate::outbox::Outbox;
 use crate::plugins::Plugins;
-use crate::progress::{self, Progress};
+use crate::progress::{self, Progress, Records};
 use crate::ready::ReadyRecord;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::restore;
@@ -229,14 +231,15 @@ fn serve(
     let (ready_record, poke, clock) = (ReadyRecord::load(keep), Arc::<Notify>::default(), Clock::start());
     let (targets, target_changes) = watch::channel(Arc::default());
     let (decisions, decided) = watch::channel(BTreeMap::new());
-    let overuse = config.devices.memory.rule();
-    let settings = Settings { memory_bytes: node_info::memory_for_instances(), overuse };
-    let settings = (settings, usage.overuses.clone());
-    let (progress, rollouts, takeovers) = progress(keep, tasks);
+    let gauge = Gauge::new(&config.meminfo_file);
+    let node = gauge.node();
+    let settings = (settings(config, node.as_ref()), usage.overuses.clone());
+    let progress = Progress::load(keep);
+    let records = record(keep, &progress, tasks);
     let (outbox, poked) = (outbox.clone(), poke.clone());
-    let outputs = Outputs { table, report, outbox, rollouts, takeovers, poke: poked, choices, ready };
-    let records = (ready_record.clone(), progress);
-    let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), settings, records, clock);
+    let outputs = Outputs { table, report, outbox, records, poke: poked, choices, ready };
+    let (told, left) = ((settings, gauge), (ready_record.clone(), progress));
+    let mut reconciler = Reconciler::new(executor.clone(), outputs, meter.clone(), told, left, clock);
     // Before the router accepts, so that no host is unknown to it at first.
     reconciler.prime(accepted.borrow().clone());
     let router = Router::on(listener, tables.clone(), demand_sender, dialer, meter.clone())
@@ -244,7 +247,7 @@ fn serve(
         .with_wake(Arc::new(wake));
     let router = with_tls(router, &config.router.tls, tasks)?;
     let address = router.address();
-    reconciler.describe(node_info::read(config, address));
+    reconciler.describe(node_info::read(config, node.map_or(0, |node| node.total_bytes), address));
     reconciler.expect_plugins(allocator.map(drop));
     let autoscale = Autoscale {
         accepted: accepted.subscribe(),
@@ -271,9 +274,14 @@ fn serve(
     tasks.lasting("reconciler", reconciler.run(inputs));
     route(router, tasks);
     remember(shared, ready_record, tasks);
-    let (report, decisions, ready) = (reports, decided, readiness);
-    let images = store;
+    let (report, decisions, ready, images) = (reports, decided, readiness, store);
     Ok(Served { address, executor, tables, meter, report, decisions, usage, specifications, images, ready })
+}
+
+/// What the plan goes by; memory without bound where the kernel does not say what there is.
+fn settings(config: &Config, node: Option<&NodeMemory>) -> Settings {
+    let memory_bytes = node.map_or(u64::MAX, NodeMemory::for_instances);
+    Settings { memory_bytes, overuse: config.devices.memory.rule() }
 }
 
 /// Starts the router, which ends once open requests have had their time.
@@ -323,15 +331,15 @@ fn tools(
     }
 }
 
-/// How far rollouts and takeovers are, and where to say it when that changes, to be written.
-fn progress(keep: &Keep, tasks: &mut Tasks) -> (Progress, watch::Sender<Vec<u8>>, watch::Sender<Vec<u8>>) {
-    let progress = Progress::load(keep);
-    let rollouts = watch::Sender::new(progress.rollouts.encode());
-    let takeovers = watch::Sender::new(progress.takeovers.encode());
-    let write = |record, changes| progress::write(keep.clone(), record, changes);
-    tasks.lasting("rollout record", write(Record::Rollouts, rollouts.subscribe()));
-    tasks.lasting("takeover record", write(Record::Takeovers, takeovers.subscribe()));
-    (progress, rollouts, takeovers)
+/// Starts what writes how far things are, where an agent goes on with it.
+fn record(keep: &Keep, progress: &Progress, tasks: &mut Tasks) -> Records {
+    let records = Records::new(progress);
+    let write =
+        |record, changes: &watch::Sender<_>| progress::write(keep.clone(), record, changes.subscribe());
+    tasks.lasting("rollout record", write(Record::Rollouts, &records.rollouts));
+    tasks.lasting("takeover record", write(Record::Takeovers, &records.takeovers));
+    tasks.lasting("footprint record", write(Record::Footprints, &records.footprints));
+    records
 }
 
 /// Has the router serve HTTPS too, if the configuration says so.

@@ -36,6 +36,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Where the kernel says which boot this is.
     pub boot_id_file: PathBuf,
+    /// Where the kernel says what memory the node has.
+    pub meminfo_file: PathBuf,
     /// Labels for placement, beside those the agent adds itself.
     pub labels: BTreeMap<String, String>,
     pub hub: HubConfig,
@@ -191,6 +193,7 @@ impl Default for Config {
             state_dir: "/var/lib/tombolo/agent".into(),
             run_dir: "/run/tombolo".into(),
             boot_id_file: "/proc/sys/kernel/random/boot_id".into(),
+            meminfo_file: "/proc/meminfo".into(),
             labels: BTreeMap::new(),
             hub: HubConfig::default(),
             router: RouterConfig::default(),

@@ -68,6 +68,7 @@ pub(crate) enum Record {
     Rollouts,
     Takeovers,
     Bundles,
+    Footprints,
 }
 
 impl Record {
@@ -76,6 +77,7 @@ impl Record {
             Self::Rollouts => "rollouts",
             Self::Takeovers => "takeovers",
             Self::Bundles => "bundles",
+            Self::Footprints => "footprints",
         }
     }
 }

@@ -14,6 +14,7 @@ mod enrol;
 mod execute;
 mod export;
 mod gather;
+mod gauge;
 mod identity;
 mod import;
 mod keep;

@@ -8,19 +8,8 @@ use tombolo_oci::Platform;
 
 use crate::config::Config;
 
-/// Percent of the node's memory that instances may fill; the rest is the kernel's, the agent's and the system's.
-const INSTANCES_PERCENT: u64 = 90;
-
-/// Memory for instances, bytes. Without bound where the kernel does not say what there is.
-pub(crate) fn memory_for_instances() -> u64 {
-    match memory_bytes(&text("/proc/meminfo")) {
-        0 => u64::MAX,
-        bytes => bytes / 100 * INSTANCES_PERCENT,
-    }
-}
-
-/// Describes the node whose router answers at `router`.
-pub(crate) fn read(config: &Config, router: SocketAddr) -> NodeInfo {
+/// Describes the node that has so much memory, and whose router answers at `router`.
+pub(crate) fn read(config: &Config, memory_bytes: u64, router: SocketAddr) -> NodeInfo {
     let platform = Platform::host();
     let mut labels = config.labels.clone();
     for (name, value) in [
@@ -39,7 +28,7 @@ pub(crate) fn read(config: &Config, router: SocketAddr) -> NodeInfo {
         boot_id: line(&config.boot_id_file),
         cpus: std::thread::available_parallelism()
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
-        memory_bytes: memory_bytes(&text("/proc/meminfo")),
+        memory_bytes,
         address: router.to_string(),
         limitations: Vec::new(),
         ..NodeInfo::default()
@@ -59,12 +48,6 @@ fn os_image(os_release: &str) -> String {
     value.unwrap_or("Linux").trim_matches('"').to_owned()
 }
 
-fn memory_bytes(meminfo: &str) -> u64 {
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kilobytes: Option<u64> = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    kilobytes.unwrap_or(0) * 1024
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,18 +59,16 @@ mod tests {
             "Debian GNU/Linux 12 (bookworm)"
         );
         assert_eq!(os_image(""), "Linux");
-        assert_eq!(memory_bytes("MemTotal:        2097152 kB\nMemFree: 1 kB\n"), 2 << 30);
-        assert_eq!(memory_bytes("?"), 0);
     }
 
     #[test]
     fn the_agents_labels_do_not_replace_configured_ones() {
         let mut config = Config { node: "press-7".into(), ..Config::default() };
         config.labels.insert("kubernetes.io/os".into(), "mine".into());
-        let info = read(&config, SocketAddr::from(([127, 0, 0, 1], 80)));
+        let info = read(&config, 2 << 30, SocketAddr::from(([127, 0, 0, 1], 80)));
         assert_eq!(info.labels["kubernetes.io/hostname"], "press-7");
         assert_eq!(info.labels["kubernetes.io/os"], "mine");
         assert!(!info.boot_id.is_empty());
-        assert_eq!(info.address, "127.0.0.1:80");
+        assert_eq!((info.address.as_str(), info.memory_bytes), ("127.0.0.1:80", 2 << 30));
     }
 }

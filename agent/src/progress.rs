@@ -1,9 +1,10 @@
-//! How far the node's rollouts and takeovers are, over restarts and reboots. Answers from memory; tasks write what changed behind.
-//! Must not know what a rollout or a takeover is: `tombolo_agent_core` decides.
+//! How far the node's rollouts and takeovers are, and what memory its revisions were seen to need, over restarts and reboots. Answers
+//! from memory; tasks write what changed behind. Must not know what any of these is: `tombolo_agent_core` decides.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tombolo_agent_core::memory::Footprints;
 use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::takeovers::Takeovers;
 
@@ -17,14 +18,38 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(crate) struct Progress {
     pub(crate) rollouts: Rollouts,
     pub(crate) takeovers: Takeovers,
+    pub(crate) footprints: Footprints,
 }
 
 impl Progress {
-    /// As it was left. What cannot be read is begun anew: the newest revisions get all at once, and are tried again.
+    /// As it was left. What cannot be read is begun anew: the newest revisions get all at once, are tried again, and memory is
+    /// learnt anew.
     pub(crate) fn load(keep: &Keep) -> Self {
         Self {
             rollouts: read(keep, Record::Rollouts, Rollouts::decode),
             takeovers: read(keep, Record::Takeovers, Takeovers::decode),
+            footprints: read(keep, Record::Footprints, Footprints::decode),
+        }
+    }
+}
+
+/// Where it goes what is to be written.
+pub(crate) struct Records {
+    /// How far rollouts are.
+    pub(crate) rollouts: watch::Sender<Vec<u8>>,
+    /// How far takeovers are.
+    pub(crate) takeovers: watch::Sender<Vec<u8>>,
+    /// What memory revisions were seen to need.
+    pub(crate) footprints: watch::Sender<Vec<u8>>,
+}
+
+impl Records {
+    /// As `progress` was left: that is not written again.
+    pub(crate) fn new(progress: &Progress) -> Self {
+        Self {
+            rollouts: watch::Sender::new(progress.rollouts.encode()),
+            takeovers: watch::Sender::new(progress.takeovers.encode()),
+            footprints: watch::Sender::new(progress.footprints.encode()),
         }
     }
 }
@@ -87,7 +112,7 @@ mod tests {
             assert_eq!(keep.record(record), Some(bytes));
         }
         assert_eq!(Progress::load(&keep).takeovers.of(&key, &object), Takeover::Undone(why));
-        for record in [Record::Rollouts, Record::Takeovers] {
+        for record in [Record::Rollouts, Record::Takeovers, Record::Footprints] {
             keep.put_record(record, b"neither".to_vec()).await.unwrap();
         }
         assert_eq!(Progress::load(&keep), Progress::default());

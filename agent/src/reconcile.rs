@@ -15,6 +15,7 @@ use tombolo_agent_core::actual::{
 };
 use tombolo_agent_core::devices::overuse::Uses;
 use tombolo_agent_core::devices::{Choice, Devices, Inventory};
+use tombolo_agent_core::memory::Footprints;
 use tombolo_agent_core::plan::{self, Action, Plan, Settings, Situation};
 use tombolo_agent_core::rollout::Rollouts;
 use tombolo_agent_core::routes::RouteTable;
@@ -22,23 +23,26 @@ use tombolo_agent_core::status;
 use tombolo_agent_core::supervision::InstanceId;
 use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_api::desired::RevisionObject;
-use tombolo_api::report::{EventKind, NodeInfo, PullReport, Report, RolledBack};
+use tombolo_api::report::{EventKind, NodeInfo, PullReport, Report};
 use tombolo_api::{Digest, RevisionKey};
 use tombolo_router::Meter;
 
 use crate::accepted::Accepted;
 use crate::clock::Clock;
 use crate::execute::{Doing, Executor, Outcome};
+use crate::gauge::Gauge;
 use crate::outbox::Outbox;
-use crate::progress::Progress;
+use crate::progress::{Progress, Records};
 use crate::ready::ReadyRecord;
 use crate::supervisor::SupervisorEvent;
 use crate::usage::Overuses;
 
 mod devices;
 mod images;
+mod memory;
 mod outcomes;
 mod suspending;
+mod takeovers;
 mod traffic;
 mod usage;
 
@@ -69,10 +73,7 @@ pub(crate) struct Outputs {
     pub(crate) table: watch::Sender<Arc<RouteTable>>,
     pub(crate) report: watch::Sender<Report>,
     pub(crate) outbox: Outbox,
-    /// How far rollouts are, to be written.
-    pub(crate) rollouts: watch::Sender<Vec<u8>>,
-    /// How far takeovers are, to be written.
-    pub(crate) takeovers: watch::Sender<Vec<u8>>,
+    pub(crate) records: Records,
     /// Tells the autoscaler that a request is held.
     pub(crate) poke: Arc<Notify>,
     /// Which devices plugins should say their preference of.
@@ -87,6 +88,7 @@ pub(crate) struct Reconciler {
     outputs: Outputs,
     meter: Arc<Meter>,
     settings: Settings,
+    memory: memory::Looks,
     overuses: Arc<Overuses>,
     ready_record: ReadyRecord,
     info: NodeInfo,
@@ -98,7 +100,7 @@ pub(crate) struct Reconciler {
     targets: Arc<Targets>,
     rollouts: Rollouts,
     /// What a former agent left, until the desired state is known.
-    left: Takeovers,
+    left: (Takeovers, Footprints),
     /// Desired state or who serves is other than when rollouts were last stepped.
     routes_changed: bool,
     rollout_wake: Option<Moment>,
@@ -119,8 +121,8 @@ impl Reconciler {
         executor: Executor,
         outputs: Outputs,
         meter: Arc<Meter>,
-        (settings, overuses): (Settings, Arc<Overuses>),
-        (ready_record, Progress { rollouts, takeovers }): (ReadyRecord, Progress),
+        ((settings, overuses), gauge): ((Settings, Arc<Overuses>), Gauge),
+        (ready_record, Progress { rollouts, takeovers, footprints }): (ReadyRecord, Progress),
         clock: Clock,
     ) -> Self {
         let actual = Actual { incarnation: incarnation(), ..Actual::default() };
@@ -129,6 +131,7 @@ impl Reconciler {
             outputs,
             meter,
             settings,
+            memory: memory::Looks::new(gauge),
             overuses,
             ready_record,
             info: NodeInfo::default(),
@@ -138,7 +141,7 @@ impl Reconciler {
             pulls: Vec::new(),
             targets: Arc::default(),
             rollouts,
-            left: takeovers,
+            left: (takeovers, footprints),
             routes_changed: true,
             rollout_wake: None,
             collect_at: None,
@@ -228,6 +231,7 @@ impl Reconciler {
             return IDLE_POLL;
         };
         let traffic = self.traffic();
+        self.look_at_node(now);
         self.forget_old_crashes(now);
         let table = self.outputs.table.borrow().clone();
         let situation = Situation {
@@ -245,7 +249,7 @@ impl Reconciler {
         let turns = |action: &Action| {
             matches!(action, Action::TakeOver { .. } | Action::StartDeadline { .. } | Action::Undo { .. })
         };
-        let again = actions.iter().any(turns);
+        let turned = actions.iter().any(turns);
         for action in actions {
             tracing::debug!(?action, "acting");
             self.act(action, &accepted, now);
@@ -255,9 +259,11 @@ impl Reconciler {
             tokio::task::yield_now().await;
             self.publish();
         }
+        let again = self.look_at_instances(now) || turned;
         let wakes = wake.map(|(at, _)| at).into_iter().chain(self.rollout_wake).chain(self.collect_at);
         let until_wake =
             wakes.map(|at| Duration::from_millis(at.since(now) + 1)).fold(IDLE_POLL, Duration::min);
+        let until_wake = until_wake.min(self.until_look(&traffic));
         let draining = self.actual.instances.values().any(|instance| instance.phase == Phase::Draining);
         let turning = traffic.unsettled
             && self.actual.revisions.values().any(|known| matches!(known.takeover, Takeover::Begun { .. }));
@@ -365,42 +371,13 @@ impl Reconciler {
         self.actual.last_start = now;
     }
 
-    fn take_over(&mut self, revision: &RevisionKey) {
-        if let Some(known) = self.actual.revisions.get_mut(revision) {
-            known.takeover = Takeover::Begun { started: None };
-            self.routes_changed = true;
-            let message = "requests wait for it; the revision before it ends first".to_owned();
-            self.event(EventKind::Normal, "TakingOver", revision, message);
-        }
-    }
-
-    fn undo(&mut self, revision: &RevisionKey, why: RolledBack) {
-        if let Some(known) = self.actual.revisions.get_mut(revision) {
-            self.outputs.outbox.push(
-                EventKind::Warning,
-                &why.reason,
-                &object_of(revision),
-                why.message.clone(),
-            );
-            known.takeover = Takeover::Undone(why);
-            self.routes_changed = true;
-        }
-    }
-
-    fn note_start(&mut self, revision: &RevisionKey, now: Moment) {
-        let known = self.actual.revisions.get_mut(revision);
-        if let Some(Takeover::Begun { started }) = known.map(|known| &mut known.takeover) {
-            started.get_or_insert(now);
-        }
-    }
-
     /// Brings what is known of revisions in line with a new desired state.
     fn adopt_desired(&mut self, accepted: Option<Arc<Accepted>>) {
         self.changed = true;
         let Some(accepted) = accepted else { return };
         let now = self.now();
         let desired = &accepted.desired;
-        let left = std::mem::take(&mut self.left);
+        let (takeovers, footprints) = std::mem::take(&mut self.left);
         self.actual.revisions.retain(|key, _| desired.revisions.contains_key(key));
         self.judge_anew(desired);
         for (key, (digest, object)) in &desired.revisions {
@@ -410,8 +387,10 @@ impl Reconciler {
             let ready_once = self.ready_record.contains(key, digest);
             let misfit = plan::misfit(object, &self.settings);
             let takes_over = !ready_once && misfit.is_none();
-            let takeover = if takes_over { left.of(key, digest) } else { Takeover::None };
-            let fresh = RevisionActual { misfit, takeover, ..RevisionActual::new(*digest, ready_once, now) };
+            let takeover = if takes_over { takeovers.of(key, digest) } else { Takeover::None };
+            let memory = footprints.of(key, digest, desired, &self.actual.revisions);
+            let known = RevisionActual::new(*digest, ready_once, now);
+            let fresh = RevisionActual { misfit, takeover, memory, ..known };
             self.actual.revisions.insert(key.clone(), fresh);
         }
         self.ready_record.retain(desired);

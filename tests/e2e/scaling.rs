@@ -106,3 +106,63 @@ async fn what_can_never_fit_a_node_is_refused_at_once_and_says_why() {
     until("the other function's answer", 20, || node.answer("hello", "/")).await;
     assert!(node.instances("huge").await.expect("the agent says what it runs").is_empty());
 }
+
+/// What one instance was seen to hold is what the next is reckoned with, also when that one is gone and the agent another.
+#[tokio::test]
+async fn a_function_without_a_limit_grows_by_what_it_was_seen_to_hold() {
+    let Some(mut site) = Site::start().await else { return };
+    let mut node = site.node(NodeOptions::named("press-7").memory_mib(1024)).await;
+    let function = Function::subject("holds").concurrency(1);
+    site.hub.deploy(&function).await;
+    node.answer("holds", "/hold?100").await.expect("there is room");
+    until("what it holds to be seen", 60, || async {
+        // Each request has the agent look.
+        node.answer("holds", "/").await?;
+        if node.log().contains("most_mebibytes=104") { Ok(()) } else { Err(node.log()) }
+    })
+    .await;
+    for agent in ["the same", "another"] {
+        if agent == "another" {
+            node.power_off().expect("the power can be cut");
+            node.start_agent().expect("the agent starts again");
+            until("an answer", 30, || node.answer("holds", "/")).await;
+        }
+        let load = node.load("holds", "/wait?300", 16, 1);
+        until("the reason at the hub", 60, || async {
+            let text = site.hub.api.told("holds").await.map_err(|error| error.to_string())?;
+            let is_cut = text.contains("InsufficientMemory") && text.contains("one was seen to need 104Mi");
+            if is_cut { Ok(()) } else { Err(text) }
+        })
+        .await;
+        // Of the 921 MiB that are for instances.
+        let running = node.instances("holds").await.expect("the agent says what it runs").len();
+        assert!((1..=8).contains(&running), "{running} instances, {agent}");
+        let outcomes = load.stop().await;
+        assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
+    }
+}
+
+#[tokio::test]
+async fn memory_that_other_programs_have_is_left_to_them() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").memory_mib(1024)).await;
+    node.set_available_mib(200);
+    let function = Function::subject("large").concurrency(1).limit("memory", "100Mi");
+    site.hub.deploy(&function).await;
+    let load = node.load("large", "/wait?300", 6, 1);
+    until("the reason at the hub", 60, || async {
+        let text = site.hub.api.told("large").await.map_err(|error| error.to_string())?;
+        let is_told = text.contains("InsufficientMemory") && text.contains("programs that are not Tombolo's");
+        if is_told { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!(node.instances("large").await.expect("the agent says what it runs").len(), 1);
+    node.set_available_mib(1000);
+    until("what fits once they have ended", 60, || async {
+        let running = node.instances("large").await?.len();
+        if running > 4 { Ok(()) } else { Err(format!("{running} instances")) }
+    })
+    .await;
+    let outcomes = load.stop().await;
+    assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
+}

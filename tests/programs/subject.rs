@@ -3,18 +3,20 @@
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=silent` never answers those.
-//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`, `/fork?COUNT`,
-//! `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and
-//! for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MS` (prints as fast as it can for
-//! so long), `/sicken` (from then on `/health` answers 500).
+//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`,
+//! `/hold?MIB` (until it ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how
+//! often it was asked this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it
+//! promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health` answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static SICK: AtomicBool = AtomicBool::new(false);
+
+static HELD: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
@@ -122,6 +124,11 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
         "/wait" => {
             std::thread::sleep(Duration::from_millis(number()));
             b"waited".to_vec()
+        }
+        "/hold" => {
+            let held = vec![1_u8; usize::try_from(number()).unwrap_or(0) << 20];
+            HELD.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+            b"held".to_vec()
         }
         "/exit" => std::process::exit(i32::try_from(number()).unwrap_or(1)),
         "/eat" => {

@@ -9,6 +9,7 @@ use tombolo_api::{Digest, RevisionKey};
 
 use crate::devices::overuse::{self, Overuse, Uses};
 use crate::devices::{Devices, Fit, Inventory, Known, LOST_GRACE_MS};
+use crate::memory::Learnt;
 use crate::routes::Unavailable;
 use crate::supervision::{ExitRecord, InstanceId};
 
@@ -40,6 +41,8 @@ pub struct Actual {
     /// When an instance was last started or thawed.
     pub last_start: Moment,
     pub devices: Known,
+    /// What other programs have of the memory that is for instances, bytes.
+    pub others_bytes: u64,
 }
 
 /// Instances by the revision they are of.
@@ -109,6 +112,8 @@ pub struct RevisionActual {
     pub misfit: Option<Unavailable>,
     /// Why its instances cannot be suspended here, once that is known: they end when they are idle.
     pub cannot_suspend: Option<String>,
+    /// What its instances hold of the node's memory. Durable.
+    pub memory: Learnt,
 }
 
 impl RevisionActual {
@@ -125,6 +130,7 @@ impl RevisionActual {
             takeover: Takeover::None,
             misfit: None,
             cannot_suspend: None,
+            memory: Learnt::Nothing,
         }
     }
 
@@ -200,6 +206,8 @@ pub struct InstanceActual {
     pub devices: Devices,
     /// Since when a device of it is unhealthy or not there.
     pub lost_since: Option<Moment>,
+    /// Memory that it was last seen to hold and that cannot be taken back, bytes; 0: not looked at yet.
+    pub held_bytes: u64,
     /// Bytes that it had on its devices and has in the node's memory now.
     pub moved_bytes: u64,
     /// The last move of these to or from its devices did not come about.
@@ -257,6 +265,7 @@ impl InstanceActual {
             unready: None,
             devices: Devices::new(),
             lost_since: None,
+            held_bytes: 0,
             moved_bytes: 0,
             delayed: None,
             astray: false,

@@ -12,6 +12,7 @@ pub mod devices;
 pub mod hours;
 pub mod keeping;
 pub mod limits;
+pub mod memory;
 pub mod plan;
 pub mod rollout;
 pub mod routes;

@@ -52,7 +52,12 @@ impl Limits {
 /// Memory that an instance of `object` has to have, bytes: its limit, or without one what it requests. `None`: it says neither.
 pub fn memory_bytes(object: &RevisionObject) -> Option<u64> {
     let resources = &object.spec.serving_container()?.resources;
-    resources.limits.get("memory").or_else(|| resources.requests.get("memory")).map(Quantity::bytes)
+    memory_limit_bytes(object).or_else(|| resources.requests.get("memory").map(Quantity::bytes))
+}
+
+/// Memory that an instance of `object` cannot have more than, bytes.
+pub fn memory_limit_bytes(object: &RevisionObject) -> Option<u64> {
+    object.spec.serving_container()?.resources.limits.get("memory").map(Quantity::bytes)
 }
 
 /// Knative's default `timeoutSeconds`, milliseconds.

@@ -9,7 +9,7 @@
 //! (`SCM_RIGHTS`). As long as the supervisor keeps one, who connects waits for the next agent instead of being refused.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,26 @@ pub fn instance_of_cgroups(text: &str) -> Option<InstanceId> {
         let mut parts = path.split('/').skip_while(|part| *part != CGROUP_TOP).skip(2);
         Some(InstanceId(parts.next().filter(|part| !part.is_empty())?.to_owned()))
     })
+}
+
+/// The control group, below where these are, that counts the memory of `instance`, to which a process belongs by what
+/// `/proc/PID/cgroup` says; `None`: it belongs to another.
+pub fn memory_cgroup(text: &str, instance: &InstanceId) -> Option<PathBuf> {
+    let mut lines = text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        Some((fields.next()?, fields.next()?.trim_start_matches('/')))
+    });
+    // Of v1 it says the controllers; of v2, which counts all, none.
+    let v1 = lines.clone().find(|(controllers, _)| controllers.split(',').any(|one| one == "memory"));
+    let (below, path) = match v1 {
+        Some((_, path)) => ("memory", path),
+        None => ("", lines.find(|(controllers, _)| controllers.is_empty())?.1),
+    };
+    let end = path.find(&instance.0)? + instance.0.len();
+    let own = &path[..end];
+    let belongs = instance_of_cgroups(&format!("0::/{own}")).as_ref() == Some(instance);
+    let is_whole = path[end..].is_empty() || path[end..].starts_with('/');
+    (belongs && is_whole).then(|| Path::new(below).join(own))
 }
 
 /// Name of an instance: a DNS label, unique on its node for ever (it contains randomness).
@@ -322,6 +342,22 @@ pub struct ExitRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_counted_where_the_controller_is() {
+        let id = InstanceId("hello-00001-abcde-1".into());
+        let of = |text: &str| memory_cgroup(text, &id).map(|path| path.display().to_string());
+        let own = "tombolo/0123456789ab/hello-00001-abcde-1";
+        assert_eq!(of(&format!("0::/{own}\n")), Some(own.to_owned()));
+        assert_eq!(of(&format!("0::/{own}/exec-1\n")), Some(own.to_owned()));
+        let v1 = format!("9:pids:/x\n4:hugetlb,memory:/docker/7/{own}\n1:name=systemd:/\n0::/{own}\n");
+        assert_eq!(of(&v1), Some(format!("memory/docker/7/{own}")));
+        for text in
+            ["", "0::/\n", "0::/user.slice\n", &format!("4:memory:/\n0::/{own}\n"), &format!("0::/{own}2\n")]
+        {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn a_process_is_of_the_instance_whose_cgroup_it_is_in() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tombolo_agent_core::actual::{Crashes, InstanceActual, Moment, Phase, Takeover};
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
+use tombolo_agent_core::limits;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
 use tombolo_api::report::EventKind;
 use tombolo_api::serving::Container;
@@ -61,6 +62,12 @@ impl Reconciler {
 
     pub(super) fn is_in(&self, id: &InstanceId, phase: &Phase) -> bool {
         self.actual.instances.get(id).is_some_and(|known| known.phase == *phase)
+    }
+
+    fn has_memory_limit(&self, known: &InstanceActual) -> bool {
+        let desired = self.accepted.as_ref().map(|accepted| &accepted.desired.revisions);
+        let object = desired.and_then(|revisions| revisions.get(&known.revision));
+        object.is_some_and(|(_, object)| limits::memory_limit_bytes(object).is_some())
     }
 
     fn primed(&mut self, instance: InstanceId, result: Result<i32, Trouble>, now: Moment) {
@@ -231,7 +238,8 @@ impl Reconciler {
             Phase::Priming | Phase::Primed => return self.prime_later(&known.revision, now),
             _ => {}
         }
-        let trouble = explain(&exit, was_ready, known.port, last_words.as_deref());
+        let trouble =
+            explain(&exit, was_ready, (known.port, self.has_memory_limit(&known)), last_words.as_deref());
         self.crashed(&known, was_ready, trouble, now);
     }
 
@@ -385,7 +393,12 @@ impl Reconciler {
 }
 
 /// A reason word and a message that says what happened and what to do.
-fn explain(exit: &ExitRecord, was_ready: bool, port: u16, last_words: Option<&str>) -> Trouble {
+fn explain(
+    exit: &ExitRecord,
+    was_ready: bool,
+    (port, has_limit): (u16, bool),
+    last_words: Option<&str>,
+) -> Trouble {
     let how = match (exit.code, exit.signal) {
         (Some(code), _) => format!("ended with exit status {code}"),
         (None, Some(signal)) => format!("was ended by signal {signal}"),
@@ -394,8 +407,15 @@ fn explain(exit: &ExitRecord, was_ready: bool, port: u16, last_words: Option<&st
     let words = last_words.map(|words| format!("; the last line it wrote: {words}")).unwrap_or_default();
     let (reason, message) = match (exit.out_of_memory, was_ready) {
         (true, _) => {
-            let what =
-                "the program used more than its memory limit and was killed: raise resources.limits.memory";
+            let what = match has_limit {
+                true => {
+                    "the program used more than its memory limit and was killed: raise resources.limits.memory"
+                }
+                false => {
+                    "the node had no memory left and the program was killed: give it, and others that take much, \
+                     resources.limits.memory"
+                }
+            };
             ("OOMKilled", format!("{what}{words}"))
         }
         (false, true) => ("ContainerExited", format!("the program {how} while it was serving{words}")),
@@ -414,15 +434,18 @@ mod tests {
     #[test]
     fn an_end_is_explained_with_what_to_do() {
         let exit = |code, signal, out_of_memory| ExitRecord { code, signal, out_of_memory, time_ms: 0 };
-        let early = explain(&exit(Some(3), None, false), false, 8080, Some("no config"));
+        let early = explain(&exit(Some(3), None, false), false, (8080, true), Some("no config"));
         assert_eq!(early.reason, "ExitedBeforeReady");
         assert!(
             early.message.contains("status 3")
                 && early.message.contains("8080")
                 && early.message.ends_with("no config")
         );
-        assert_eq!(explain(&exit(None, Some(9), true), true, 1, None).reason, "OOMKilled");
-        let late = explain(&exit(None, Some(11), false), true, 1, None);
+        for (has_limit, what) in [(true, "its memory limit"), (false, "the node had no memory left")] {
+            let killed = explain(&exit(None, Some(9), true), true, (1, has_limit), None);
+            assert!(killed.reason == "OOMKilled" && killed.message.contains(what), "{}", killed.message);
+        }
+        let late = explain(&exit(None, Some(11), false), true, (1, true), None);
         assert!(late.reason == "ContainerExited" && late.message.contains("signal 11"));
     }
 }

@@ -7,7 +7,6 @@ use tombolo_agent_core::actual::{Moment, Phase, Traffic};
 use tombolo_agent_core::plan;
 use tombolo_agent_core::rollout::gate::Health;
 use tombolo_agent_core::table;
-use tombolo_agent_core::takeovers::Takeovers;
 use tombolo_agent_core::waits::Waits;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::Desired;
@@ -39,7 +38,7 @@ impl Reconciler {
         let ready = |key: &RevisionKey| table::serves(&desired, &self.actual, key);
         let stepped = self.rollouts.step(&desired, ready, &health, now);
         if stepped.save {
-            self.outputs.rollouts.send_replace(self.rollouts.encode());
+            self.outputs.records.rollouts.send_replace(self.rollouts.encode());
         }
         self.rollout_wake = stepped.wake;
         self.routes_changed = false;
@@ -70,18 +69,6 @@ impl Reconciler {
             }
         }
         traffic
-    }
-
-    /// Has written what changed of takeovers.
-    pub(super) fn record_takeovers(&self) {
-        let takeovers = Takeovers::among(&self.actual.revisions).encode();
-        self.outputs.takeovers.send_if_modified(|current| {
-            let changed = *current != takeovers;
-            if changed {
-                *current = takeovers;
-            }
-            changed
-        });
     }
 
     /// Tells of rollouts that were undone since the last report.

@@ -34,6 +34,8 @@ pub struct NodeOptions {
     pub disk_bytes: Option<u64>,
     /// Further sections of the agent's configuration.
     pub config: String,
+    /// What it is told of its memory: all there is, and what of it is available, MiB; `None`: the machine's own.
+    pub memory_mib: Option<(u64, u64)>,
     /// Seconds that its clock is ahead of the machine's; `None`: it has the machine's own, which nobody sets.
     pub clock_ahead_s: Option<i64>,
 }
@@ -70,6 +72,7 @@ impl NodeOptions {
             state_bytes: None,
             disk_bytes: None,
             config: String::new(),
+            memory_mib: None,
             clock_ahead_s: None,
         }
     }
@@ -103,6 +106,13 @@ impl NodeOptions {
     #[must_use]
     pub fn clock_ahead_s(mut self, seconds: i64) -> Self {
         self.clock_ahead_s = Some(seconds);
+        self
+    }
+
+    /// So much memory, all of it available.
+    #[must_use]
+    pub fn memory_mib(mut self, total: u64) -> Self {
+        self.memory_mib = Some((total, total));
         self
     }
 
@@ -155,6 +165,9 @@ impl Node {
             http: client(),
         };
         node.new_boot()?;
+        if let Some((_, available)) = node.options.memory_mib {
+            node.set_available_mib(available);
+        }
         if let Some(seconds) = node.options.clock_ahead_s {
             node.set_clock_ahead_s(seconds);
         }
@@ -190,6 +203,15 @@ impl Node {
         written.expect("the node's directory can be written");
     }
 
+    /// Tells a node with memory of its own how much of it is available, MiB.
+    pub fn set_available_mib(&self, available: u64) {
+        let (total, _) = self.options.memory_mib.expect("a node with memory of its own");
+        let text = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", total << 10, available << 10);
+        let (file, fresh) = (self.dir.join("meminfo"), self.dir.join("meminfo.new"));
+        let written = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &file));
+        written.expect("the node's directory can be written");
+    }
+
     fn clock_file(&self) -> PathBuf {
         self.dir.join("clock")
     }
@@ -208,8 +230,10 @@ impl Node {
             self.options.labels.iter().map(|(key, value)| format!("\"{key}\" = \"{value}\"\n")).collect();
         let (dir, supervisor) = (self.dir.display(), program("tombolo-supervisor"));
         let plugins = self.plugin_directory().display().to_string();
+        let meminfo = self.options.memory_mib.map(|_| format!("meminfo_file = \"{dir}/meminfo\"\n"));
+        let meminfo = meminfo.unwrap_or_default();
         format!(
-            "node = \"{}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\nboot_id_file = \"{dir}/boot_id\"\n\
+            "node = \"{}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\nboot_id_file = \"{dir}/boot_id\"\n{meminfo}\
              [labels]\n{labels}[hub]\nurl = \"https://{HUB}:7443\"\ntoken = \"{}\"\n\
              [router]\nlisten = \"0.0.0.0:8080\"\n[admin]\nlisten = \"0.0.0.0:7081\"\n\
              [supervisor]\nbinary = \"{}\"\n[serving]\nidle_timeout_s = {}\n\

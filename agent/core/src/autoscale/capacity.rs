@@ -4,18 +4,47 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// An instance without a limit of which nothing was measured yet is reckoned with this much, bytes: a small program and what
-/// the kernel keeps for a container.
+/// An instance without a limit is reckoned with this much, bytes, until one of its revision was seen: a small program and what the
+/// kernel keeps for a container.
 pub const ASSUMED_BYTES: u64 = 32 << 20;
 
 /// The least that an instance is reckoned with, bytes, whatever its limit: the kernel's own structures. Bounds the work, too.
 pub const INSTANCE_MIN_BYTES: u64 = 1 << 20;
 
+/// What one instance is reckoned with, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Its limit: it cannot have more.
+    Limit(u64),
+    /// What such instances were seen to hold: at first, and at most.
+    Seen { first: u64, most: u64 },
+    /// Nothing is known.
+    Assumed,
+}
+
+impl Need {
+    /// Of any instance.
+    pub fn bytes(&self) -> u64 {
+        let bytes = match self {
+            Self::Limit(bytes) | Self::Seen { most: bytes, .. } => *bytes,
+            Self::Assumed => ASSUMED_BYTES,
+        };
+        bytes.max(INSTANCE_MIN_BYTES)
+    }
+
+    /// Of a first instance that is to start: one that once took much is not kept out for it.
+    pub fn first_bytes(&self) -> u64 {
+        match self {
+            Self::Seen { first, .. } => (*first).clamp(INSTANCE_MIN_BYTES, self.bytes()),
+            Self::Limit(_) | Self::Assumed => self.bytes(),
+        }
+    }
+}
+
 /// One revision's wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Memory of one instance, see [`instance_bytes`].
-    pub instance_bytes: u64,
+    pub need: Need,
     /// Started instances that are to stay or may.
     pub running: u32,
     /// Started instances that are being stopped: their memory is not free yet.
@@ -32,11 +61,6 @@ pub struct Grant {
     pub cut: Option<String>,
 }
 
-/// What one instance is reckoned with: its limit, or without one what its kind was seen to use, or an assumption.
-pub fn instance_bytes(limit_bytes: Option<u64>, measured_bytes: Option<u64>) -> u64 {
-    limit_bytes.or(measured_bytes).unwrap_or(ASSUMED_BYTES).max(INSTANCE_MIN_BYTES)
-}
-
 /// How many instances of each claim fit into `budget_bytes`; claims come in order of priority, grants in the same order.
 ///
 /// What runs stays. Beyond that everyone gets a first instance before anyone a second, and so on; within a round the order
@@ -46,19 +70,20 @@ pub fn capacity(budget_bytes: u64, claims: &[Claim]) -> Vec<Grant> {
     let mut allowed: Vec<u32> = claims.iter().map(|claim| claim.running.min(claim.wanted)).collect();
     let mut free = claims.iter().fold(budget_bytes, |free, claim| {
         let started = u64::from(claim.running) + u64::from(claim.stopping);
-        free.saturating_sub(needed(claim).saturating_mul(started))
+        free.saturating_sub(claim.need.bytes().saturating_mul(started))
     });
     // Fewest instances first, then the order of priority.
     let mut waiting: BinaryHeap<_> =
         (0..claims.len()).map(|index| Reverse((allowed[index], index))).collect();
     let mut a_first_waits = false;
     while let Some(Reverse((count, index))) = waiting.pop() {
-        let needed = needed(&claims[index]);
+        let need = claims[index].need;
+        let needed = if count == 0 { need.first_bytes() } else { need.bytes() };
         if count >= claims[index].wanted || (count > 0 && a_first_waits) {
             continue;
         }
         if needed <= free {
-            free -= needed;
+            free = free.saturating_sub(need.bytes());
             allowed[index] += 1;
             waiting.push(Reverse((allowed[index], index)));
         } else {
@@ -83,22 +108,24 @@ pub fn misfit(instance_bytes: u64, budget_bytes: u64) -> Option<String> {
     })
 }
 
-fn needed(claim: &Claim) -> u64 {
-    claim.instance_bytes.max(INSTANCE_MIN_BYTES)
-}
-
 fn reason(claim: &Claim, allowed: u32, free_bytes: u64, budget_bytes: u64) -> String {
+    let needed = if allowed == 0 { claim.need.first_bytes() } else { claim.need.bytes() };
+    let (needs, advice) = match claim.need {
+        Need::Limit(_) => ("needs", "lower its memory limit or the min-scale of others"),
+        Need::Seen { .. } => ("was seen to need", "give it a memory limit, or lower the min-scale of others"),
+        Need::Assumed => ("is reckoned with", "give it a memory limit, or lower the min-scale of others"),
+    };
     format!(
-        "InsufficientMemory: {allowed} of {} wanted instances; one needs {}, and {} of this node's {} for instances are free: \
-         lower its memory limit or the min-scale of others, or use more nodes",
+        "InsufficientMemory: {allowed} of {} wanted instances; one {needs} {}, and {} of this node's {} for instances are free: \
+         {advice}, or use more nodes",
         claim.wanted,
-        mebibytes(needed(claim)),
+        mebibytes(needed),
         mebibytes(free_bytes),
         mebibytes(budget_bytes),
     )
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{}Mi", bytes >> 20)
 }
 

@@ -10,8 +10,14 @@ use super::{Action, Draft, Pass, Scope};
 
 impl<'a> Pass<'a> {
     /// Ends instances that wait for nobody where that is enough for one of `short`, of which each is what a first instance needs,
-    /// bytes; `free` is what nobody has or is granted.
-    pub(super) fn evict(&self, scopes: &[(u32, Scope<'a>)], short: &[u64], free: u64, draft: &mut Draft) {
+    /// bytes. `used` of `budget` is what instances have or are granted; more than there is where other programs have taken some.
+    pub(super) fn evict(
+        &self,
+        scopes: &[(u32, Scope<'a>)],
+        short: &[u64],
+        (budget, used): (u64, u64),
+        draft: &mut Draft,
+    ) {
         draft.is_short_of_memory = !short.is_empty();
         if short.is_empty() {
             return;
@@ -20,10 +26,12 @@ impl<'a> Pass<'a> {
         candidates.retain(|(_, id, _)| !draft.names(id));
         candidates.sort_unstable();
         let mut candidates = candidates.as_slice();
-        let mut free = free.saturating_add(self.coming_bytes());
+        let budget = budget.saturating_add(self.coming_bytes());
+        let (mut free, mut lack) = (budget.saturating_sub(used), used.saturating_sub(budget));
         for needed in short {
             let mut freed = 0_u64;
-            let is_enough = |freed: u64| free.saturating_add(freed) >= *needed;
+            let needed = needed.saturating_add(lack);
+            let is_enough = |freed: u64| free.saturating_add(freed) >= needed;
             let victims = candidates.iter().take_while(|(_, _, bytes)| {
                 let goes = !is_enough(freed);
                 freed = freed.saturating_add(if goes { *bytes } else { 0 });
@@ -32,7 +40,7 @@ impl<'a> Pass<'a> {
             let (victims, rest) = candidates.split_at(victims.count());
             // Were all of them not enough, none goes for nothing.
             if is_enough(freed) {
-                free = free.saturating_add(freed) - needed;
+                (free, lack) = (free.saturating_add(freed) - needed, 0);
                 draft.removals.extend(victims.iter().map(|(_, id, _)| self.evicted(id)));
                 candidates = rest;
             }
@@ -43,11 +51,11 @@ impl<'a> Pass<'a> {
     fn evictable(&self, scopes: &[(u32, Scope<'a>)]) -> Vec<(Moment, &'a InstanceId, u64)> {
         let mut resting = Vec::new();
         for (_, scope) in scopes.iter().filter(|(wanted, _)| *wanted == 0) {
-            let Claim { instance_bytes, .. } = self.claim(scope, 0);
+            let Claim { need, .. } = self.claim(scope, 0);
             for (id, instance) in self.index.of(scope.key).iter().copied() {
                 let rests = matches!(instance.phase, Phase::Frozen | Phase::Suspended);
                 if rests && !instance.astray && self.load(id) == 0 {
-                    let bytes = instance_bytes.saturating_add(instance.moved_bytes);
+                    let bytes = need.bytes().saturating_add(instance.moved_bytes);
                     resting.push((self.called(scope), id, bytes));
                 }
             }

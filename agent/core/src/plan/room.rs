@@ -7,38 +7,58 @@ use tombolo_api::RevisionKey;
 use tombolo_api::desired::{Desired, RevisionObject};
 
 use super::{Draft, Pass, Scope, Settings, Situation};
-use crate::actual::{Actual, ImageState, InstanceActual, InstanceClaim, Phase};
-use crate::autoscale::capacity::{self, Claim, capacity, instance_bytes};
+use crate::actual::{Actual, ImageState, InstanceActual, InstanceClaim, Phase, RevisionActual};
+use crate::autoscale::capacity::{self, Claim, Need, capacity, mebibytes};
 use crate::limits;
+use crate::memory::Footprint;
 use crate::routes::Unavailable;
 
 /// Why no instance of `object` can ever be on the node, whatever else runs there; `None`: one can.
 pub fn misfit(object: &RevisionObject, settings: &Settings) -> Option<Unavailable> {
-    let message = capacity::misfit(object_bytes(object), settings.memory_bytes)?;
+    let message = capacity::misfit(need(object, None).bytes(), settings.memory_bytes)?;
     Some(Unavailable { reason: "InsufficientMemory".into(), message })
 }
 
 /// What instances of `object` keep of it.
 pub fn claim_of(object: &RevisionObject) -> InstanceClaim {
     let configuration = object.configuration.clone();
-    InstanceClaim { configuration, memory_bytes: Some(object_bytes(object)) }
+    InstanceClaim { configuration, memory_bytes: Some(need(object, None).bytes()) }
 }
 
-/// What one instance of `object` is reckoned with, bytes.
-pub(super) fn object_bytes(object: &RevisionObject) -> u64 {
-    instance_bytes(limits::memory_bytes(object), None)
+/// What one instance of `object` needs, of whose revision this is known.
+pub(super) fn need(object: &RevisionObject, known: Option<&RevisionActual>) -> Need {
+    if let Some(limit) = limits::memory_limit_bytes(object) {
+        return Need::Limit(limit);
+    }
+    let requested = limits::memory_bytes(object);
+    match (known.and_then(|known| known.memory.footprint()), requested) {
+        (Some(Footprint { least_bytes, most_bytes }), requested) => {
+            let requested = requested.unwrap_or(0);
+            Need::Seen { first: least_bytes.max(requested), most: most_bytes.max(requested) }
+        }
+        (None, Some(requested)) => Need::Limit(requested),
+        (None, None) => Need::Assumed,
+    }
+}
+
+/// Memory that instances may fill now, bytes.
+fn budget(actual: &Actual, settings: &Settings) -> u64 {
+    settings.memory_bytes.saturating_sub(actual.others_bytes)
 }
 
 /// The node's memory that may be filled with what instances had on their devices, bytes: all that these do not need themselves.
 pub fn room_for_moved(desired: &Desired, actual: &Actual, settings: &Settings) -> u64 {
     let programs = actual.instances.values().filter(|instance| holds_memory(instance));
-    programs.map(|instance| bytes_of(instance, desired)).fold(settings.memory_bytes, u64::saturating_sub)
+    let held = programs.map(|instance| bytes_of(instance, desired));
+    held.fold(budget(actual, settings), u64::saturating_sub)
 }
 
-/// What an instance is reckoned with, bytes: as the object says that it was made from, or else the present one of its revision.
+/// What an instance is reckoned with, bytes: as the object says that it was made from, or else the present one of its revision; or
+/// what it was seen to hold, where that is more.
 pub(super) fn bytes_of(instance: &InstanceActual, desired: &Desired) -> u64 {
-    let desired = || desired.revisions.get(&instance.revision).map(|(_, object)| object_bytes(object));
-    instance.claim.memory_bytes.or_else(desired).unwrap_or_else(|| instance_bytes(None, None))
+    let desired = || desired.revisions.get(&instance.revision).map(|(_, object)| need(object, None).bytes());
+    let claimed = instance.claim.memory_bytes.or_else(desired).unwrap_or_else(|| Need::Assumed.bytes());
+    claimed.max(instance.held_bytes)
 }
 
 impl<'a> Pass<'a> {
@@ -63,22 +83,22 @@ impl<'a> Pass<'a> {
         let by_index: BTreeMap<usize, Claim> = claims.into_iter().collect();
         let sorted: Vec<Claim> = order.iter().map(|(_, _, index)| by_index[index]).collect();
         let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
-        let budget = self.situation.settings.memory_bytes.saturating_sub(taken);
+        let budget = self.budget().saturating_sub(taken);
         let mut cuts = BTreeMap::new();
         let (mut short, mut used) = (Vec::new(), 0_u64);
         for (((_, _, index), claim), grant) in order.iter().zip(&sorted).zip(capacity(budget, &sorted)) {
             let (wanted, scope) = &mut scopes[*index];
             let granted = grant.allowed.saturating_sub(claim.running) + claim.running + claim.stopping;
-            used = used.saturating_add(claim.instance_bytes.saturating_mul(granted.into()));
+            used = used.saturating_add(claim.need.bytes().saturating_mul(granted.into()));
             if grant.allowed == 0 && *wanted > 0 && self.lacks_but_memory(scope) {
-                short.push(claim.instance_bytes);
+                short.push(claim.need.first_bytes());
             }
             *wanted = grant.allowed;
             if let Some(cut) = grant.cut {
-                cuts.insert(scope.key.clone(), cut + &self.advice(scope));
+                cuts.insert(scope.key.clone(), cut + &self.others() + &self.advice(scope));
             }
         }
-        self.evict(scopes, &short, budget.saturating_sub(used), draft);
+        self.evict(scopes, &short, (budget, used), draft);
         cuts
     }
 
@@ -86,12 +106,26 @@ impl<'a> Pass<'a> {
     pub(super) fn has_room_for(&self, scope: &Scope<'a>) -> bool {
         let running = |scope: Scope<'a>| {
             let claim = self.claim(&scope, 0);
-            claim.instance_bytes.saturating_mul(u64::from(claim.running + claim.stopping))
+            claim.need.bytes().saturating_mul(u64::from(claim.running + claim.stopping))
         };
         let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
         let used = self.scopes().map(running).fold(taken, u64::saturating_add);
-        let free = self.situation.settings.memory_bytes.saturating_sub(used);
-        object_bytes(scope.object) <= free
+        need(scope.object, Some(scope.known)).bytes() <= self.budget().saturating_sub(used)
+    }
+
+    fn budget(&self) -> u64 {
+        budget(self.situation.actual, self.situation.settings)
+    }
+
+    /// What programs that are no instances have to do with it that there is not enough, for a message.
+    fn others(&self) -> String {
+        match self.situation.actual.others_bytes {
+            0 => String::new(),
+            bytes => format!(
+                "; programs that are not Tombolo's have {} more than is left to them",
+                mebibytes(bytes)
+            ),
+        }
     }
 
     /// Whether its instance could start at once, were there memory.
@@ -112,8 +146,7 @@ impl<'a> Pass<'a> {
                 _ => running += 1,
             }
         }
-        let instance_bytes = object_bytes(scope.object);
-        Claim { instance_bytes, running, stopping, wanted }
+        Claim { need: need(scope.object, Some(scope.known)), running, stopping, wanted }
     }
 
     /// What instances hold whose object is not desired any more.

@@ -18,7 +18,7 @@ use tombolo_api::desired::{Desired, RouteObject};
 use tombolo_api::report::RolledBack;
 use tombolo_api::serving::keys::UPDATE_STRATEGY;
 
-use super::room::{holds_memory, object_bytes};
+use super::room::{holds_memory, need};
 use super::{Action, Draft, Pass, Scope, Settings, Situation, WakeReason};
 use crate::actual::{Actual, ImageState, InstanceActual, Phase, Takeover};
 use crate::annotations::{Scale, UpdateStrategy};
@@ -111,7 +111,7 @@ fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settin
         if begun || alone {
             return true;
         }
-        bytes.push(object_bytes(object));
+        bytes.push(need(object, known).bytes());
     }
     bytes.sort_unstable();
     let together = bytes.iter().rev().take(2).fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
@@ -358,9 +358,13 @@ impl<'a> Pass<'a> {
 
     /// Whether the node's memory can never hold one instance of it and one of `others` together.
     fn is_too_large_beside(&self, scope: &Scope<'a>, others: &BTreeSet<RevisionKey>) -> bool {
-        let objects = others.iter().filter_map(|key| self.situation.desired.revisions.get(key));
-        let most = objects.map(|(_, object)| object_bytes(object)).max();
-        let together = most.map_or(0, |bytes| bytes.saturating_add(object_bytes(scope.object)));
+        let Situation { desired, actual, .. } = self.situation;
+        let needs = others.iter().filter_map(|key| {
+            let (_, object) = desired.revisions.get(key)?;
+            Some(need(object, actual.revisions.get(key)).bytes())
+        });
+        let its = need(scope.object, Some(scope.known)).bytes();
+        let together = needs.max().map_or(0, |bytes| bytes.saturating_add(its));
         together > self.situation.settings.memory_bytes
     }
 

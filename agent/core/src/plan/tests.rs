@@ -15,6 +15,7 @@ mod eviction;
 mod memory;
 mod overuse;
 mod properties;
+mod room;
 mod suspension;
 mod takeovers;
 mod tiers;

@@ -7,7 +7,7 @@ use super::*;
 const MI: u64 = 1 << 20;
 
 fn claim(mebibytes: u64, running: u32, wanted: u32) -> Claim {
-    Claim { instance_bytes: mebibytes * MI, running, stopping: 0, wanted }
+    Claim { need: Need::Limit(mebibytes * MI), running, stopping: 0, wanted }
 }
 
 fn allowed(budget: u64, claims: &[Claim]) -> Vec<u32> {
@@ -57,11 +57,37 @@ fn a_cut_says_what_is_missing() {
 }
 
 #[test]
-fn an_instance_is_reckoned_with_its_limit_or_what_was_measured() {
-    assert_eq!(instance_bytes(Some(256 * MI), Some(9 * MI)), 256 * MI);
-    assert_eq!(instance_bytes(None, Some(9 * MI)), 9 * MI);
-    assert_eq!(instance_bytes(None, None), ASSUMED_BYTES);
-    assert_eq!(instance_bytes(Some(1), None), INSTANCE_MIN_BYTES);
+fn an_instance_is_reckoned_with_its_limit_or_what_was_seen() {
+    let both = |need: Need| (need.first_bytes() / MI, need.bytes() / MI);
+    assert_eq!(both(Need::Limit(256 * MI)), (256, 256));
+    assert_eq!(both(Need::Seen { first: 9 * MI, most: 300 * MI }), (9, 300));
+    assert_eq!(both(Need::Assumed), (32, 32));
+    for least in [Need::Limit(1), Need::Seen { first: 1, most: 2 }, Need::Seen { first: 0, most: 0 }] {
+        assert_eq!(both(least), (1, 1), "{least:?}");
+    }
+}
+
+#[test]
+fn a_first_instance_starts_where_it_can_begin_and_further_ones_where_they_can_grow() {
+    let seen = |running, wanted| Claim {
+        need: Need::Seen { first: 50 * MI, most: 200 * MI },
+        ..claim(0, running, wanted)
+    };
+    assert_eq!(allowed(1000, &[seen(0, 9)]), [5]);
+    assert_eq!(allowed(100, &[seen(0, 2)]), [1], "it once took more than there is");
+    assert_eq!(allowed(40, &[seen(0, 1)]), [0]);
+    // What it may come to have is not given to others.
+    assert_eq!(allowed(300, &[seen(0, 1), claim(100, 1, 2)]), [1, 1]);
+    assert_eq!(allowed(300, &[seen(1, 1), claim(100, 0, 2)]), [1, 1]);
+    let cut = |need| capacity(100 * MI, &[Claim { need, ..claim(0, 1, 3) }])[0].cut.clone().unwrap();
+    let seen = cut(Need::Seen { first: 50 * MI, most: 200 * MI });
+    assert!(seen.contains("one was seen to need 200Mi") && seen.contains("give it a memory limit"), "{seen}");
+    assert!(
+        capacity(MI, &[Claim { need: Need::Assumed, ..claim(0, 0, 1) }])[0]
+            .cut
+            .as_ref()
+            .is_some_and(|cut| cut.contains("one is reckoned with 32Mi"))
+    );
 }
 
 fn claims(mebibytes: impl Strategy<Value = u64>) -> impl Strategy<Value = Vec<Claim>> {
@@ -83,8 +109,8 @@ proptest! {
             prop_assert!(grant.allowed >= claim.running.min(claim.wanted));
             prop_assert_eq!(grant.cut.is_some(), grant.allowed < claim.wanted);
             prop_assert!(grant.cut.iter().all(|cut| cut.starts_with("InsufficientMemory: ")));
-            before += claim.instance_bytes * u64::from(claim.running + claim.stopping);
-            after += claim.instance_bytes * u64::from(claim.running.max(grant.allowed) + claim.stopping);
+            before += claim.need.bytes() * u64::from(claim.running + claim.stopping);
+            after += claim.need.bytes() * u64::from(claim.running.max(grant.allowed) + claim.stopping);
             grown |= grant.allowed > claim.running;
         }
         prop_assert!(after <= before.max(budget * MI));
@@ -95,7 +121,7 @@ proptest! {
     fn no_first_instance_is_cut_for_a_further_one(budget in 0_u64..4_000, claims in claims(1_u64..600)) {
         let grants = capacity(budget * MI, &claims);
         let first_waits = claims.iter().zip(&grants).any(|(claim, grant)| {
-            grant.allowed == 0 && claim.wanted > 0 && claim.instance_bytes <= budget * MI
+            grant.allowed == 0 && claim.wanted > 0 && claim.need.bytes() <= budget * MI
         });
         for (claim, grant) in claims.iter().zip(&grants) {
             let further = grant.allowed > claim.running.min(claim.wanted).max(1);
@@ -119,15 +145,15 @@ proptest! {
     fn nothing_that_fits_is_refused(budget in 0_u64..4_000, claims in claims(1_u64..600)) {
         let grants = capacity(budget * MI, &claims);
         let used: u64 = claims.iter().zip(&grants).map(|(claim, grant)| {
-            claim.instance_bytes * u64::from(claim.running.max(grant.allowed) + claim.stopping)
+            claim.need.bytes() * u64::from(claim.running.max(grant.allowed) + claim.stopping)
         }).sum();
         let free = (budget * MI).saturating_sub(used);
         let first_waits = |(claim, grant): (&Claim, &Grant)| {
-            grant.allowed == 0 && claim.wanted > 0 && claim.instance_bytes <= budget * MI
+            grant.allowed == 0 && claim.wanted > 0 && claim.need.bytes() <= budget * MI
         };
         let a_first_waits = claims.iter().zip(&grants).any(first_waits);
         for (claim, grant) in claims.iter().zip(&grants).filter(|(_, grant)| grant.cut.is_some()) {
-            prop_assert!(claim.instance_bytes > free || (a_first_waits && grant.allowed > 0));
+            prop_assert!(claim.need.bytes() > free || (a_first_waits && grant.allowed > 0));
         }
     }
 }

@@ -1,0 +1,228 @@
+//! What instances hold of the node's memory and what other programs leave them, from what the kernel says; and what was learnt of
+//! each revision, as it is written for the node's store. Knows no file and no store.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tombolo_api::desired::Desired;
+use tombolo_api::{Digest, RevisionKey};
+
+use crate::actual::{Actual, Phase, RevisionActual};
+use crate::stored::{self, StoredError};
+use crate::supervision::InstanceId;
+
+/// Of the encoding. A higher one was written by a newer release.
+const VERSION: u32 = 1;
+
+/// Percent of the node's memory that instances may fill; the rest is the kernel's, the agent's and the system's.
+const INSTANCES_PERCENT: u64 = 90;
+
+/// Percent of the node's memory that stays free beside what other programs have: theirs moves, too.
+const SPARE_PERCENT: u64 = 5;
+
+/// What others have is reckoned in steps of this part of the node's memory: what moves a little is no news.
+const STEPS: u64 = 64;
+
+/// What cannot be taken back of a cgroup's memory, by the names in `memory.stat`: of v1, the whole tree's, and of v2. The rest is
+/// files that can be read again.
+const HELD_V1: [&str; 2] = ["total_rss", "total_shmem"];
+const HELD_V2: [&str; 7] =
+    ["anon", "shmem", "kernel_stack", "pagetables", "percpu", "sock", "slab_unreclaimable"];
+
+/// What the kernel says of the node's memory, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMemory {
+    pub total_bytes: u64,
+    /// What programs that start now can have without anything being swapped.
+    pub available_bytes: u64,
+}
+
+impl NodeMemory {
+    /// From `/proc/meminfo`; `None`: it does not say.
+    pub fn parse(meminfo: &str) -> Option<Self> {
+        let bytes = |name: &str| {
+            let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            let kibibytes: u64 = rest.split_whitespace().next()?.parse().ok()?;
+            kibibytes.checked_mul(1024)
+        };
+        let (total_bytes, available_bytes) = (bytes("MemTotal")?, bytes("MemAvailable")?);
+        Some(Self { total_bytes, available_bytes })
+    }
+
+    /// What instances may fill where other programs have little, bytes.
+    pub fn for_instances(&self) -> u64 {
+        self.total_bytes / 100 * INSTANCES_PERCENT
+    }
+
+    /// What other programs have of that, bytes, where instances hold `held_bytes`.
+    pub fn taken_by_others(&self, held_bytes: u64) -> u64 {
+        let others = self.total_bytes.saturating_sub(self.available_bytes).saturating_sub(held_bytes);
+        let with_spare = others.saturating_add(self.total_bytes / 100 * SPARE_PERCENT);
+        let taken = with_spare.saturating_sub(self.total_bytes - self.for_instances());
+        taken.next_multiple_of((self.total_bytes / STEPS).max(1))
+    }
+}
+
+/// Memory of a cgroup that cannot be taken back while its processes live, bytes, from its `memory.stat`; `None`: it does not say.
+pub fn held_bytes(memory_stat: &str) -> Option<u64> {
+    let figures: BTreeMap<&str, u64> = memory_stat
+        .lines()
+        .filter_map(|line| {
+            let (name, figure) = line.split_once(' ')?;
+            Some((name, figure.trim().parse().ok()?))
+        })
+        .collect();
+    let names = if figures.contains_key(HELD_V1[0]) { &HELD_V1[..] } else { &HELD_V2[..] };
+    figures.get(names[0])?;
+    Some(names.iter().filter_map(|name| figures.get(name)).fold(0, |sum, bytes| sum.saturating_add(*bytes)))
+}
+
+/// What instances of a revision were seen to hold, bytes; in steps, for each change is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Footprint {
+    /// The least that one held that was ready: what one begins with.
+    pub least_bytes: u64,
+    /// The most that one held.
+    pub most_bytes: u64,
+}
+
+impl Footprint {
+    /// `bytes` have been seen, of one that is ready or that is not.
+    fn see(self, bytes: u64, ready: bool) -> Self {
+        let step = (bytes.checked_next_power_of_two().unwrap_or(bytes) / 16).max(1 << 20);
+        let (down, up) = (bytes / step * step, bytes.div_ceil(step).saturating_mul(step));
+        let least_bytes = if ready { self.least_bytes.min(down) } else { self.least_bytes };
+        Self { least_bytes, most_bytes: self.most_bytes.max(up) }
+    }
+}
+
+/// What was learnt of the memory that a revision's instances hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Learnt {
+    #[default]
+    Nothing,
+    /// What those of another revision of the same configuration hold.
+    Inherited(Footprint),
+    Seen(Footprint),
+}
+
+impl Learnt {
+    pub fn footprint(&self) -> Option<Footprint> {
+        match self {
+            Self::Nothing => None,
+            Self::Inherited(footprint) | Self::Seen(footprint) => Some(*footprint),
+        }
+    }
+
+    pub fn is_seen(&self) -> bool {
+        matches!(self, Self::Seen(_))
+    }
+
+    fn see(&mut self, bytes: u64, ready: bool) {
+        let before = match self {
+            Self::Seen(footprint) => *footprint,
+            // Only what serves says what one needs.
+            Self::Nothing | Self::Inherited(_) if !ready => return,
+            Self::Nothing | Self::Inherited(_) => Footprint { least_bytes: u64::MAX, most_bytes: 0 },
+        };
+        *self = Self::Seen(before.see(bytes, ready));
+    }
+}
+
+impl Actual {
+    /// Takes in what instances hold of the node's memory. Whether that changes what any of their revisions is reckoned with.
+    pub fn note_held(&mut self, held: impl IntoIterator<Item = (InstanceId, u64)>) -> bool {
+        let mut changed = false;
+        for (id, bytes) in held {
+            let Some(instance) = self.instances.get_mut(&id) else { continue };
+            instance.held_bytes = bytes;
+            let revision = self.revisions.get_mut(&instance.revision);
+            let Some(known) = revision.filter(|known| known.object == instance.object) else { continue };
+            let before = known.memory;
+            known.memory.see(bytes, matches!(instance.phase, Phase::Ready | Phase::Draining));
+            changed |= known.memory != before;
+        }
+        changed
+    }
+
+    /// Takes in what the kernel says of the node.
+    pub fn note_node(&mut self, node: &NodeMemory) {
+        let held = self.instances.values().map(|instance| instance.held_bytes);
+        self.others_bytes = node.taken_by_others(held.fold(0, u64::saturating_add));
+    }
+}
+
+/// What was learnt of revisions, each of one object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Footprints(BTreeMap<RevisionKey, (Digest, Footprint)>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    footprints: Vec<One>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct One {
+    revision: RevisionKey,
+    object: Digest,
+    footprint: Footprint,
+}
+
+impl Footprints {
+    /// Those of `revisions` that were seen.
+    pub fn among(revisions: &BTreeMap<RevisionKey, RevisionActual>) -> Self {
+        let of = |(key, known): (&RevisionKey, &RevisionActual)| match known.memory {
+            Learnt::Seen(footprint) => Some((key.clone(), (known.object, footprint))),
+            Learnt::Nothing | Learnt::Inherited(_) => None,
+        };
+        Self(revisions.iter().filter_map(of).collect())
+    }
+
+    /// What is known of a desired revision with this very object, or of others of its configuration among `known`.
+    pub fn of(
+        &self,
+        revision: &RevisionKey,
+        object: &Digest,
+        desired: &Desired,
+        known: &BTreeMap<RevisionKey, RevisionActual>,
+    ) -> Learnt {
+        if let Some((_, footprint)) = self.0.get(revision).filter(|(of, _)| of == object) {
+            return Learnt::Seen(*footprint);
+        }
+        let configuration = |key: &RevisionKey| desired.revisions.get(key).map(|(_, of)| &of.configuration);
+        let others = desired.revisions.keys().filter(|key| {
+            key.namespace == revision.namespace && configuration(key) == configuration(revision)
+        });
+        let footprints = others.filter_map(|key| match known.get(key).map(|known| known.memory) {
+            Some(Learnt::Seen(footprint)) => Some(footprint),
+            _ => self.0.get(key).map(|(_, footprint)| *footprint),
+        });
+        let most = footprints.max_by_key(|footprint| footprint.most_bytes);
+        most.map_or(Learnt::Nothing, Learnt::Inherited)
+    }
+
+    /// Everything that a restart needs to go on.
+    pub fn encode(&self) -> Vec<u8> {
+        let one = |(revision, (object, footprint)): (&RevisionKey, &(Digest, Footprint))| One {
+            revision: revision.clone(),
+            object: *object,
+            footprint: *footprint,
+        };
+        let stored = Stored { version: VERSION, footprints: self.0.iter().map(one).collect() };
+        serde_json::to_vec(&stored).expect("footprints are plain data")
+    }
+
+    /// What [`Footprints::encode`] wrote. Without it, revisions are learnt anew.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StoredError> {
+        let stored: Stored = stored::decode(bytes, VERSION)?;
+        let one = |one: One| (one.revision, (one.object, one.footprint));
+        Ok(Self(stored.footprints.into_iter().map(one).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

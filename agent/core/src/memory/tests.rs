@@ -1,0 +1,168 @@
+//! What the kernel's words are taken for, and what is learnt of them.
+
+use super::*;
+use crate::actual::{InstanceActual, Moment};
+
+const MI: u64 = 1 << 20;
+const GI: u64 = 1 << 30;
+
+fn node(total_gi: u64, available_gi: u64) -> NodeMemory {
+    NodeMemory { total_bytes: total_gi * GI, available_bytes: available_gi * GI }
+}
+
+#[test]
+fn the_kernel_says_what_there_is() {
+    let text = "MemTotal:        4194304 kB\nMemFree:          100 kB\nMemAvailable:    3145728 kB\n";
+    assert_eq!(NodeMemory::parse(text), Some(node(4, 3)));
+    for text in
+        ["", "MemTotal: 7 kB\n", "MemTotal: x kB\nMemAvailable: 1 kB\n", "MemTotalX: 1\nMemAvailable: 1 kB"]
+    {
+        assert_eq!(NodeMemory::parse(text), None, "{text:?}");
+    }
+}
+
+#[test]
+fn a_tenth_is_left_to_others_and_what_they_have_beyond_it_counts() {
+    let taken = |node: NodeMemory, held_gi: u64| {
+        let taken = node.taken_by_others(held_gi * GI);
+        assert_eq!(taken % (node.total_bytes / STEPS), 0, "in steps");
+        taken as f64 / node.total_bytes as f64
+    };
+    // What instances hold is theirs.
+    assert_eq!(taken(node(100, 98), 0), 0.0);
+    assert_eq!(taken(node(100, 40), 58), 0.0);
+    // A fourth is others', and a twentieth stays free beside it: a tenth is there anyway.
+    let more = taken(node(100, 40), 35);
+    assert!((0.20..0.22).contains(&more), "{more}");
+    assert!(taken(node(100, 0), 0) >= 0.95);
+    assert_eq!(taken(node(100, 200), 7), 0.0);
+    assert_eq!(NodeMemory { total_bytes: 0, available_bytes: 0 }.taken_by_others(0), 0);
+}
+
+#[test]
+fn what_can_be_read_again_is_not_held() {
+    let v2 = "anon 1000\nfile 900000\nkernel 77\nkernel_stack 100\npagetables 10\nsec_pagetables 0\npercpu 1\nsock 2\nshmem 20000\n\
+              slab_reclaimable 5000\nslab_unreclaimable 300\n";
+    assert_eq!(held_bytes(v2), Some(21_413));
+    let v1 = "cache 900000\nrss 5\nshmem 5\nhierarchical_memory_limit 9223372036854771712\ntotal_cache 900000\ntotal_rss 4096\n\
+              total_shmem 8192\n";
+    assert_eq!(held_bytes(v1), Some(12_288));
+    for text in ["", "file 7\n", "anon x\n"] {
+        assert_eq!(held_bytes(text), None, "{text:?}");
+    }
+}
+
+/// One revision with instances `a` and `b`.
+fn actual(phase: &Phase) -> Actual {
+    let (key, object) = (RevisionKey::new("default", "s-00001"), Digest::of(b"s"));
+    let mut actual = Actual::default();
+    for name in ["a", "b"] {
+        let instance = InstanceActual::new(key.clone(), object, 80, phase.clone(), Moment(0));
+        actual.instances.insert(InstanceId(name.into()), instance);
+    }
+    actual.revisions.insert(key, RevisionActual::new(object, true, Moment(0)));
+    actual
+}
+
+fn learnt(actual: &Actual) -> Learnt {
+    actual.revisions.values().next().unwrap().memory
+}
+
+fn note(actual: &mut Actual, name: &str, bytes: u64) -> bool {
+    actual.note_held([(InstanceId(name.into()), bytes)])
+}
+
+#[test]
+fn a_revision_is_known_by_the_least_and_the_most_of_its_instances() {
+    let mut actual = actual(&Phase::Ready);
+    assert!(note(&mut actual, "a", 100 * MI));
+    let seen = |least, most| Learnt::Seen(Footprint { least_bytes: least * MI, most_bytes: most * MI });
+    // In steps of at most an eighth.
+    assert_eq!(learnt(&actual), seen(96, 104));
+    assert!(!note(&mut actual, "a", 101 * MI), "a little is no news");
+    assert!(note(&mut actual, "a", 3 * GI));
+    assert!(note(&mut actual, "b", 20 * MI + 1));
+    assert_eq!(learnt(&actual), seen(20, 3 * 1024));
+    assert_eq!(actual.instances[&InstanceId("a".into())].held_bytes, 3 * GI);
+    assert!(!note(&mut actual, "c", GI), "it is gone");
+
+    // Nothing that instances hold is others'.
+    actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI - 21 * MI });
+    assert_eq!(actual.others_bytes, 0);
+    actual.instances.clear();
+    actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI });
+    assert!(actual.others_bytes > 2 * GI);
+}
+
+#[test]
+fn what_is_not_ready_says_nothing_of_how_one_begins() {
+    let mut actual = actual(&Phase::Probing);
+    assert!(!note(&mut actual, "a", 7 * MI));
+    assert_eq!(learnt(&actual), Learnt::Nothing);
+    let inherited = Footprint { least_bytes: 50 * MI, most_bytes: 80 * MI };
+    for known in actual.revisions.values_mut() {
+        known.memory = Learnt::Inherited(inherited);
+    }
+    assert!(!note(&mut actual, "a", 7 * MI));
+    assert_eq!(learnt(&actual).footprint(), Some(inherited));
+    for instance in actual.instances.values_mut() {
+        instance.phase = Phase::Ready;
+    }
+    note(&mut actual, "a", 30 * MI);
+    assert_eq!(learnt(&actual), Learnt::Seen(Footprint { least_bytes: 30 * MI, most_bytes: 30 * MI }));
+    // One of another object.
+    for instance in actual.instances.values_mut() {
+        (instance.phase, instance.object) = (Phase::Ready, Digest::of(b"before"));
+    }
+    assert!(!note(&mut actual, "a", GI));
+}
+
+/// As the hub wants it: revisions of one configuration, and the digest of each one's object.
+fn desired(names: &[&str]) -> Desired {
+    let mut desired = Desired::default();
+    for name in names {
+        let object = tombolo_api::desired::RevisionObject {
+            namespace: "default".into(),
+            name: (*name).into(),
+            uid: String::new(),
+            service: "s".into(),
+            configuration: if name.starts_with('s') { "s".into() } else { "t".into() },
+            annotations: BTreeMap::new(),
+            spec: Default::default(),
+            verification: None,
+        };
+        desired.revisions.insert(RevisionKey::new("default", name), (Digest::of(b"s"), object.into()));
+    }
+    desired
+}
+
+#[test]
+fn what_was_learnt_outlives_the_agent_but_not_the_object() {
+    let mut actual = actual(&Phase::Ready);
+    note(&mut actual, "a", 100 * MI);
+    let footprints = Footprints::decode(&Footprints::among(&actual.revisions).encode()).unwrap();
+    let (key, known) = actual.revisions.iter().next().unwrap();
+    let one = desired(&["s-00001"]);
+    assert_eq!(footprints.of(key, &known.object, &one, &BTreeMap::new()), known.memory);
+    assert!(Footprints::decode(b"neither").is_err());
+
+    // Another object of it, or the next revision, is thought to be alike until it is seen.
+    let inherited = Learnt::Inherited(known.memory.footprint().unwrap());
+    let next = Digest::of(b"next");
+    assert_eq!(footprints.of(key, &next, &one, &BTreeMap::new()), inherited);
+    let of = |name: &str, footprints: &Footprints, known: &BTreeMap<_, _>| {
+        footprints.of(
+            &RevisionKey::new("default", name),
+            &next,
+            &desired(&["s-00001", "s-00002", "t-00001"]),
+            known,
+        )
+    };
+    assert_eq!(of("s-00002", &footprints, &BTreeMap::new()), inherited);
+    assert_eq!(of("s-00002", &Footprints::default(), &actual.revisions), inherited);
+    assert_eq!(of("s-00002", &Footprints::default(), &BTreeMap::new()), Learnt::Nothing);
+    assert_eq!(of("t-00001", &footprints, &actual.revisions), Learnt::Nothing);
+
+    actual.revisions.values_mut().for_each(|known| known.memory = inherited);
+    assert_eq!(Footprints::among(&actual.revisions), Footprints::default());
+}

@@ -1,0 +1,100 @@
+//! What the reconciler learns of memory, at most once a second and only when there is something else to do: at rest nothing is
+//! looked at. What it means for the plan is decided by that.
+
+use std::time::Duration;
+
+use tombolo_agent_core::actual::{InstanceActual, Moment, Phase, Traffic};
+use tombolo_agent_core::memory::{Footprint, Footprints};
+
+use super::Reconciler;
+use crate::gauge::Gauge;
+
+/// Between one look and the next, milliseconds.
+const LOOK_MS: u64 = 1_000;
+
+/// While somebody waits for memory, how often it is looked whether there is some.
+const WAITING_POLL: Duration = Duration::from_secs(2);
+
+/// While requests are served, how often it is looked what that takes.
+const SERVING_POLL: Duration = Duration::from_secs(10);
+
+/// When memory was last looked at, of the node and of its instances.
+pub(super) struct Looks {
+    gauge: Gauge,
+    node_at: Option<Moment>,
+    instances_at: Option<Moment>,
+}
+
+impl Looks {
+    pub(super) fn new(gauge: Gauge) -> Self {
+        Self { gauge, node_at: None, instances_at: None }
+    }
+}
+
+impl Reconciler {
+    /// What other programs have, before anything is planned on it.
+    pub(super) fn look_at_node(&mut self, now: Moment) {
+        if self.memory.node_at.is_some_and(|at| now.since(at) < LOOK_MS) {
+            return;
+        }
+        if let Some(node) = self.memory.gauge.node() {
+            self.actual.note_node(&node);
+        }
+        self.memory.node_at = Some(now);
+    }
+
+    /// What instances hold. Comes after whatever a request waits for. Whether it changes what a plan is made from.
+    pub(super) fn look_at_instances(&mut self, now: Moment) -> bool {
+        if self.memory.instances_at.is_some_and(|at| now.since(at) < LOOK_MS) {
+            return false;
+        }
+        let runs = |known: &InstanceActual| {
+            known.pid > 0
+                && matches!(
+                    known.phase,
+                    Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. }
+                )
+        };
+        let running = self.actual.instances.iter().filter(|(_, known)| runs(known));
+        let held = self.memory.gauge.held(running.map(|(id, known)| (id, known.pid)));
+        self.memory.instances_at = (!held.is_empty()).then_some(now);
+        let changed = self.actual.note_held(held);
+        if changed {
+            self.log_footprints();
+            let footprints = Footprints::among(&self.actual.revisions).encode();
+            self.outputs.records.footprints.send_replace(footprints);
+        }
+        changed
+    }
+
+    /// Whether one is ready of whose revision none was looked at.
+    fn has_unseen(&self) -> bool {
+        let mut ready = self.actual.instances.values().filter(|known| known.phase == Phase::Ready);
+        ready.any(|instance| {
+            let known = self.actual.revisions.get(&instance.revision);
+            known.is_some_and(|known| known.object == instance.object && !known.memory.is_seen())
+        })
+    }
+
+    fn log_footprints(&self) {
+        for (revision, known) in &self.actual.revisions {
+            if let Some(Footprint { least_bytes, most_bytes }) = known.memory.footprint() {
+                let (least_mebibytes, most_mebibytes) = (least_bytes >> 20, most_bytes >> 20);
+                tracing::debug!(%revision, least_mebibytes, most_mebibytes, "what its instances were seen to hold");
+            }
+        }
+    }
+
+    /// How long no look at memory is due.
+    pub(super) fn until_look(&self, traffic: &Traffic) -> Duration {
+        if self.memory.instances_at.is_some() && self.has_unseen() {
+            Duration::from_millis(LOOK_MS)
+        } else if !self.cuts.is_empty() {
+            WAITING_POLL
+        } else if traffic.revisions.values().any(|demand| demand.in_flight > 0) {
+            SERVING_POLL
+        } else {
+            Duration::MAX
+        }
+    }
+}
