@@ -60,6 +60,10 @@ pub const CRASH_FORGET_MS: u64 = 600_000;
 /// functions comes within this, and whoever comes next must not find the node busy with something nobody waits for.
 pub const REFILL_QUIET_MS: u64 = 1_000;
 
+/// How long starts of others, one after the other, keep a revision without an instance that waits, milliseconds: on a node that is
+/// always called somewhere there is no quiet, and its functions would all start from nothing for ever.
+pub const REFILL_LATEST_MS: u64 = 10_000;
+
 /// How long a starting instance keeps others from being made to wait, milliseconds: a program that never answers must not
 /// leave the whole node without.
 pub const STARTING_MAX_MS: u64 = 10_000;

@@ -1,13 +1,15 @@
 //! Instances that wait at no cost but memory, so that a request need not: which revisions keep one, which go, and when the
 //! next is made. It must not know how many instances run.
 //!
-//! None is made at a request's expense: not while an instance starts that one may be held for, or just after one did. Requests
-//! that wait for others to end, or for an image, want nothing that a slot would take.
+//! None is made at a request's expense: not while an instance starts that one may be held for, or just after one did, unless there is
+//! always one that just did. Requests that wait for others to end, or for an image, want nothing that a slot would take.
 
 use std::cmp::Reverse;
 
-use super::{Action, Draft, PRIMED_MAX, Pass, REFILL_QUIET_MS, STARTING_MAX_MS, Scope, WakeReason};
-use crate::actual::{ImageState, Phase};
+use super::{
+    Action, Draft, PRIMED_MAX, Pass, REFILL_LATEST_MS, REFILL_QUIET_MS, STARTING_MAX_MS, Scope, WakeReason,
+};
+use crate::actual::{ImageState, Moment, Phase};
 use crate::annotations::IdleTier;
 
 impl<'a> Pass<'a> {
@@ -18,7 +20,7 @@ impl<'a> Pass<'a> {
             let keeps = self.keeps_primed(scope, *want);
             self.retire_frozen(scope, draft);
             let has = self.retire_primed(scope, keeps, draft);
-            if !keeps || has || !self.may_prime(scope, draft) {
+            if !keeps || has || !self.may_prime(scope, draft) || !self.is_due(scope, draft) {
                 continue;
             }
             // Who was called last will be called next.
@@ -28,7 +30,7 @@ impl<'a> Pass<'a> {
             }
         }
         if let Some(scope) = next
-            && self.is_quiet(draft)
+            && self.starts_nothing(draft)
             && let Some(devices) = self.take_devices(scope, draft)
         {
             let instance = draft.name_instance(&scope.key.name, &self.situation.actual.incarnation);
@@ -119,8 +121,18 @@ impl<'a> Pass<'a> {
         true
     }
 
-    /// Whether nothing on the node starts, or has just done so.
-    fn is_quiet(&self, draft: &mut Draft) -> bool {
+    /// Whether nothing has just started on the node, or its own last start is long ago.
+    fn is_due(&self, scope: &Scope<'a>, draft: &mut Draft) -> bool {
+        let quiet = self.situation.actual.last_start.after(REFILL_QUIET_MS);
+        let at = quiet.min(scope.known.last_active.after(REFILL_LATEST_MS));
+        if self.now < at {
+            draft.wake_at(at, WakeReason::Refill);
+        }
+        self.now >= at
+    }
+
+    /// Whether nothing on the node starts.
+    fn starts_nothing(&self, draft: &mut Draft) -> bool {
         let starts = |action: &Action| {
             matches!(
                 action,
@@ -135,7 +147,7 @@ impl<'a> Pass<'a> {
         if !self.takeovers.leaving.is_empty() || draft.additions.iter().any(starts) {
             return false;
         }
-        let mut at = self.situation.actual.last_start.after(REFILL_QUIET_MS);
+        let mut at = Moment::default();
         let mut primed = 0;
         for instance in self.situation.actual.instances.values() {
             match instance.phase {

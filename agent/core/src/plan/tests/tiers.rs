@@ -89,6 +89,34 @@ fn the_next_slot_is_made_when_nothing_starts_and_nobody_waits() {
 }
 
 #[test]
+fn a_node_on_which_there_is_always_a_start_gets_its_slots_between_them() {
+    let (desired, mut actual) = given_routed(&[object("s-00001", &[]), object("t-00001", &[])]);
+    for known in actual.revisions.values_mut() {
+        known.ready_once = true;
+    }
+    let digest = desired.revisions[&key("t-00001")].0;
+    let primed = |actual: &Actual, now| {
+        let actions = planned(&desired, actual, &Traffic::default(), now).actions;
+        let of = |action: Action| match action {
+            Action::Prime { revision, .. } => Some(revision.name.to_string()),
+            _ => None,
+        };
+        actions.into_iter().find_map(of)
+    };
+    let late = NOW.after(REFILL_LATEST_MS);
+    for (now, expected) in [(NOW.after(REFILL_LATEST_MS - 1), None), (late, Some("s-00001".to_owned()))] {
+        // The other one has been started just now.
+        actual.last_start = Moment(now.0 - 1);
+        actual.revisions.get_mut(&key("t-00001")).unwrap().last_active = now;
+        assert_eq!(primed(&actual, now), expected);
+    }
+    // Not while one starts.
+    let starting = InstanceActual { since: late, ..instance("t-00001", digest, Phase::Launching) };
+    actual.instances = [(InstanceId("i".into()), starting)].into();
+    assert_eq!(primed(&actual, late), None);
+}
+
+#[test]
 fn who_was_called_last_waits_first() {
     let (desired, mut actual) = given_routed(&[object("s-00001", &[]), object("t-00001", &[])]);
     for (name, age) in [("s-00001", 90_000), ("t-00001", 80_000)] {
