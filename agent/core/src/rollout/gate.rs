@@ -240,7 +240,7 @@ impl Watch {
         (certain > f64::from(gate.max_error_percent) / 100.0).then(|| RolledBack {
             reason: "ErrorRateTooHigh".into(),
             message: format!(
-                "{} of {} answers of {next} were 5xx errors ({:.1} %), {} of {} of {former} ({:.1} %): more than {} percentage points above",
+                "{} of {} answers of {next} were 5xx errors or broken off ({:.1} %), {} of {} of {former} ({:.1} %): more than {} percentage points above",
                 self.next.errors,
                 self.next.answers,
                 share * 100.0,

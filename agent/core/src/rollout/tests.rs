@@ -297,7 +297,7 @@ fn many_errors_undo_a_rollout() {
     assert_eq!(why.reason, "ErrorRateTooHigh");
     assert_eq!(
         why.message,
-        "12 of 40 answers of b were 5xx errors (30.0 %), 1 of 100 of a (1.0 %): more than 5 percentage points above"
+        "12 of 40 answers of b were 5xx errors or broken off (30.0 %), 1 of 100 of a (1.0 %): more than 5 percentage points above"
     );
 }
 
