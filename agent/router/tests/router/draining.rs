@@ -9,26 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tombolo_agent_core::actual::Moment;
 
-use crate::ground::{Ground, HOST, backend, ground, id, key, table, text, until};
-
-/// Answers when there is a permit.
-fn gated(
-    gate: &Arc<Semaphore>,
-) -> impl Fn(
-    Request<Incoming>,
-) -> futures_util::future::BoxFuture<'static, http::Response<http_body_util::Full<bytes::Bytes>>>
-+ Clone
-+ Send
-+ 'static {
-    let gate = Arc::clone(gate);
-    move |_| {
-        let gate = Arc::clone(&gate);
-        Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            text("done")
-        })
-    }
-}
+use crate::ground::{Ground, HOST, backend, gated, ground, id, key, table, text, until};
 
 #[tokio::test]
 async fn an_instance_that_left_the_table_finishes_its_requests() {

@@ -10,20 +10,13 @@ use tombolo_agent_core::annotations::IdleTier;
 use tombolo_agent_core::routes::Backend;
 use tombolo_router::Sampler;
 
-use crate::ground::{HOST, backend, ground, id, key, table, text, until};
+use crate::ground::{HOST, backend, gated, ground, id, key, table, text, until};
 
 #[tokio::test]
 async fn the_average_concurrency_is_exact_and_counts_who_waits() {
     let ground = ground!();
     let gate = Arc::new(Semaphore::new(0));
-    let inner = Arc::clone(&gate);
-    ground.serve("i1", move |_| {
-        let gate = Arc::clone(&inner);
-        async move {
-            gate.acquire().await.unwrap().forget();
-            text("done")
-        }
-    });
+    ground.serve("i1", gated(&gate));
     ground.put(table(Backend { container_concurrency: 2, ..backend(&["i1"]) })).await;
     let (mut sampler, mut other) = (Sampler::default(), Sampler::default());
     let (_, span) = sampler.sample(&ground.meter, Instant::now())[&key("a")].clone();
@@ -61,14 +54,7 @@ async fn the_average_concurrency_is_exact_and_counts_who_waits() {
 async fn a_request_that_comes_to_a_crowd_is_told_of_and_many_as_one() {
     let ground = ground!();
     let gate = Arc::new(Semaphore::new(0));
-    let inner = Arc::clone(&gate);
-    ground.serve("i1", move |_| {
-        let gate = Arc::clone(&inner);
-        async move {
-            gate.acquire().await.unwrap().forget();
-            text("done")
-        }
-    });
+    ground.serve("i1", gated(&gate));
     ground.put(table(Backend { container_concurrency: 3, ..backend(&["i1"]) })).await;
     let is_crowded = async || {
         let told = ground.meter.crowded();

@@ -12,7 +12,7 @@ use tombolo_agent_core::routes::{Backend, HostRoutes, RouteTable, Split};
 use tombolo_api::desired::{HeaderMatch, Steer};
 use tombolo_router::Refused;
 
-use crate::ground::{Ground, HOST, backend, body_text, ground, key, reason, text, until};
+use crate::ground::{Ground, HOST, backend, body_text, gated, ground, key, reason, text, until};
 
 /// How often a request may be drawn again, as the router has it.
 const REDRAWS_MAX: usize = 16;
@@ -63,14 +63,7 @@ async fn a_request_held_for_a_cold_start_goes_where_its_host_leads_by_then() {
 async fn a_request_in_line_goes_where_its_host_leads_by_then() {
     let ground = ground!();
     let gate = Arc::new(Semaphore::new(0));
-    let inner = Arc::clone(&gate);
-    ground.serve("i1", move |_| {
-        let gate = Arc::clone(&inner);
-        async move {
-            gate.acquire().await.unwrap().forget();
-            text("i1")
-        }
-    });
+    ground.serve("i1", gated(&gate));
     ground.serve_name("i2");
     ground.put(to("a", Backend { container_concurrency: 1, ..backend(&["i1"]) })).await;
     let mut tasks = Vec::new();
@@ -86,7 +79,7 @@ async fn a_request_in_line_goes_where_its_host_leads_by_then() {
         assert_eq!((answer.status(), body_text(&answer)), (StatusCode::OK, "i2"));
     }
     gate.add_permits(1);
-    assert_eq!(body_text(&tasks.remove(0).await.unwrap()), "i1", "what is at an instance stays there");
+    assert_eq!(body_text(&tasks.remove(0).await.unwrap()), "done", "what is at an instance stays there");
 }
 
 #[tokio::test]
