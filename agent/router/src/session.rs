@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub(crate) struct Session {
     free_since_ms: AtomicU64,
     /// Of the open HTTP/1 request, milliseconds after `start`.
     deadline_ms: AtomicU64,
+    /// It speaks another protocol now.
+    switched: AtomicBool,
 }
 
 /// A request of a session, from its arrival to the end of its answer.
@@ -99,7 +101,13 @@ impl Session {
             open: AtomicUsize::new(0),
             free_since_ms: AtomicU64::new(0),
             deadline_ms: AtomicU64::new(NO_DEADLINE),
+            switched: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the connection has switched protocols, and so does not end with a request.
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.switched.load(Ordering::Relaxed)
     }
 
     /// Since when the connection is without a request; `None`: it has one.

@@ -248,6 +248,9 @@ impl Connections {
     }
 
     async fn stop(mut self) {
+        // Tunnels have had their grace and do not end by themselves: whoever comes need not wait for them.
+        let left = self.leaving.iter().filter_map(|id| self.served.get(id));
+        left.filter(|served| served.session.is_tunnel()).for_each(|tunnel| tunnel.task.abort());
         self.served.clear();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN_MAX, all).await.is_err() {

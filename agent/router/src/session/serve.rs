@@ -162,6 +162,7 @@ async fn serve_http1(session: &Arc<Session>, bounds: &mut Bounds<'_>, stream: St
     let words = match served {
         Ok(Last::Switched(tunnel)) => {
             if let Some(client) = connection.into_switched() {
+                session.switched.store(true, Ordering::Relaxed);
                 tunnel.run(client).await;
             }
             return;

@@ -1,5 +1,6 @@
 //! Connections that switch protocols.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
@@ -8,9 +9,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, split};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tombolo_agent_core::routes::Backend;
 
-use crate::ground::{Ground, HOST, backend, ground, id, table, text, until};
+use crate::ground::{Ground, HOST, backend, gated, ground, id, table, text, until, within};
 
 /// Switches to a protocol that echoes, if asked to.
 async fn echo(mut request: Request<Incoming>) -> Response<Full<bytes::Bytes>> {
@@ -120,6 +122,31 @@ async fn tunnels_get_their_grace_when_their_instance_leaves() {
     assert!(start.elapsed() >= grace, "{:?}", start.elapsed());
     assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0, "closed");
     until("nothing is in flight", || ground.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn a_router_that_stops_closes_tunnels_after_their_grace_and_waits_on_for_requests() {
+    let Some(mut ground) = Ground::with_tunnel_grace(Duration::from_millis(400)) else { return };
+    let gate = Arc::new(Semaphore::new(0));
+    let gated = gated(&gate);
+    ground.serve("i1", move |request| {
+        let gated = gated.clone();
+        async move {
+            if request.headers().contains_key("upgrade") { echo(request).await } else { gated(request).await }
+        }
+    });
+    ground.put(table(backend(&["i1"]))).await;
+    let mut tunnel = switched(&ground).await;
+    expect(&mut tunnel, "hello abc").await;
+    let mut client = ground.client().await;
+    let open = tokio::spawn(async move { client.get("/").await });
+    until("both are at the instance", || ground.in_flight() == 2).await;
+    let stopped = ground.stop();
+    assert_eq!(within("the tunnel is closed", tunnel.read(&mut [0])).await.unwrap_or(0), 0);
+    gate.add_permits(1);
+    assert_eq!(open.await.unwrap().body(), "done");
+    within("the router's end", stopped).await.unwrap();
+    assert_eq!(ground.in_flight(), 0);
 }
 
 #[tokio::test]
