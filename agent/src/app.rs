@@ -346,11 +346,12 @@ fn record(keep: &Keep, progress: &Progress, tasks: &mut Tasks) -> Records {
 fn with_tls(router: Router, config: &TlsConfig, tasks: &mut Tasks) -> anyhow::Result<Router> {
     let Some(listen) = config.listen else { return Ok(router) };
     let files = Files { certificate: config.certificate.clone(), key: config.key.clone() };
+    let known = files.modified().ok();
     let configs = watch::Sender::new(files.load().context("router.tls")?);
     let listener =
         Router::listen(listen).with_context(|| format!("router.tls.listen: cannot listen on {listen}"))?;
     let router = router.with_tls(listener, configs.subscribe()).context("router.tls.listen")?;
-    tasks.lasting("router's certificate", files.follow(configs));
+    tasks.lasting("router's certificate", files.follow(configs, known));
     Ok(router)
 }
 

@@ -34,6 +34,9 @@ pub(crate) struct Files {
     pub(crate) key: PathBuf,
 }
 
+/// When the two were changed.
+pub(crate) type Modified = (SystemTime, SystemTime);
+
 impl Files {
     pub(crate) fn load(&self) -> Result<Arc<ServerConfig>, CertificateError> {
         let unreadable = |path: &Path, reason: String| CertificateError::Unreadable {
@@ -55,9 +58,9 @@ impl Files {
         Ok(tombolo_router::server_config(Arc::new(SingleCertAndKey::from(certified)))?)
     }
 
-    /// Reads the files again whenever they have changed; runs for ever. A pair that is of no use leaves the one before.
-    pub(crate) async fn follow(self, configs: watch::Sender<Arc<ServerConfig>>) {
-        let mut known = self.modified().ok();
+    /// Reads the files again whenever they have changed since they were `known`; runs for ever. A pair that is of no use leaves the
+    /// one before.
+    pub(crate) async fn follow(self, configs: watch::Sender<Arc<ServerConfig>>, mut known: Option<Modified>) {
         loop {
             tokio::time::sleep(LOOK).await;
             let Ok(modified) = self.modified() else { continue };
@@ -75,7 +78,8 @@ impl Files {
         }
     }
 
-    fn modified(&self) -> io::Result<(SystemTime, SystemTime)> {
+    /// To be asked before they are loaded.
+    pub(crate) fn modified(&self) -> io::Result<Modified> {
         let of = |path: &Path| std::fs::metadata(path)?.modified();
         Ok((of(&self.certificate)?, of(&self.key)?))
     }
@@ -131,14 +135,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
         write(&files);
+        let known = files.modified().ok();
         let configs = watch::Sender::new(files.load().unwrap());
         let mut seen = configs.subscribe();
-        let task = tokio::spawn(files.clone().follow(configs));
-        tokio::task::yield_now().await;
+        // However soon it was renewed.
         write(&files);
         let later = SystemTime::now() + Duration::from_secs(5);
         std::fs::File::options().write(true).open(&files.key).unwrap().set_modified(later).unwrap();
-        seen.changed().await.unwrap();
+        let task = tokio::spawn(files.clone().follow(configs, known));
+        tokio::time::timeout(LOOK * 2, seen.changed()).await.unwrap().unwrap();
         task.abort();
     }
 }
