@@ -37,12 +37,8 @@ async fn instances_follow_the_concurrency_target_up_and_down() {
 async fn a_node_never_starts_more_than_its_memory_holds() {
     let Some(mut site) = Site::start().await else { return };
     let node = site.node(NodeOptions::named("press-7")).await;
-    let info = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells its memory");
-    let total_kib: u64 =
-        info.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("MemTotal comes first");
     // Two of them fit, a third does not.
-    let limit = format!("{}Ki", total_kib * 2 / 5);
-    let function = Function::subject("large").concurrency(1).limit("memory", &limit);
+    let function = Function::subject("large").concurrency(1).memory_fifths(2);
     site.hub.deploy(&function).await;
     let load = node.load("large", "/wait?300", 6, 1);
     until("the reason at the hub", 60, || async {
@@ -51,7 +47,7 @@ async fn a_node_never_starts_more_than_its_memory_holds() {
     })
     .await;
     let running = node.instances("large").await.expect("the agent says what it runs").len();
-    assert!((1..=2).contains(&running), "{running} instances of {limit} each");
+    assert!((1..=2).contains(&running), "{running} instances of two fifths each");
     let outcomes = load.stop().await;
     assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
 }

@@ -94,3 +94,22 @@ async fn what_waits_outlives_the_agent() {
         idle(&node, tier, &[(tier, 1)]).await;
     }
 }
+
+/// Two functions of which the node holds one: each takes the other's place when it is called.
+#[tokio::test]
+async fn a_frozen_instance_gives_its_memory_to_who_has_none() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").idle_timeout_s(1)).await;
+    for name in ["first", "second"] {
+        let function = Function::subject(name)
+            .env("MODE", "polite")
+            .memory_fifths(3)
+            .annotation("tombolo.dev/idle-tier", "frozen");
+        site.hub.deploy(&function).await;
+    }
+    for (called, other) in [("first", "second"), ("second", "first"), ("first", "second")] {
+        assert_eq!(node.answer(called, "/count").await.as_deref(), Ok("1"), "it began anew");
+        idle(&node, other, &[("primed", 1)]).await;
+        idle(&node, called, &[("frozen", 1)]).await;
+    }
+}

@@ -315,22 +315,13 @@ async fn a_swap_that_does_not_get_ready_is_undone() {
     }
 }
 
-/// Memory of which one instance fits on this machine, not two.
-fn more_than_half() -> String {
-    let info = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells its memory");
-    let total_kib: u64 =
-        info.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("MemTotal comes first");
-    format!("{}Ki", total_kib * 3 / 5)
-}
-
 /// A plain update, and a rollout that cannot be: neither waits for ever for room beside the one before, nor sends it requests.
 #[tokio::test]
 async fn what_never_fits_beside_the_one_before_takes_its_place_at_once() {
     let Some((site, node)) = site_and_node().await else { return };
-    let limit = more_than_half();
     let function = || {
         Function::hello("large")
-            .limit("memory", &limit)
+            .memory_fifths(3)
             .annotation("autoscaling.knative.dev/min-scale", "1")
             .service_annotation("serving.knative.dev/rollout-duration", "600s")
     };
@@ -357,10 +348,9 @@ async fn what_never_fits_beside_the_one_before_takes_its_place_at_once() {
 #[tokio::test]
 async fn an_automatic_swap_goes_on_after_a_crash_of_the_agent() {
     let Some((site, mut node)) = site_and_node().await else { return };
-    let limit = more_than_half();
     let function = || {
         Function::subject("subject")
-            .limit("memory", &limit)
+            .memory_fifths(3)
             .annotation("tombolo.dev/update-strategy", "auto")
             .annotation("serving.knative.dev/progress-deadline", "10s")
     };
