@@ -99,15 +99,35 @@ async fn a_program_that_ignores_sigterm_is_killed() {
     street.end().await;
 }
 
+/// Half a gibibyte and more, as fast as it can, while another function is deployed.
 #[tokio::test]
 async fn a_program_that_prints_without_end_fills_no_disk() {
-    let Some(street) = Street::with(Function::subject("loud")).await else { return };
-    let printed: u64 =
-        street.node.answer("loud", "/flood?4000").await.expect("it says how much").parse().expect("bytes");
-    let kept = size_of(&street.node.state_dir().join("logs"));
-    assert!(printed > 64 << 20, "{printed} bytes are no flood");
-    assert!(kept < 64 << 20, "{kept} bytes of logs are kept of {printed}");
+    let Some(mut street) = Street::with(Function::subject("loud")).await else { return };
+    let supervisor = street.node.supervisor_pid().expect("a supervisor runs");
+    let programs = [street.node.agent().pid(), supervisor];
+    let before = programs.map(memory_kib);
+    let flood = street.node.load("loud", "/flood?64", 1, 1);
+    street.site.hub.deploy(&Function::hello("newcomer")).await;
+    until("the newcomer's first answer", 20, || street.node.answer("newcomer", "/")).await;
+    for _ in 0..8 {
+        assert_eq!(street.node.answer("loud", "/flood?64").await.as_deref(), Ok("64"));
+        let kept = size_of(&street.node.state_dir().join("logs"));
+        assert!(kept < 4 << 20, "{kept} bytes of logs are kept");
+        let now = programs.map(memory_kib);
+        assert!(
+            now.iter().zip(before).all(|(now, before)| *now < before + (16 << 10)),
+            "{before:?} KiB, {now:?} KiB"
+        );
+    }
+    let outcomes = flood.stop().await;
+    assert!(outcomes.iter().all(Outcome::is_good), "{outcomes:?}");
     street.end().await;
+}
+
+fn memory_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).expect("the kernel counts it")
 }
 
 fn size_of(dir: &std::path::Path) -> u64 {

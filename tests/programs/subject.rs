@@ -2,17 +2,19 @@
 //! As the first process of its namespace it ignores SIGTERM, having no handler for it, except with `MODE=polite`.
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
-//! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=silent` never answers those.
+//! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=cutting` breaks those answers off, `MODE=silent`
+//! never gives them.
 //! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`,
-//! `/hold?MIB` (until it ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/bytes?COUNT`, `/count` (how
-//! often it was asked this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it
-//! promised), `/flood?MS` (prints as fast as it can for so long), `/sicken` (from then on `/health` answers 500).
+//! `/hold?MIB` (until it ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/head` (gives the request's head back), `/tunnel` (switches protocols, to
+//! one that gives every byte back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and for faults `/garbage`
+//! (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MIB` (prints so much as fast as it can), `/sicken` (from
+//! then on `/health` answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 static SICK: AtomicBool = AtomicBool::new(false);
 
@@ -55,19 +57,20 @@ fn serve(connection: TcpStream) -> io::Result<()> {
     connection.set_nodelay(true)?;
     let mut output = connection.try_clone()?;
     let mut input = BufReader::new(connection);
-    let (mut line, mut answer) = (String::new(), Vec::new());
+    let (mut head, mut answer) = (String::new(), Vec::new());
     let mode = std::env::var("MODE").unwrap_or_default();
-    let (failing, silent) = (mode == "failing", mode == "silent");
+    let (failing, cutting, silent) = (mode == "failing", mode == "cutting", mode == "silent");
     loop {
-        line.clear();
-        if input.read_line(&mut line)? == 0 {
+        head.clear();
+        if input.read_line(&mut head)? == 0 {
             return Ok(());
         }
-        let target = line.split(' ').nth(1).unwrap_or("/").to_owned();
+        let target = head.split(' ').nth(1).unwrap_or("/").to_owned();
         let mut length = 0;
         loop {
-            line.clear();
-            input.read_line(&mut line)?;
+            let begin = head.len();
+            input.read_line(&mut head)?;
+            let line = &head[begin..];
             if line.trim().is_empty() {
                 break;
             }
@@ -81,8 +84,13 @@ fn serve(connection: TcpStream) -> io::Result<()> {
         while silent && path == "/" {
             std::thread::sleep(Duration::from_secs(3600));
         }
+        let (path, argument) = if cutting && path == "/" { ("/cut", "1000") } else { (path, argument) };
         if let Some(broken) = break_off(path, argument) {
             return output.write_all(&broken);
+        }
+        if path == "/tunnel" {
+            output.write_all(b"HTTP/1.1 101 Switched\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")?;
+            return io::copy(&mut input, &mut output).map(drop);
         }
         let status = match path {
             "/status" => argument,
@@ -90,7 +98,7 @@ fn serve(connection: TcpStream) -> io::Result<()> {
             "/" if failing => "500",
             _ => "200",
         };
-        let body = act(path, argument, body);
+        let body = if path == "/head" { head.clone().into_bytes() } else { act(path, argument, body) };
         answer.clear();
         write!(answer, "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n\r\n", body.len())?;
         answer.extend_from_slice(&body);
@@ -152,11 +160,9 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
             b"logged".to_vec()
         }
         "/flood" => {
-            let (began, line) = (Instant::now(), [b"x".repeat(1023), b"\n".to_vec()].concat().repeat(64));
-            let (mut output, mut written) = (io::stdout().lock(), 0);
-            while began.elapsed() < Duration::from_millis(number()) && output.write_all(&line).is_ok() {
-                written += line.len();
-            }
+            let mebibyte = [b"x".repeat(1023), b"\n".to_vec()].concat().repeat(1024);
+            let mut output = io::stdout().lock();
+            let written = (0..number()).take_while(|_| output.write_all(&mebibyte).is_ok()).count();
             format!("{written}").into_bytes()
         }
         "/stdin" => {
