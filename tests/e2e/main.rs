@@ -13,6 +13,7 @@ mod device_nodes;
 mod devices;
 mod faults;
 mod gpu_memory;
+mod https;
 mod lifecycle;
 mod link;
 mod loss;

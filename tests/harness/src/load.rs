@@ -31,31 +31,27 @@ pub struct Load {
 impl Load {
     /// `clients` clients, each asking `http://host{path}` of the router every `pause`, on connections that are used again.
     pub fn start(router: SocketAddr, host: &str, path: &str, clients: usize, pause: Duration) -> Self {
-        Self::of(client, router, host, path, clients, pause)
+        let url = format!("http://{router}{path}");
+        Self::of(|| client().get(&url).header("Host", host), clients, pause)
     }
 
     /// The same, on a new connection for each request: it has nothing to do with an agent that is gone.
     pub fn start_anew(router: SocketAddr, host: &str, path: &str, clients: usize, pause: Duration) -> Self {
         let client = || builder().pool_max_idle_per_host(0).build().expect("a client can be made");
-        Self::of(client, router, host, path, clients, pause)
+        let url = format!("http://{router}{path}");
+        Self::of(|| client().get(&url).header("Host", host), clients, pause)
     }
 
-    fn of(
-        client: fn() -> reqwest::Client,
-        router: SocketAddr,
-        host: &str,
-        path: &str,
-        clients: usize,
-        pause: Duration,
-    ) -> Self {
+    /// `clients` clients, each with a request of its own, without a body, that it makes every `pause`.
+    pub fn of(request: impl Fn() -> reqwest::RequestBuilder, clients: usize, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let worker = |_| {
-            let (stop, url, host) = (Arc::clone(&stop), format!("http://{router}{path}"), host.to_owned());
+            let (stop, request) = (Arc::clone(&stop), request());
             tokio::spawn(async move {
-                let http = client();
                 let mut outcomes = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    outcomes.push(ask(&http, &url, &host).await);
+                    let again = request.try_clone().expect("a request without a body can be made again");
+                    outcomes.push(outcome(again).await);
                     tokio::time::sleep(pause).await;
                 }
                 outcomes
