@@ -3,8 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
-use tombolo_harness::{Function, NodeOptions, Site, condition, until, within};
+use tokio::time::timeout;
+use tombolo_harness::{Function, Node, NodeOptions, Site, condition, until, within};
 
 /// Hub killed: the node goes on answering, scales to zero and back.
 #[tokio::test]
@@ -103,6 +105,61 @@ async fn a_restarted_agent_refuses_nobody() {
     }
     let between = outcomes.iter().filter(|outcome| outcome.end > stopped && outcome.start < started).count();
     assert!(between > 0, "somebody asked while there was no agent");
+}
+
+/// A client of the subject that asks for this and to switch protocols, which only `/tunnel` does.
+async fn connect(node: &Node, path: &str) -> BufReader<TcpStream> {
+    let stream = TcpStream::connect(node.router()).await.expect("somebody listens");
+    let mut stream = BufReader::new(stream);
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: subject.default.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.expect("the router reads");
+    stream
+}
+
+/// Reads lines until one is this.
+async fn hear(stream: &mut BufReader<TcpStream>, expected: &str) {
+    let mut heard = String::new();
+    while heard.lines().last() != Some(expected) {
+        let read = timeout(within(Duration::from_secs(30)), stream.read_line(&mut heard)).await;
+        assert!(matches!(read, Ok(Ok(1..))), "{expected:?} does not come: {read:?} after {heard:?}");
+    }
+}
+
+/// Agent stopped: a connection that switched protocols, as a WebSocket does, goes on for its grace and is closed then, and its
+/// instance runs on.
+#[tokio::test]
+async fn a_websocket_has_its_grace_when_the_agent_stops() {
+    let Some(mut site) = Site::start().await else { return };
+    let mut node = site.node(NodeOptions::named("press-7").idle_timeout_s(600)).await;
+    site.hub.deploy(&Function::subject("subject")).await;
+    until("the first answer", 20, || node.answer("subject", "/")).await;
+    let before = node.instances("subject").await.expect("the agent says what it runs");
+    let (mut socket, mut plain) = (connect(&node, "/tunnel").await, connect(&node, "/").await);
+    hear(&mut socket, "").await;
+    hear(&mut plain, "subject ").await;
+
+    node.agent().ask_to_end().expect("the agent runs");
+    // It has begun to stop when it closes what nobody waits for.
+    let closed =
+        timeout(within(Duration::from_secs(30)), plain.read(&mut [0])).await.expect("the other one ends");
+    assert!(!matches!(closed, Ok(1)), "nothing was asked");
+    for word in ["still", "here"] {
+        socket.write_all(format!("{word}\n").as_bytes()).await.expect("it is open");
+        hear(&mut socket, word).await;
+    }
+    let end = timeout(within(Duration::from_secs(90)), socket.read(&mut [0])).await;
+    assert!(!matches!(end.expect("it is closed"), Ok(1)), "nothing was said");
+    node.agent_ends();
+    assert!(!node.log().contains("did not end in time"), "the agent has waited for it in vain");
+
+    node.start_agent().expect("the agent starts again");
+    let mut socket = connect(&node, "/tunnel").await;
+    hear(&mut socket, "").await;
+    socket.write_all(b"again\n").await.expect("it is open");
+    hear(&mut socket, "again").await;
+    assert_eq!(node.instances("subject").await, Ok(before));
 }
 
 /// The runtime supervisor killed -9: instances go on, the agent starts another one, which knows them and keeps the router's

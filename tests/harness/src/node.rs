@@ -258,7 +258,13 @@ impl Node {
 
     /// SIGTERM to the agent: instances stay, and open requests get their time.
     pub fn stop_agent(&mut self) {
-        let status = self.agent().terminate(90).expect("the agent ends when asked to");
+        self.agent().ask_to_end().expect("the agent runs");
+        self.agent_ends();
+    }
+
+    /// Waits for the end of an agent that was asked to.
+    pub fn agent_ends(&mut self) {
+        let status = self.agent().wait(90).expect("the agent ends when asked to");
         assert!(status.success(), "the agent ended with {status}");
         self.agent = None;
     }

@@ -71,8 +71,13 @@ impl Process {
 
     /// SIGTERM; its exit status, or an error if it does not end in time.
     pub fn terminate(&mut self, seconds: u64) -> Result<ExitStatus> {
-        self.signal(Signal::SIGTERM)?;
+        self.ask_to_end()?;
         self.wait(seconds)
+    }
+
+    /// SIGTERM alone.
+    pub fn ask_to_end(&self) -> Result<()> {
+        self.signal(Signal::SIGTERM)
     }
 
     /// SIGINT, as Ctrl-C sends it.
