@@ -142,37 +142,26 @@ async fn a_rollout_moves_traffic_in_steps() {
     until("the route to be ready", 30, || site.hub.api.ready_service("hello")).await;
 }
 
-#[tokio::test]
-async fn a_worse_revision_is_rolled_back_without_a_hub() {
-    let Some((site, node)) = site_and_node().await else { return };
-    let function = |version: &str| {
-        Function::subject("subject")
-            .env("VERSION", version)
-            .service_annotation("serving.knative.dev/rollout-duration", "60s")
-    };
-    deploy(&site, &node, function("1")).await;
-    let load = node.load("subject", "/", 4, 2);
-    site.hub.deploy_unready(&function("2").env("MODE", "failing")).await;
-    until("the first failures", 30, || async {
-        let outcome = node.ask("subject", "/").await;
-        if matches!(outcome.answer, Ok((500, _))) { Ok(()) } else { Err(outcome) }
-    })
-    .await;
-    node.cut_link();
-    until("the way back", 60, || async {
+/// Version `number` of a function whose traffic moves within a minute.
+fn gradual(number: &str) -> Function {
+    let function = Function::subject("subject").env("VERSION", number);
+    function.service_annotation("serving.knative.dev/rollout-duration", "60s")
+}
+
+/// Waits until the node has undone the rollout for this reason.
+async fn is_rolled_back(node: &Node, reason: &str) {
+    until("the way back", 90, || async {
         let routes = node.status().await?["routes"].to_string();
-        if routes.contains("ErrorRateTooHigh") { Ok(()) } else { Err(routes) }
+        if routes.contains(reason) { Ok(()) } else { Err(routes) }
     })
     .await;
-    let outcomes = load.stop().await;
-    let failed = outcomes.iter().filter(|outcome| !outcome.is_good()).count();
-    // One per cent of the traffic, later a few: far from what a switch would have cost.
-    assert!(failed * 5 < outcomes.len(), "{failed} of {} requests failed", outcomes.len());
-    node.restore_link();
+}
+
+/// Waits until the hub says all of these of the function, which the former revision serves alone by then.
+async fn is_told(site: &Site, node: &Node, words: &[&str]) {
     until("the reason at the hub", 90, || async {
         let text = site.hub.api.told("subject").await.map_err(|error| error.to_string())?;
-        let whole = text.contains("ErrorRateTooHigh") && text.contains("press-7");
-        if whole { Ok(()) } else { Err(text) }
+        if words.iter().all(|word| text.contains(word)) { Ok(()) } else { Err(text) }
     })
     .await;
     for _ in 0..50 {
@@ -180,35 +169,55 @@ async fn a_worse_revision_is_rolled_back_without_a_hub() {
     }
 }
 
+/// One per cent of the traffic failed, later a few: far from what a switch would have cost.
+fn few_failed(outcomes: &[Outcome]) {
+    let failed = outcomes.iter().filter(|outcome| !outcome.is_good()).count();
+    assert!(failed * 5 < outcomes.len(), "{failed} of {} requests failed", outcomes.len());
+}
+
+#[tokio::test]
+async fn a_worse_revision_is_rolled_back_without_a_hub() {
+    let Some((site, node)) = site_and_node().await else { return };
+    deploy(&site, &node, gradual("1")).await;
+    let load = node.load("subject", "/", 4, 2);
+    site.hub.deploy_unready(&gradual("2").env("MODE", "failing")).await;
+    until("an instance of the new revision", 30, || async {
+        let running = node.instances("subject-00002").await?;
+        if running.is_empty() { Err("none".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    node.cut_link();
+    is_rolled_back(&node, "ErrorRateTooHigh").await;
+    few_failed(&load.stop().await);
+    node.restore_link();
+    is_told(&site, &node, &["ErrorRateTooHigh", "press-7"]).await;
+}
+
+/// It says 200 and ends each answer in the middle.
+#[tokio::test]
+async fn a_revision_whose_answers_break_off_is_rolled_back() {
+    let Some((site, node)) = site_and_node().await else { return };
+    deploy(&site, &node, gradual("1")).await;
+    let load = node.load("subject", "/", 4, 2);
+    site.hub.deploy_unready(&gradual("2").env("MODE", "cutting")).await;
+    is_rolled_back(&node, "ErrorRateTooHigh").await;
+    is_told(&site, &node, &["ErrorRateTooHigh", "broken off"]).await;
+    let outcomes = load.stop().await;
+    few_failed(&outcomes);
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+    assert!(!failed.is_empty() && failed.iter().all(|outcome| outcome.answer.is_err()), "{failed:?}");
+}
+
 /// It listens, takes its requests and never answers; their own limit of 300 s is far.
 #[tokio::test]
 async fn a_revision_that_hangs_is_rolled_back() {
     let Some((site, node)) = site_and_node().await else { return };
-    let function = |version: &str| {
-        Function::subject("subject")
-            .env("VERSION", version)
-            .service_annotation("serving.knative.dev/rollout-duration", "60s")
-    };
-    deploy(&site, &node, function("1")).await;
+    deploy(&site, &node, gradual("1")).await;
     let load = node.load("subject", "/", 12, 5);
-    site.hub.deploy_unready(&function("2").env("MODE", "silent")).await;
-    until("the way back", 90, || async {
-        let routes = node.status().await?["routes"].to_string();
-        if routes.contains("NoAnswers") { Ok(()) } else { Err(routes) }
-    })
-    .await;
-    for _ in 0..50 {
-        assert_eq!(node.answer("subject", "/").await.expect("the old revision serves"), "subject 1\n");
-    }
-    until("the reason at the hub", 90, || async {
-        let text = site.hub.api.told("subject").await.map_err(|error| error.to_string())?;
-        let whole = text.contains("NoAnswers") && text.contains("waiting for more than 10 s");
-        if whole { Ok(()) } else { Err(text) }
-    })
-    .await;
-    let outcomes = load.stop().await;
-    let failed = outcomes.iter().filter(|outcome| !outcome.is_good()).count();
-    assert!(failed * 5 < outcomes.len(), "{failed} of {} requests failed", outcomes.len());
+    site.hub.deploy_unready(&gradual("2").env("MODE", "silent")).await;
+    is_rolled_back(&node, "NoAnswers").await;
+    is_told(&site, &node, &["NoAnswers", "waiting for more than 10 s"]).await;
+    few_failed(&load.stop().await);
 }
 
 /// Unary and streaming, the first one from zero instances, to a program whose port is named `h2c`.
