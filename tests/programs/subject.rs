@@ -5,10 +5,10 @@
 //! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=cutting` breaks those answers off, `MODE=silent`
 //! never gives them.
 //! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`,
-//! `/hold?MIB` (until it ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/head` (gives the request's head back), `/tunnel` (switches protocols, to
-//! one that gives every byte back), `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and for faults `/garbage`
-//! (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MIB` (prints so much as fast as it can), `/sicken` (from
-//! then on `/health` answers 500).
+//! `/hold?MIB` (until it ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/head` (gives the request's
+//! head back), `/tunnel` (switches protocols, to one that gives every byte back), `/bytes?COUNT`, `/count` (how often it was asked
+//! this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MIB`
+//! (prints so much as fast as it can), `/sicken` (from then on `/health` answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
