@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,14 @@ impl Supervisor {
             let opened = descriptors.pidfd.or_else(|| sys::pidfd_open(process.as_ref()?.id()).ok());
             // Asked after opening: then what was opened is it, or has its id no more.
             instance.pidfd = opened.filter(|_| process.as_ref().is_some_and(|process| process.is_alive()));
+        }
+        let runs = matches!(instance.phase(), InstancePhase::Running | InstancePhase::Moving);
+        // A predecessor that was killed may have begun to stop its processes.
+        if runs
+            && let Err(error) = self.hierarchies.thaw(&instance.record.cgroup)
+            && error.kind() != io::ErrorKind::Unsupported
+        {
+            tracing::warn!(instance = %id, %error, "cannot make sure that it is not frozen");
         }
         let watched = instance.pidfd.as_ref().map(|pidfd| self.watch(pidfd, Token::Process(slot)));
         let is_gone = !has_ended && instance.pidfd.is_none();

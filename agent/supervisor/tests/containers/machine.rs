@@ -228,6 +228,14 @@ impl Machine {
         let v2 = Path::new("/sys/fs/cgroup").join(below).join(v2);
         fs::read_to_string(v1).or_else(|_| fs::read_to_string(v2)).ok()
     }
+
+    /// Stops an instance's processes without the supervisor.
+    pub(crate) fn freeze(&self, name: &str) -> std::io::Result<()> {
+        let below = Path::new(&self.parent_cgroup).join(self.id(name).0);
+        let v1 = Path::new("/sys/fs/cgroup/freezer").join(&below).join("freezer.state");
+        let v2 = Path::new("/sys/fs/cgroup").join(below).join("cgroup.freeze");
+        if v1.exists() { fs::write(v1, "FROZEN") } else { fs::write(v2, "1") }
+    }
 }
 
 impl Drop for Machine {

@@ -253,3 +253,27 @@ fn an_upgrade_that_fails_changes_nothing() {
     client.signal(&machine.id("kept"), libc::SIGKILL);
     assert_eq!(client.exit(&machine.id("kept")).signal, Some(libc::SIGKILL));
 }
+
+/// Killed after a worker has begun to stop the processes and before that is written down: nobody would ever let them go on.
+#[test]
+fn a_freeze_that_a_killed_supervisor_had_begun_is_taken_back() {
+    if !is_root() {
+        return;
+    }
+    let mut machine = Machine::start();
+    let mut client = machine.connect();
+    let pid = client.create(&machine.id("half"), machine.spec("half", &["/hello"], |_| {}));
+    client.start(&machine.id("half"));
+    until("an answer", || request(pid, 8080));
+    kill(&mut machine);
+    machine.freeze("half").unwrap();
+    let state = || machine.cgroup_file("half", ("freezer", "freezer.state"), "cgroup.freeze").unwrap();
+    until("the freeze", || ["FROZEN", "1"].contains(&state().trim()).then_some(()));
+    machine.restart();
+    let mut client = machine.connect();
+    assert_eq!(client.phase(&machine.id("half")), Some(InstancePhase::Running));
+    let state = machine.cgroup_file("half", ("freezer", "freezer.state"), "cgroup.freeze").unwrap();
+    assert!(["THAWED", "0"].contains(&state.trim()), "{state}");
+    assert!(request(pid, 8080).is_some());
+    client.delete(&machine.id("half"));
+}
