@@ -272,21 +272,6 @@ impl Executor {
         self.inner.enter(&record.id, record.pid)
     }
 
-    /// Probes an instance that was found, from now on or, if it is frozen, from its thaw on.
-    pub(crate) fn probe(
-        &self,
-        instance: InstanceId,
-        port: u16,
-        container: Option<&Container>,
-        is_frozen: bool,
-    ) {
-        let probes = Probes::of(container, port, &self.inner.reach(&instance));
-        let inner = self.inner.clone();
-        if let Some(unsupported) = inner.probe(&instance, probes, is_frozen) {
-            self.inner.spawn(async move { inner.tell(unsupported.into()).await });
-        }
-    }
-
     /// Asks an instance's program to end.
     pub(crate) fn terminate(&self, instance: InstanceId, doing: Doing) {
         self.inner.stop_probing(&instance);
