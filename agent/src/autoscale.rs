@@ -58,6 +58,13 @@ struct Scaled {
     sampled_at: Moment,
 }
 
+/// One revision that is at rest again.
+struct Rested {
+    since: Moment,
+    /// Which object was given up, and when.
+    gave_up: Option<(Digest, Moment)>,
+}
+
 /// What runs of a revision.
 #[derive(Clone, Copy, Default)]
 struct Running {
@@ -93,7 +100,7 @@ impl Autoscale {
                 }
             }
             self.listen(&mut scaled);
-            self.publish(&scaled);
+            self.publish(&scaled, &rested);
         }
     }
 
@@ -102,7 +109,7 @@ impl Autoscale {
     fn follow(
         &mut self,
         scaled: &mut BTreeMap<RevisionKey, Scaled>,
-        rested: &mut BTreeMap<RevisionKey, Moment>,
+        rested: &mut BTreeMap<RevisionKey, Rested>,
     ) {
         let now = self.clock.now();
         let Some(accepted) = self.accepted.borrow_and_update().clone() else { return scaled.clear() };
@@ -116,6 +123,11 @@ impl Autoscale {
                 Parameters::of(&object.annotations, concurrency, &self.defaults)
             };
             match scaled.get_mut(key) {
+                // What was given up is another one.
+                Some(one) if one.object != *digest && one.scaler.decision().activity.is_timed_out() => {
+                    let last = self.meter.revision(key);
+                    *one = Scaled::new(*digest, parameters(), runs, last, now);
+                }
                 Some(one) if one.object != *digest => {
                     let parameters = parameters();
                     one.object = *digest;
@@ -137,15 +149,21 @@ impl Autoscale {
             let stays = accepted.desired.revisions.contains_key(key) && !at_rest;
             if !stays {
                 self.meter.set_calm(key, None);
-                rested.insert(key.clone(), now);
+                let gave_up = one.scaler.decision().activity.is_timed_out();
+                let gave_up = gave_up.then_some((one.object, one.decided_at));
+                rested.insert(key.clone(), Rested { since: now, gave_up });
             }
             stays
         });
-        rested.retain(|key, _| accepted.desired.revisions.contains_key(key));
+        rested.retain(|key, rest| {
+            let Some((digest, _)) = accepted.desired.revisions.get(key) else { return false };
+            rest.gave_up = rest.gave_up.filter(|(object, _)| object == digest);
+            true
+        });
     }
 
-    fn was_called_since(&self, key: &RevisionKey, rested: &BTreeMap<RevisionKey, Moment>) -> bool {
-        let Some(since) = rested.get(key) else { return false };
+    fn was_called_since(&self, key: &RevisionKey, rested: &BTreeMap<RevisionKey, Rested>) -> bool {
+        let Some(Rested { since, .. }) = rested.get(key) else { return false };
         let last = self.meter.revision(key).and_then(|meter| meter.last_activity);
         last.is_some_and(|instant| self.clock.moment(instant) > *since)
     }
@@ -213,14 +231,19 @@ impl Autoscale {
         }
     }
 
-    fn publish(&self, scaled: &BTreeMap<RevisionKey, Scaled>) {
+    fn publish(&self, scaled: &BTreeMap<RevisionKey, Scaled>, rested: &BTreeMap<RevisionKey, Rested>) {
         let decisions = scaled.iter().map(|(key, one)| (key.clone(), one.scaler.decision()));
         self.decisions.send_replace(decisions.collect());
         let target = |one: &Scaled| {
-            let Decision { want, .. } = one.scaler.decision();
-            Target { want, at: one.decided_at }
+            let Decision { want, activity, .. } = one.scaler.decision();
+            Target { want, at: one.decided_at, timed_out: activity.is_timed_out() }
         };
-        let targets: Targets = scaled.iter().map(|(key, one)| (key.clone(), target(one))).collect();
+        let given_up = rested.iter().filter_map(|(key, rest)| {
+            let (_, at) = rest.gave_up?;
+            Some((key.clone(), Target { want: 0, at, timed_out: true }))
+        });
+        let targets: Targets =
+            scaled.iter().map(|(key, one)| (key.clone(), target(one))).chain(given_up).collect();
         self.targets.send_if_modified(|current| {
             let changed = **current != targets;
             if changed {

@@ -38,6 +38,7 @@ use crate::supervisor::SupervisorEvent;
 use crate::usage::Overuses;
 
 mod devices;
+mod given_up;
 mod images;
 mod memory;
 mod outcomes;
@@ -212,7 +213,7 @@ impl Reconciler {
             self.outcome(outcome);
         }
         while inputs.demand.try_recv().is_ok() {}
-        self.targets = inputs.targets.borrow_and_update().clone();
+        self.take_targets(inputs.targets.borrow_and_update().clone());
     }
 
     /// One pass: plan, start the actions, publish. Returns how long nothing need be done.
@@ -410,6 +411,7 @@ impl Reconciler {
             self.tell_undone(&self.outputs.report.borrow().routes, &report.routes);
             let (desired, wanted, cuts) = (&accepted.desired, &self.wanted, &self.cuts);
             report.revisions = status::revisions(desired, &self.actual, wanted, cuts, self.now());
+            self.tell_timed_out(&mut report.revisions);
         }
         self.outputs.report.send_if_modified(|current| {
             let changed = *current != report;

@@ -15,6 +15,7 @@ pub(crate) fn report_of(instances: &[(&str, Tier)]) -> Report {
         reason: String::new(),
         message: String::new(),
         desired: u32::try_from(instances.len()).expect("a few"),
+        timed_out: false,
         instances,
     };
     Report { revisions: vec![revision], ..Report::default() }

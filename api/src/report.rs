@@ -173,6 +173,14 @@ pub struct RevisionReport {
     /// Instances that should be running now.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub desired: u32,
+    /// None is tried any more until a request comes: none became ready in the time that an activation may take.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub timed_out: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]

@@ -250,6 +250,7 @@ fn reports() {
         message: message.into(),
         instances,
         desired: 0,
+        timed_out: false,
     };
     let report = Report {
         info: NodeInfo {
@@ -309,6 +310,12 @@ fn reports() {
     };
     let moving = Report { revisions: vec![desired], routes: vec![route_report()], ..Report::default() };
     check(include_str!("golden/report_with_routes.json"), &moving);
+    let given_up = RevisionReport {
+        timed_out: true,
+        ..revision("deaf-00001", RevisionPhase::Failed, "ProgressDeadlineExceeded", "it is deaf", vec![])
+    };
+    let given_up = Report { revisions: vec![given_up], ..Report::default() };
+    check(include_str!("golden/report_given_up.json"), &given_up);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tombolo_harness::{Function, Node, NodeOptions, Site, until};
 
 /// Waits until the statuses of a service and its revisions hold every one of `words`.
@@ -48,6 +48,55 @@ async fn a_program_that_ends_is_told_with_its_last_words() {
     let (status, body) = node.ask("refuses", "/").await.answer.expect("the router answers");
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("ExitedBeforeReady"), "{body}");
+}
+
+/// After its progress deadline and the half minute that Knative adds it is at no instance, and says so; a request tries it again.
+#[tokio::test]
+async fn a_program_that_never_listens_is_given_up_until_a_request_comes() {
+    let Some((site, node)) = site_and_node().await else { return };
+    let deaf = Function::subject("deaf").env("MODE", "deaf");
+    site.hub.deploy_unready(&deaf.annotation("serving.knative.dev/progress-deadline", "2s")).await;
+    until("the revision to be given up", 90, || async {
+        let revision = site.hub.api.revision("deaf-00001").await.map_err(|error| error.to_string())?;
+        let is_active = condition(&revision, "Active");
+        let status = &revision["status"];
+        let rests = status["desiredReplicas"] == 0 && status["actualReplicas"] == 0;
+        if is_active["status"] == "False" && is_active["reason"] == "TimedOut" && rests {
+            Ok(())
+        } else {
+            Err(revision)
+        }
+    })
+    .await;
+    let revision = site.hub.api.revision("deaf-00001").await.expect("the hub has it");
+    let is_ready = condition(&revision, "Ready");
+    assert_eq!(
+        (&is_ready["status"], &is_ready["reason"]),
+        (&json!("False"), &json!("ProgressDeadlineExceeded"))
+    );
+    let message = is_ready["message"].as_str().unwrap_or_default();
+    assert!(message.contains("$PORT") && message.contains("next request"), "{message}");
+    until("nothing to be left of it", 30, || async {
+        let left = node.census("deaf").cgroups;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+
+    let (status, body) = node.ask("deaf", "/").await.answer.expect("the router answers");
+    assert!(status == 503 && body.contains("ProgressDeadlineExceeded"), "{status}: {body}");
+    // Until its back-off is over, a request is refused at once.
+    until("the revision to be tried", 60, || async {
+        let (status, body) = node.ask("deaf", "/").await.answer?;
+        assert!(status == 503 && body.contains("ProgressDeadlineExceeded"), "{status}: {body}");
+        let revision = site.hub.api.revision("deaf-00001").await.map_err(|error| error.to_string())?;
+        if condition(&revision, "Active")["status"] == "Unknown" { Ok(()) } else { Err(revision.to_string()) }
+    })
+    .await;
+}
+
+fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
 }
 
 #[tokio::test]

@@ -388,6 +388,8 @@ pub struct Target {
     pub want: u32,
     /// When this was decided: it says nothing of requests that came later.
     pub at: Moment,
+    /// It was given up: no instance became ready in the time that an activation may take.
+    pub timed_out: bool,
 }
 
 /// What the autoscaler asks for. A revision that is absent stays as it is.

@@ -31,6 +31,7 @@ mod takeover;
 mod turns;
 
 pub use room::{claim_of, misfit, room_for_moved};
+pub use scale::given_up_until;
 use takeover::Takeovers;
 pub use takeover::{TAKEOVER_CRASHES_MAX, not_kept, rollable};
 pub use turns::TURN_MS;
@@ -63,6 +64,10 @@ pub const REFILL_QUIET_MS: u64 = 1_000;
 /// How long starts of others, one after the other, keep a revision without an instance that waits, milliseconds: on a node that is
 /// always called somewhere there is no quiet, and its functions would all start from nothing for ever.
 pub const REFILL_LATEST_MS: u64 = 10_000;
+
+/// How long a revision that was given up before it was ever ready is left alone when no request comes for it, milliseconds: what it
+/// needs may have been out of reach, a node at the edge has nobody to deploy it again, and an earlier one may have all its requests.
+pub const TRY_AGAIN_MS: u64 = 3_600_000;
 
 /// How long a starting instance keeps others from being made to wait, milliseconds: a program that never answers must not
 /// leave the whole node without.
@@ -181,6 +186,7 @@ pub enum WakeReason {
     CrashBackoff,
     ImageRetry,
     CrashForget,
+    TryAgain,
     Refill,
     TakeoverDeadline,
     DeviceLost,

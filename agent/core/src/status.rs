@@ -8,7 +8,7 @@ use tombolo_api::report::{
     InstanceReport, Report, RevisionPhase, RevisionReport, RouteReport, ShareReport, TargetReport, Tier,
 };
 
-use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover};
+use crate::actual::{Actual, ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Targets};
 use crate::annotations::{IdleTier, Scale};
 use crate::devices;
 use crate::plan;
@@ -70,10 +70,30 @@ pub fn revisions(
             message,
             instances: instances(index.of(key), restarts),
             desired: wanted.get(key).copied().unwrap_or(0),
+            timed_out: false,
         });
     }
     reports
 }
+
+/// Says of which of these the autoscaler has given up an activation, where nothing else asks for an instance.
+pub fn note_timed_out(reports: &mut [RevisionReport], actual: &Actual, targets: &Targets, now: Moment) {
+    for report in reports.iter_mut().filter(|report| report.desired == 0) {
+        let key = RevisionKey::new(&report.namespace, &report.name);
+        let Some(target) = targets.get(&key).filter(|target| target.timed_out) else { continue };
+        report.timed_out = true;
+        let known = actual.revisions.get(&key);
+        if known.is_some_and(|known| plan::given_up_until(known, target, now).is_some()) {
+            report.message.push_str("; ");
+            report.message.push_str(TRIED_AGAIN);
+        }
+    }
+}
+
+/// When a revision that was given up before it was ever ready is tried again, for the end of a message.
+const TRIED_AGAIN: &str =
+    "given up for now: it is tried again at the next request for it, within an hour otherwise";
+const _: () = assert!(plan::TRY_AGAIN_MS == 3_600_000, "the message says so");
 
 /// The routes whose traffic moves from one revision to the next, and those where that was undone.
 pub fn routes(desired: &Desired, actual: &Actual, rollouts: &Rollouts) -> Vec<RouteReport> {
@@ -248,6 +268,7 @@ mod tests {
             message: message.into(),
             instances: vec![],
             desired: 0,
+            timed_out: false,
         };
         Report { revisions: (0..revisions).map(revision).collect(), ..Report::default() }
     }

@@ -146,6 +146,56 @@ async fn what_runs_when_the_agent_starts_is_wanted_until_it_was_silent() {
     ground.wants(Some(0)).await;
 }
 
+/// What was given up is told of at rest too, where no scaler is left, until its object is another one.
+#[tokio::test]
+async fn what_was_given_up_is_told_of_until_a_request_or_another_object_comes() {
+    let Ground { meter, _accepted: accepted, _tables: tables, .. } = Ground::new();
+    let targets = watch::Sender::new(Arc::default());
+    let mut autoscale = Autoscale {
+        accepted: accepted.subscribe(),
+        table: tables.subscribe(),
+        report: watch::Sender::new(Report::default()).subscribe(),
+        meter,
+        poke: Arc::default(),
+        targets: targets.clone(),
+        decisions: watch::Sender::new(BTreeMap::new()),
+        clock: Clock::start(),
+        defaults: Defaults::default(),
+    };
+    let desired = accepted.borrow().as_ref().unwrap().desired.clone();
+    let digest = desired.revisions[&key()].0;
+    let starting = Running { ready: 0, started: 1, ready_once: false };
+    let deadline = parameters(&[("serving.knative.dev/progress-deadline", "1s")]);
+    let given_up = || {
+        let mut one = Scaled::new(digest, deadline.clone(), starting, None, Moment(0));
+        for second in 1..=33 {
+            let now = Moment(second * 1000);
+            one.scaler.record(now, Sample::default());
+            one.decide(Observed { ready: 0, reachable: true }, now);
+        }
+        one
+    };
+    let decided_at = given_up().decided_at;
+    let (mut scaled, mut rested) = (BTreeMap::from([(key(), given_up())]), BTreeMap::new());
+    autoscale.follow(&mut scaled, &mut rested);
+    assert!(scaled.is_empty(), "it costs nothing any more");
+    autoscale.publish(&scaled, &rested);
+    let told = Target { want: 0, at: decided_at, timed_out: true };
+    assert_eq!(**targets.borrow(), Targets::from([(key(), told)]));
+
+    let (_, object) = &desired.revisions[&key()];
+    let other = Digest::of(b"another object");
+    let desired = Desired { revisions: [(key(), (other, Arc::clone(object)))].into(), ..desired.clone() };
+    let changed = |accepted: &Accepted| Accepted { desired, ..accepted.clone() };
+    accepted.send_modify(|accepted| *accepted = accepted.as_deref().map(changed).map(Arc::new));
+    autoscale.follow(&mut scaled, &mut rested);
+    autoscale.publish(&scaled, &rested);
+    assert_eq!(**targets.borrow(), Targets::new());
+    scaled.insert(key(), given_up());
+    autoscale.follow(&mut scaled, &mut rested);
+    assert!(scaled[&key()].scaler.decision().activity.is_activating());
+}
+
 /// Counts of a revision of which `arrived` requests have come, all of them answered.
 fn counted(born: RealInstant, at: RealInstant, arrived: u64) -> RevisionMeter {
     RevisionMeter {

@@ -225,6 +225,7 @@ impl Hub {
                 message: if failed { "the program ended with code 1.".into() } else { String::new() },
                 instances: if phase == RevisionPhase::Ready { vec![instance] } else { Vec::new() },
                 desired: 0,
+                timed_out: false,
             });
         }
     }

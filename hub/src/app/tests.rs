@@ -176,6 +176,7 @@ async fn a_service_reaches_a_node_and_its_report_comes_back() {
         message: String::new(),
         instances: Vec::new(),
         desired: 0,
+        timed_out: false,
     };
     node.say(Some(serving), vec![report]).await;
     bench.until(&format!("{SERVICES}/hello"), ready).await;

@@ -170,6 +170,7 @@ fn what_is_held_of_a_part_is_held_of_the_whole_and_counts_for_who_is_known() {
         message: String::new(),
         instances: vec![InstanceReport { id: "a".into(), tier: Tier::Running, pid: 1, restarts: 0 }],
         desired: 1,
+        timed_out: false,
     };
     let told = reports(&all, &[revision]);
     let held = AcceleratorUse {

@@ -136,7 +136,12 @@ impl Scaler {
             self.want = step.want.unwrap_or(self.want);
         }
         let threshold = bounds.active_threshold();
-        self.activity = self.activity.next(step.want, ready, threshold, now);
+        let next = self.activity.next(step.want, ready, threshold, now);
+        // Knative forgets at its next look why it gave up; here it is told until an instance is tried again.
+        let stays_given_up = self.activity.is_timed_out() && next.is_inactive() && ready < threshold;
+        if !stays_given_up {
+            self.activity = next;
+        }
         self.reached_initial |= ready >= threshold;
         self.decision()
     }

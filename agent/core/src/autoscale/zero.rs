@@ -124,6 +124,10 @@ impl Activity {
         matches!(self, Self::Inactive { .. })
     }
 
+    pub fn is_timed_out(self) -> bool {
+        matches!(self, Self::Inactive { why: Idle::TimedOut, .. })
+    }
+
     /// What it is after a step that wants `want` instances (`None`: unknown), with `ready` ready where `threshold` make a
     /// revision active.
     pub fn next(self, want: Option<u32>, ready: u32, threshold: u32, now: Moment) -> Self {

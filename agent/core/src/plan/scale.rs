@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use tombolo_api::RevisionKey;
 use tombolo_api::desired::INSTANCES_PER_REVISION_MAX;
 
-use super::{Action, Draft, Pass, Scope, WakeReason};
-use crate::actual::{ImageState, InstanceActual, Phase};
+use super::{Action, Draft, Pass, Scope, TRY_AGAIN_MS, WakeReason};
+use crate::actual::{ImageState, InstanceActual, Moment, Phase, RevisionActual, Takeover, Target};
 use crate::supervision::InstanceId;
 
 impl<'a> Pass<'a> {
     /// How many instances the revision should have now: what the autoscaler asks for, but at least one while a request is
-    /// here or as long as the revision has not proved itself. Whether the node gives so many is not asked yet.
+    /// here or as long as the revision has not proved itself and is not given up. Whether the node gives so many is not asked yet.
     pub(super) fn wanted(&self, scope: &Scope<'a>) -> u32 {
         if self.takeovers.idle.contains(scope.key) {
             return 0;
@@ -67,17 +67,24 @@ impl<'a> Pass<'a> {
     /// The fewest instances, whatever the traffic. A revision that no route leads to needs none.
     fn floor(&self, scope: &Scope<'a>) -> u32 {
         let floor = scope.scale.floor();
-        match scope.known.ready_once {
+        match scope.known.ready_once || self.given_up_until(scope).is_some() {
             false => floor.max(scope.scale.initial),
             true if floor > 0 && self.is_routed(scope.key) => floor,
             true => 0,
         }
     }
 
+    fn given_up_until(&self, scope: &Scope<'a>) -> Option<Moment> {
+        given_up_until(scope.known, self.situation.targets.get(scope.key)?, self.now)
+    }
+
     /// Gives the revision what it lacks: what is quickest first.
     pub(super) fn supply(&self, scope: &Scope<'a>, want: u32, draft: &mut Draft) {
         if scope.known.misfit.is_some() {
             return;
+        }
+        if let Some(until) = self.given_up_until(scope) {
+            draft.wake_at(until, WakeReason::TryAgain);
         }
         let now = self.now;
         let crashes = &scope.known.crashes;
@@ -201,6 +208,14 @@ impl<'a> Pass<'a> {
     fn is_starting(&self, scope: &Scope<'a>) -> bool {
         self.current(scope).any(|(_, instance)| matches!(instance.phase, Phase::Launching | Phase::Probing))
     }
+}
+
+/// Until when nothing is tried of a revision that has never been ready, unless requests come: its program was tried, and came to
+/// nothing for as long as an activation may take.
+pub fn given_up_until(known: &RevisionActual, target: &Target, now: Moment) -> Option<Moment> {
+    let until = target.at.after(TRY_AGAIN_MS);
+    let was_tried = !known.ready_once && known.takeover == Takeover::None && known.crashes.recent > 0;
+    (target.timed_out && was_tried && now < until).then_some(until)
 }
 
 /// Gives the first of `candidates` to `each`, at most `missing` of them; how many are missing still.

@@ -12,6 +12,7 @@ use crate::supervision::ExitRecord;
 
 mod devices;
 mod eviction;
+mod given_up;
 mod memory;
 mod overuse;
 mod properties;
@@ -106,7 +107,7 @@ fn routes(desired: &Desired, actual: &Actual, now: Moment) -> RouteTable {
 
 /// The autoscaler asks for `want` instances of every revision.
 fn asking(desired: &Desired, want: u32, at: Moment) -> Targets {
-    desired.revisions.keys().map(|key| (key.clone(), Target { want, at })).collect()
+    desired.revisions.keys().map(|key| (key.clone(), Target { want, at, timed_out: false })).collect()
 }
 
 fn instance(revision: &str, object: Digest, phase: Phase) -> InstanceActual {

@@ -102,7 +102,7 @@ fn status(revision: &Revision, use_of: Use<'_>, inputs: &Inputs<'_>) -> Revision
     let (running, desired) = (reports.running(), reports.desired());
     let before = &revision.status;
     let conditions = Conditions::new(&before.conditions, inputs.now)
-        .info("Active", &active(&ready, running, desired))
+        .info("Active", &active(&ready, running, desired, reports.have_timed_out()))
         .graded("ContainerHealthy", &healthy)
         .set("Ready", &ready)
         .graded("ResourcesAvailable", &available)
@@ -118,7 +118,10 @@ fn status(revision: &Revision, use_of: Use<'_>, inputs: &Inputs<'_>) -> Revision
 }
 
 /// Whether instances run, in Knative's words.
-fn active(ready: &Verdict, running: i32, desired: i32) -> Verdict {
+fn active(ready: &Verdict, running: i32, desired: i32, timed_out: bool) -> Verdict {
+    if timed_out && running == 0 && desired == 0 {
+        return Verdict::bad("TimedOut", "The target could not be activated.");
+    }
     if !ready.is_good() {
         return Verdict { status: ConditionStatus::Unknown, ..ready.clone() };
     }
@@ -265,6 +268,11 @@ impl<'a> Reports<'a> {
     fn desired(&self) -> i32 {
         let wanted = self.nodes.iter().filter_map(|(_, report)| *report).map(|report| report.desired);
         wanted.fold(0, |sum, desired| sum.saturating_add(i32::try_from(desired).unwrap_or(i32::MAX)))
+    }
+
+    /// Whether a node has given up an activation.
+    fn have_timed_out(&self) -> bool {
+        self.nodes.iter().any(|(_, report)| report.is_some_and(|it| it.timed_out))
     }
 
     /// Instances whose program runs; those that are primed or frozen wait.

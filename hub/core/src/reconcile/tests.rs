@@ -567,6 +567,39 @@ fn replicas_are_those_of_all_nodes_that_run() {
 }
 
 #[test]
+fn what_never_became_ready_in_time_is_inactive_for_that_reason() {
+    let mut hub = serving();
+    hub.node("n2", &[]);
+    hub.settle();
+    let told = |hub: &Hub| {
+        let conditions = hub.revision("hello-00001").status.conditions.clone();
+        (condition(&conditions, "Active"), condition(&conditions, "Ready").0)
+    };
+    let word = |reason: &str| reason.to_owned();
+    // Given up before it was ever ready: it is no riddle why nothing runs.
+    hub.report_all(Failed);
+    hub.settle();
+    assert_eq!(told(&hub), ((Unknown, word("ExitCode1")), False));
+    hub.reported("n2").revisions[0].timed_out = true;
+    hub.settle();
+    assert_eq!(told(&hub), ((False, word("TimedOut")), False));
+    // A request has come, and it is tried again.
+    hub.reported("n2").revisions[0].desired = 1;
+    hub.settle();
+    assert_eq!(told(&hub), ((Unknown, word("ExitCode1")), False));
+    // It had been ready, and did not get ready for its next request.
+    hub.report_all(Ready);
+    for node in ["n1", "n2"] {
+        hub.reported(node).revisions[0].instances.clear();
+    }
+    hub.settle();
+    assert_eq!(told(&hub), ((False, word("NoTraffic")), True));
+    hub.reported("n2").revisions[0].timed_out = true;
+    hub.settle();
+    assert_eq!(told(&hub), ((False, word("TimedOut")), True));
+}
+
+#[test]
 fn what_a_node_lacks_and_what_crashes_is_said_and_stops_only_what_does_not_run() {
     let mut hub = serving();
     let short = "2 of 5 instances run: 64Mi of memory are left, and one takes 128Mi";

@@ -238,7 +238,25 @@ fn an_activation_that_takes_too_long_is_given_up() {
     let decision = node.scaler.decision();
     assert_eq!(decision.want, 0);
     assert!(matches!(decision.activity, Activity::Inactive { why: Idle::TimedOut, .. }));
-    assert_eq!(node.scaler.poke(node.now).want, 1, "the next request tries again");
+    node.run(10, 0.0);
+    assert!(node.scaler.decision().activity.is_timed_out(), "it is told for as long as nothing is tried");
+    let tried = node.scaler.poke(node.now);
+    assert!(tried.activity.is_activating(), "the next request tries again");
+    assert_eq!(tried.want, 1);
+}
+
+#[test]
+fn what_was_given_up_and_is_ready_all_the_same_is_idle_like_any_other() {
+    let mut node = Node::new(&[("serving.knative.dev/progress-deadline", "10s")], 0, false);
+    node.observed.ready = 0;
+    while !node.scaler.decision().activity.is_timed_out() {
+        node.now = node.now.after(1_000);
+        assert!(node.now.0 < START_MS + 60_000, "it is never given up");
+        node.scaler.record(node.now, Sample::default());
+        node.decide();
+    }
+    node.observed.ready = 1;
+    assert!(matches!(node.decide().activity, Activity::Inactive { why: Idle::NoTraffic, .. }));
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn slots_are_made_beside_a_queue() {
     actual.instances.insert(InstanceId("a".into()), instance("a-00001", objects[0].0, Phase::Ready));
     let mut traffic = with_demand("a-00001", 1, 9, NOW);
     traffic.instances.insert(InstanceId("a".into()), 1);
-    let targets = Targets::from([(key("a-00001"), Target { want: 1, at: NOW })]);
+    let targets = Targets::from([(key("a-00001"), Target { want: 1, at: NOW, timed_out: false })]);
     settle(&desired, &mut actual, &traffic, &targets, NOW);
     assert_eq!(phase(&actual, "b-00001"), Some(&Phase::Primed));
 }

@@ -44,7 +44,7 @@ fn of(actual: &Actual, name: &str) -> Vec<(Phase, String, usize)> {
 fn want(desired: &Desired, names: &[&str]) -> Targets {
     let mut targets = asking(desired, 0, NOW);
     for name in names {
-        targets.insert(key(name), Target { want: 1, at: NOW });
+        targets.insert(key(name), Target { want: 1, at: NOW, timed_out: false });
     }
     targets
 }
@@ -117,7 +117,11 @@ fn those_that_take_turns_let_go_where_it_helps() {
         (known.ready_once, known.last_active) = (true, NOW.after(called));
     }
     let now = NOW.after(10);
-    let targets = desired.revisions.keys().map(|key| (key.clone(), Target { want: 1, at: now })).collect();
+    let targets = desired
+        .revisions
+        .keys()
+        .map(|key| (key.clone(), Target { want: 1, at: now, timed_out: false }))
+        .collect();
     settle(&desired, &mut actual, &with_demand("c-00001", 0, 1, now), &targets, now);
     assert_eq!(of(&actual, "c-00001"), [(Phase::Ready, "GPU-0".into(), 4)]);
     assert_eq!(of(&actual, "b-00001"), [(Phase::Ready, "GPU-1".into(), 3)]);

@@ -16,7 +16,7 @@ fn call(desired: &Desired, actual: &mut Actual, name: &str, now: Moment) {
         .map(|key| {
             let recent =
                 actual.revisions[key].last_active.after(60_000) > now && actual.revisions[key].ready_once;
-            (key.clone(), Target { want: u32::from(recent), at: now })
+            (key.clone(), Target { want: u32::from(recent), at: now, timed_out: false })
         })
         .collect();
     settle(desired, actual, &with_demand(name, 0, 1, now), &asked, now);

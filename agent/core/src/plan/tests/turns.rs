@@ -115,7 +115,7 @@ impl World {
             let traffic = self.traffic();
             let want = |function: &Function| {
                 let recent = function.last.is_some_and(|last| self.now.since(last) < IDLE_MS);
-                Target { want: u32::from(recent), at: self.now }
+                Target { want: u32::from(recent), at: self.now, timed_out: false }
             };
             let targets =
                 self.functions.iter().map(|(key, function)| (key.clone(), want(function))).collect();
