@@ -20,7 +20,8 @@ fn one_that_grows() -> (Desired, Actual) {
 /// Asks for so many instances of both until nothing more is to be done.
 fn settle_at(desired: &Desired, actual: &mut Actual, a: u32, b: u32) -> Plan {
     let settings = Settings { memory_bytes: 900 * MI, ..SETTINGS };
-    let targets = [("a-00001", a), ("b-00001", b)].map(|(name, want)| (key(name), Target { want, at: NOW, timed_out: false }));
+    let targets = [("a-00001", a), ("b-00001", b)]
+        .map(|(name, want)| (key(name), Target { want, at: NOW, timed_out: false }));
     for _ in 0..20 {
         let plan = fitting(desired, actual, &Traffic::default(), &targets.clone().into(), &settings, NOW);
         if plan.actions.iter().all(|action| matches!(action, Action::Prime { .. })) {
