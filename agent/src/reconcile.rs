@@ -232,7 +232,7 @@ impl Reconciler {
             return IDLE_POLL;
         };
         let traffic = self.traffic();
-        self.look_at_node(now);
+        self.look_at_memory(&traffic, now);
         self.forget_old_crashes(now);
         let table = self.outputs.table.borrow().clone();
         let situation = Situation {
@@ -359,7 +359,7 @@ impl Reconciler {
         self.actual.named += 1;
         let (revision, port) = (object.key(), object.spec.port());
         let made = InstanceActual::new(revision, digest, port, phase, now);
-        let entry = InstanceActual { devices, claim: plan::claim_of(object), ..made };
+        let entry = InstanceActual { devices, claim: plan::claim_of(object), begins: true, ..made };
         self.actual.instances.insert(instance, entry);
     }
 
@@ -439,6 +439,7 @@ impl Reconciler {
 
     fn set_phase(&mut self, id: &InstanceId, phase: Phase, now: Moment) {
         if let Some(instance) = self.actual.instances.get_mut(id) {
+            instance.begins &= !matches!(phase, Phase::Freezing | Phase::Suspending);
             instance.phase = phase;
             instance.since = now;
         }

@@ -208,6 +208,8 @@ pub struct InstanceActual {
     pub lost_since: Option<Moment>,
     /// Memory that it was last seen to hold and that cannot be taken back, bytes; 0: not looked at yet.
     pub held_bytes: u64,
+    /// It has not been looked at since it was ready, and has never been frozen.
+    pub begins: bool,
     /// Bytes that it had on its devices and has in the node's memory now.
     pub moved_bytes: u64,
     /// The last move of these to or from its devices did not come about.
@@ -266,6 +268,7 @@ impl InstanceActual {
             devices: Devices::new(),
             lost_since: None,
             held_bytes: 0,
+            begins: false,
             moved_bytes: 0,
             delayed: None,
             astray: false,
@@ -333,6 +336,11 @@ impl Phase {
     /// Whether the instance counts towards what a revision has: it serves, or is on the way to.
     pub fn is_up(&self) -> bool {
         matches!(self, Phase::Launching | Phase::Probing | Phase::Ready | Phase::Thawing | Phase::Restoring)
+    }
+
+    /// Whether its program may have memory.
+    pub fn holds_memory(&self) -> bool {
+        !matches!(self, Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting)
     }
 
     /// Whether it is made and waits for a request, or will soon.

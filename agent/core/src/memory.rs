@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use tombolo_api::desired::Desired;
 use tombolo_api::{Digest, RevisionKey};
 
-use crate::actual::{Actual, Phase, RevisionActual};
+use crate::actual::{Actual, InstanceActual, Phase, RevisionActual};
+use crate::autoscale::capacity::ASSUMED_BYTES;
 use crate::stored::{self, StoredError};
 use crate::supervision::InstanceId;
 
@@ -54,12 +55,15 @@ impl NodeMemory {
         self.total_bytes / 100 * INSTANCES_PERCENT
     }
 
-    /// What other programs have of that, bytes, where instances hold `held_bytes`.
-    pub fn taken_by_others(&self, held_bytes: u64) -> u64 {
+    /// What other programs have of that, bytes, where instances hold `held_bytes`, and it was `before` when last asked.
+    pub fn taken_by_others(&self, held_bytes: u64, before: u64) -> u64 {
         let others = self.total_bytes.saturating_sub(self.available_bytes).saturating_sub(held_bytes);
         let with_spare = others.saturating_add(self.total_bytes / 100 * SPARE_PERCENT);
         let taken = with_spare.saturating_sub(self.total_bytes - self.for_instances());
-        taken.next_multiple_of((self.total_bytes / STEPS).max(1))
+        let step = (self.total_bytes / STEPS).max(1);
+        // More counts at once, and less only when it is a step less, or what moves about the edge of one would be news each time.
+        let is_less = taken.saturating_add(step) < before || taken == 0;
+        if taken > before || is_less { taken.next_multiple_of(step) } else { before }
     }
 }
 
@@ -88,12 +92,10 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// `bytes` have been seen, of one that is ready or that is not.
-    fn see(self, bytes: u64, ready: bool) -> Self {
+    /// Of one that holds `bytes`.
+    fn of(bytes: u64) -> Self {
         let step = (bytes.checked_next_power_of_two().unwrap_or(bytes) / 16).max(1 << 20);
-        let (down, up) = (bytes / step * step, bytes.div_ceil(step).saturating_mul(step));
-        let least_bytes = if ready { self.least_bytes.min(down) } else { self.least_bytes };
-        Self { least_bytes, most_bytes: self.most_bytes.max(up) }
+        Self { least_bytes: bytes / step * step, most_bytes: bytes.div_ceil(step).saturating_mul(step) }
     }
 }
 
@@ -119,14 +121,21 @@ impl Learnt {
         matches!(self, Self::Seen(_))
     }
 
-    fn see(&mut self, bytes: u64, ready: bool) {
-        let before = match self {
-            Self::Seen(footprint) => *footprint,
+    /// An instance holds `bytes`. It serves (`ready`), and does so for the first time (`begins`).
+    fn see(&mut self, bytes: u64, ready: bool, begins: bool) {
+        let now = Footprint::of(bytes);
+        match self {
+            Self::Seen(footprint) => {
+                footprint.most_bytes = footprint.most_bytes.max(now.most_bytes);
+                // What was frozen may have been swapped out.
+                if ready && begins {
+                    footprint.least_bytes = footprint.least_bytes.min(now.least_bytes);
+                }
+            }
+            Self::Nothing | Self::Inherited(_) if ready => *self = Self::Seen(now),
             // Only what serves says what one needs.
-            Self::Nothing | Self::Inherited(_) if !ready => return,
-            Self::Nothing | Self::Inherited(_) => Footprint { least_bytes: u64::MAX, most_bytes: 0 },
-        };
-        *self = Self::Seen(before.see(bytes, ready));
+            Self::Nothing | Self::Inherited(_) => {}
+        }
     }
 }
 
@@ -136,11 +145,15 @@ impl Actual {
         let mut changed = false;
         for (id, bytes) in held {
             let Some(instance) = self.instances.get_mut(&id) else { continue };
-            instance.held_bytes = bytes;
+            // What came from its devices counts for itself.
+            instance.held_bytes = bytes.saturating_sub(instance.moved_bytes);
+            let ready = instance.phase == Phase::Ready;
+            let begins = instance.begins;
+            instance.begins &= !ready;
             let revision = self.revisions.get_mut(&instance.revision);
             let Some(known) = revision.filter(|known| known.object == instance.object) else { continue };
             let before = known.memory;
-            known.memory.see(bytes, matches!(instance.phase, Phase::Ready | Phase::Draining));
+            known.memory.see(instance.held_bytes, ready, begins);
             changed |= known.memory != before;
         }
         changed
@@ -148,8 +161,14 @@ impl Actual {
 
     /// Takes in what the kernel says of the node.
     pub fn note_node(&mut self, node: &NodeMemory) {
-        let held = self.instances.values().map(|instance| instance.held_bytes);
-        self.others_bytes = node.taken_by_others(held.fold(0, u64::saturating_add));
+        // Of one that was not looked at, or cannot be, is not known what it holds: no more than it is given.
+        let held = |instance: &InstanceActual| match instance.held_bytes {
+            0 => instance.claim.memory_bytes.unwrap_or(ASSUMED_BYTES),
+            bytes => bytes,
+        };
+        let holding = self.instances.values().filter(|instance| instance.phase.holds_memory());
+        let held = holding.map(|instance| held(instance).saturating_add(instance.moved_bytes));
+        self.others_bytes = node.taken_by_others(held.fold(0, u64::saturating_add), self.others_bytes);
     }
 }
 

@@ -125,6 +125,13 @@ impl Rollouts {
         self.apportioned(&TargetKey::new(route, &target.configuration, &target.tag), 100)
     }
 
+    /// Whether a target of the route is on its way from one revision to the next, or that was undone.
+    pub fn holds_back(&self, route: &RouteObject) -> bool {
+        let of_route = |key: &TargetKey| key.namespace == route.namespace && key.route == route.name;
+        let mut tracks = self.targets.iter().filter(|(key, _)| of_route(key)).map(|(_, track)| track);
+        tracks.any(|track| matches!(track.phase, Phase::Rolling(_) | Phase::RolledBack(_)))
+    }
+
     /// What the hub should know of the routes with a rollout.
     pub fn report(&self, desired: &Desired) -> Vec<RouteReport> {
         let with_rollout = desired.routes.values().filter(|route| route.rollout.is_some());

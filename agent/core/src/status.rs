@@ -81,9 +81,11 @@ pub fn note_timed_out(reports: &mut [RevisionReport], actual: &Actual, targets: 
     for report in reports.iter_mut().filter(|report| report.desired == 0) {
         let key = RevisionKey::new(&report.namespace, &report.name);
         let Some(target) = targets.get(&key).filter(|target| target.timed_out) else { continue };
-        report.timed_out = true;
-        let known = actual.revisions.get(&key);
-        if known.is_some_and(|known| plan::given_up_until(known, target, now).is_some()) {
+        let Some(known) = actual.revisions.get(&key) else { continue };
+        let given_up = plan::given_up_until(known, target, now).is_some();
+        // What was not tried yet waits for something, and is told as that.
+        report.timed_out = given_up || known.ready_once;
+        if given_up {
             report.message.push_str("; ");
             report.message.push_str(TRIED_AGAIN);
         }

@@ -9,7 +9,7 @@
 //! (`SCM_RIGHTS`). As long as the supervisor keeps one, who connects waits for the next agent instead of being refused.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,24 +44,19 @@ pub fn instance_of_cgroups(text: &str) -> Option<InstanceId> {
     })
 }
 
-/// The control group, below where these are, that counts the memory of `instance`, to which a process belongs by what
-/// `/proc/PID/cgroup` says; `None`: it belongs to another.
+/// The control group that counts the memory of `instance`, below where these are, for a process in it by what `/proc/PID/cgroup`
+/// says; `None`: it is in another. A supervisor makes them at the top of what it sees, whatever it is in itself.
 pub fn memory_cgroup(text: &str, instance: &InstanceId) -> Option<PathBuf> {
-    let mut lines = text.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        Some((fields.next()?, fields.next()?.trim_start_matches('/')))
-    });
+    let lines = || text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     // Of v1 it says the controllers; of v2, which counts all, none.
-    let v1 = lines.clone().find(|(controllers, _)| controllers.split(',').any(|one| one == "memory"));
-    let (below, path) = match v1 {
+    let is_v1 = |(controllers, _): &(&str, &str)| controllers.split(',').any(|one| one == "memory");
+    let (below, path) = match lines().find(is_v1) {
         Some((_, path)) => ("memory", path),
-        None => ("", lines.find(|(controllers, _)| controllers.is_empty())?.1),
+        None => ("", lines().find(|(controllers, _)| controllers.is_empty())?.1),
     };
-    let end = path.find(&instance.0)? + instance.0.len();
-    let own = &path[..end];
-    let belongs = instance_of_cgroups(&format!("0::/{own}")).as_ref() == Some(instance);
-    let is_whole = path[end..].is_empty() || path[end..].starts_with('/');
-    (belongs && is_whole).then(|| Path::new(below).join(own))
+    let own: Vec<&str> = path.split('/').skip_while(|part| *part != CGROUP_TOP).take(3).collect();
+    (own.len() == 3 && own[2] == instance.0)
+        .then(|| own.iter().fold(PathBuf::from(below), |path, part| path.join(part)))
 }
 
 /// Name of an instance: a DNS label, unique on its node for ever (it contains randomness).
@@ -351,7 +346,7 @@ mod tests {
         assert_eq!(of(&format!("0::/{own}\n")), Some(own.to_owned()));
         assert_eq!(of(&format!("0::/{own}/exec-1\n")), Some(own.to_owned()));
         let v1 = format!("9:pids:/x\n4:hugetlb,memory:/docker/7/{own}\n1:name=systemd:/\n0::/{own}\n");
-        assert_eq!(of(&v1), Some(format!("memory/docker/7/{own}")));
+        assert_eq!(of(&v1), Some(format!("memory/{own}")));
         for text in
             ["", "0::/\n", "0::/user.slice\n", &format!("4:memory:/\n0::/{own}\n"), &format!("0::/{own}2\n")]
         {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tombolo_agent_core::actual::{InstanceActual, Moment, Phase, Traffic};
-use tombolo_agent_core::memory::{Footprint, Footprints};
+use tombolo_agent_core::memory::{Footprint, Footprints, NodeMemory};
 
 use super::Reconciler;
 use crate::gauge::Gauge;
@@ -18,53 +18,72 @@ const WAITING_POLL: Duration = Duration::from_secs(2);
 /// While requests are served, how often it is looked what that takes.
 const SERVING_POLL: Duration = Duration::from_secs(10);
 
-/// When memory was last looked at, of the node and of its instances.
+/// What was last seen of memory, and when.
 pub(super) struct Looks {
     gauge: Gauge,
-    node_at: Option<Moment>,
+    node: Option<(Moment, NodeMemory)>,
     instances_at: Option<Moment>,
+    /// The kernel says what instances hold.
+    tells: bool,
 }
 
 impl Looks {
     pub(super) fn new(gauge: Gauge) -> Self {
-        Self { gauge, node_at: None, instances_at: None }
+        Self { gauge, node: None, instances_at: None, tells: false }
     }
 }
 
 impl Reconciler {
-    /// What other programs have, before anything is planned on it.
-    pub(super) fn look_at_node(&mut self, now: Moment) {
-        if self.memory.node_at.is_some_and(|at| now.since(at) < LOOK_MS) {
-            return;
+    /// Before anything is planned on it. While a request waits only the node is asked, and what its instances hold comes after.
+    pub(super) fn look_at_memory(&mut self, traffic: &Traffic, now: Moment) {
+        if !traffic.is_held() || self.memory.node.is_none() {
+            self.look_at_instances(now);
         }
-        if let Some(node) = self.memory.gauge.node() {
+        let is_due = self.memory.node.is_none_or(|(at, _)| now.since(at) >= LOOK_MS);
+        if let Some(node) = self.memory.gauge.node().filter(|_| is_due) {
+            self.memory.node = Some((now, node));
             self.actual.note_node(&node);
         }
-        self.memory.node_at = Some(now);
     }
 
-    /// What instances hold. Comes after whatever a request waits for. Whether it changes what a plan is made from.
+    /// What instances hold. Whether it changes what a plan is made from.
     pub(super) fn look_at_instances(&mut self, now: Moment) -> bool {
         if self.memory.instances_at.is_some_and(|at| now.since(at) < LOOK_MS) {
             return false;
         }
-        let runs = |known: &InstanceActual| {
-            known.pid > 0
-                && matches!(
-                    known.phase,
-                    Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. }
-                )
+        // One that rests has what it had; of one that was found resting that is not known.
+        let is_asked = |known: &InstanceActual| match known.phase {
+            Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. } => true,
+            Phase::Frozen | Phase::Suspended => known.held_bytes == 0,
+            _ => false,
         };
-        let running = self.actual.instances.iter().filter(|(_, known)| runs(known));
-        let held = self.memory.gauge.held(running.map(|(id, known)| (id, known.pid)));
-        self.memory.instances_at = (!held.is_empty()).then_some(now);
+        let asked = self.actual.instances.iter().filter(|(_, known)| known.pid > 0 && is_asked(known));
+        let held = self.memory.gauge.held(asked.map(|(id, known)| (id, known.pid)));
+        (self.memory.instances_at, self.memory.tells) = (Some(now), !held.is_empty());
         let changed = self.actual.note_held(held);
         if changed {
             self.log_footprints();
             let footprints = Footprints::among(&self.actual.revisions).encode();
             self.outputs.records.footprints.send_replace(footprints);
         }
-        changed
+        let before = self.actual.others_bytes;
+        if let Some((_, node)) = &self.memory.node {
+            self.actual.note_node(node);
+        }
+        changed || self.actual.others_bytes != before
+    }
+
+    /// How long no look at memory is due.
+    pub(super) fn until_look(&self, traffic: &Traffic) -> Duration {
+        if self.memory.tells && self.has_unseen() {
+            Duration::from_millis(LOOK_MS)
+        } else if !self.cuts.is_empty() {
+            WAITING_POLL
+        } else if traffic.revisions.values().any(|demand| demand.in_flight > 0) {
+            SERVING_POLL
+        } else {
+            Duration::MAX
+        }
     }
 
     /// Whether one is ready of whose revision none was looked at.
@@ -82,19 +101,6 @@ impl Reconciler {
                 let (least_mebibytes, most_mebibytes) = (least_bytes >> 20, most_bytes >> 20);
                 tracing::debug!(%revision, least_mebibytes, most_mebibytes, "what its instances were seen to hold");
             }
-        }
-    }
-
-    /// How long no look at memory is due.
-    pub(super) fn until_look(&self, traffic: &Traffic) -> Duration {
-        if self.memory.instances_at.is_some() && self.has_unseen() {
-            Duration::from_millis(LOOK_MS)
-        } else if !self.cuts.is_empty() {
-            WAITING_POLL
-        } else if traffic.revisions.values().any(|demand| demand.in_flight > 0) {
-            SERVING_POLL
-        } else {
-            Duration::MAX
         }
     }
 }

@@ -34,7 +34,7 @@ impl Reconciler {
 
     fn step_rollouts(&mut self, desired: &Desired, now: Moment) {
         let health = self.health(desired);
-        let desired = plan::rollable(desired, &self.actual, &self.settings);
+        let desired = plan::rollable(desired, &self.actual, &self.settings, &self.rollouts);
         let ready = |key: &RevisionKey| table::serves(&desired, &self.actual, key);
         let stepped = self.rollouts.step(&desired, ready, &health, now);
         if stepped.save {

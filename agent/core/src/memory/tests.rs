@@ -24,7 +24,7 @@ fn the_kernel_says_what_there_is() {
 #[test]
 fn a_tenth_is_left_to_others_and_what_they_have_beyond_it_counts() {
     let taken = |node: NodeMemory, held_gi: u64| {
-        let taken = node.taken_by_others(held_gi * GI);
+        let taken = node.taken_by_others(held_gi * GI, 0);
         assert_eq!(taken % (node.total_bytes / STEPS), 0, "in steps");
         taken as f64 / node.total_bytes as f64
     };
@@ -36,7 +36,25 @@ fn a_tenth_is_left_to_others_and_what_they_have_beyond_it_counts() {
     assert!((0.20..0.22).contains(&more), "{more}");
     assert!(taken(node(100, 0), 0) >= 0.95);
     assert_eq!(taken(node(100, 200), 7), 0.0);
-    assert_eq!(NodeMemory { total_bytes: 0, available_bytes: 0 }.taken_by_others(0), 0);
+    assert_eq!(NodeMemory { total_bytes: 0, available_bytes: 0 }.taken_by_others(0, 0), 0);
+}
+
+#[test]
+fn what_moves_a_little_is_no_news() {
+    let total_bytes = 64 * GI;
+    let taken = |available_gi: u64, before_gi: u64| {
+        let node = NodeMemory { total_bytes, available_bytes: available_gi * GI };
+        node.taken_by_others(0, before_gi * GI) / GI
+    };
+    // 20 GiB are others', 16.8 beyond what is theirs: in steps of one.
+    assert_eq!(taken(44, 0), 17);
+    assert_eq!(taken(43, 17), 18, "more counts at once");
+    assert_eq!(taken(44, 18), 17);
+    assert_eq!(taken(44, 17), 17);
+    let node = NodeMemory { total_bytes, available_bytes: 44 * GI + GI / 2 };
+    assert_eq!(node.taken_by_others(0, 17 * GI) / GI, 17, "not a step less");
+    assert_eq!(taken(46, 17), 15);
+    assert_eq!(taken(64, 1), 0);
 }
 
 #[test]
@@ -57,7 +75,8 @@ fn actual(phase: &Phase) -> Actual {
     let (key, object) = (RevisionKey::new("default", "s-00001"), Digest::of(b"s"));
     let mut actual = Actual::default();
     for name in ["a", "b"] {
-        let instance = InstanceActual::new(key.clone(), object, 80, phase.clone(), Moment(0));
+        let made = InstanceActual::new(key.clone(), object, 80, phase.clone(), Moment(0));
+        let instance = InstanceActual { begins: true, ..made };
         actual.instances.insert(InstanceId(name.into()), instance);
     }
     actual.revisions.insert(key, RevisionActual::new(object, true, Moment(0)));
@@ -92,6 +111,41 @@ fn a_revision_is_known_by_the_least_and_the_most_of_its_instances() {
     actual.instances.clear();
     actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI });
     assert!(actual.others_bytes > 2 * GI);
+}
+
+#[test]
+fn of_what_was_not_looked_at_the_claim_is_taken_for_what_it_holds() {
+    let mut actual = actual(&Phase::Frozen);
+    let node = NodeMemory { total_bytes: 4 * GI, available_bytes: 2 * GI };
+    for instance in actual.instances.values_mut() {
+        instance.claim.memory_bytes = Some(GI);
+    }
+    actual.note_node(&node);
+    assert_eq!(actual.others_bytes, 0, "all that is missing may be theirs");
+    // What was on devices is in the node's memory beside it, and what waits holds nothing.
+    for (instance, phase) in actual.instances.values_mut().zip([Phase::Suspended, Phase::Primed]) {
+        (instance.phase, instance.moved_bytes) = (phase, if instance.held_bytes == 0 { GI } else { 0 });
+    }
+    actual.instances.get_mut(&InstanceId("b".into())).unwrap().moved_bytes = 0;
+    actual.note_node(&node);
+    assert_eq!(actual.others_bytes, 0);
+    actual.instances.get_mut(&InstanceId("a".into())).unwrap().moved_bytes = 0;
+    actual.note_node(&node);
+    assert!(actual.others_bytes > GI / 2);
+    // One that was found suspended is looked at with what it moved, which is reckoned for itself.
+    actual.instances.get_mut(&InstanceId("a".into())).unwrap().moved_bytes = GI;
+    note(&mut actual, "a", GI + 300 * MI);
+    assert_eq!(actual.instances[&InstanceId("a".into())].held_bytes, 300 * MI);
+}
+
+#[test]
+fn what_was_swapped_out_says_nothing_of_how_one_begins() {
+    let mut actual = actual(&Phase::Ready);
+    note(&mut actual, "a", 100 * MI);
+    assert!(!note(&mut actual, "a", 2 * MI), "it was frozen meanwhile");
+    assert_eq!(learnt(&actual).footprint().unwrap().least_bytes, 96 * MI);
+    assert!(note(&mut actual, "b", 50 * MI), "another one");
+    assert_eq!(learnt(&actual).footprint().unwrap().least_bytes, 48 * MI);
 }
 
 #[test]

@@ -73,9 +73,11 @@ impl<'a> Pass<'a> {
         };
         let instances = self.situation.actual.instances.iter();
         let leaving = instances.filter(|(id, instance)| leaves(id, instance));
-        let desired = self.situation.desired;
-        let bytes =
-            |instance: &InstanceActual| bytes_of(instance, desired).saturating_add(instance.moved_bytes);
+        let bytes = |instance: &InstanceActual| {
+            let reckoned = self.reckoned(instance).map(|claimed| claimed.max(instance.held_bytes));
+            let bytes = reckoned.unwrap_or_else(|| bytes_of(instance, self.situation.desired));
+            bytes.saturating_add(instance.moved_bytes)
+        };
         leaving.map(|(_, instance)| bytes(instance)).fold(0, u64::saturating_add)
     }
 

@@ -48,7 +48,7 @@ fn budget(actual: &Actual, settings: &Settings) -> u64 {
 
 /// The node's memory that may be filled with what instances had on their devices, bytes: all that these do not need themselves.
 pub fn room_for_moved(desired: &Desired, actual: &Actual, settings: &Settings) -> u64 {
-    let programs = actual.instances.values().filter(|instance| holds_memory(instance));
+    let programs = actual.instances.values().filter(|instance| instance.phase.holds_memory());
     let held = programs.map(|instance| bytes_of(instance, desired));
     held.fold(budget(actual, settings), u64::saturating_sub)
 }
@@ -82,8 +82,7 @@ impl<'a> Pass<'a> {
         order.sort_unstable();
         let by_index: BTreeMap<usize, Claim> = claims.into_iter().collect();
         let sorted: Vec<Claim> = order.iter().map(|(_, _, index)| by_index[index]).collect();
-        let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
-        let budget = self.budget().saturating_sub(taken);
+        let budget = self.budget().saturating_sub(self.apart_bytes());
         let mut cuts = BTreeMap::new();
         let (mut short, mut used) = (Vec::new(), 0_u64);
         for (((_, _, index), claim), grant) in order.iter().zip(&sorted).zip(capacity(budget, &sorted)) {
@@ -108,8 +107,7 @@ impl<'a> Pass<'a> {
             let claim = self.claim(&scope, 0);
             claim.need.bytes().saturating_mul(u64::from(claim.running + claim.stopping))
         };
-        let taken = self.foreign_bytes().saturating_add(self.moved_bytes());
-        let used = self.scopes().map(running).fold(taken, u64::saturating_add);
+        let used = self.scopes().map(running).fold(self.apart_bytes(), u64::saturating_add);
         need(scope.object, Some(scope.known)).bytes() <= self.budget().saturating_sub(used)
     }
 
@@ -139,7 +137,7 @@ impl<'a> Pass<'a> {
         let (mut running, mut stopping) = (0, 0);
         for (_, instance) in self.index.of(scope.key) {
             match instance.phase {
-                _ if !holds_memory(instance) => {}
+                _ if !instance.phase.holds_memory() => {}
                 // It may have been made with other limits, see `foreign_bytes`.
                 _ if instance.object != *scope.digest => {}
                 Phase::Draining | Phase::Stopping { .. } => stopping += 1,
@@ -149,24 +147,27 @@ impl<'a> Pass<'a> {
         Claim { need: need(scope.object, Some(scope.known)), running, stopping, wanted }
     }
 
-    /// What instances hold whose object is not desired any more.
-    fn foreign_bytes(&self) -> u64 {
+    /// What instances hold beside the claims of desired revisions: all of it where their object is not desired any more, what is
+    /// beyond the claim where one is not ready yet and so has taught nothing, and what was on their devices.
+    fn apart_bytes(&self) -> u64 {
+        let instances = self.situation.actual.instances.values();
+        let apart = instances.map(|instance| {
+            let (reckoned, held) = (self.reckoned(instance), instance.held_bytes);
+            let apart = match (instance.phase.holds_memory(), reckoned) {
+                (false, _) => 0,
+                (true, Some(claimed)) => held.saturating_sub(claimed),
+                (true, None) => bytes_of(instance, self.situation.desired),
+            };
+            apart.saturating_add(instance.moved_bytes)
+        });
+        apart.fold(0, u64::saturating_add)
+    }
+
+    /// What the claim of its revision has for an instance, bytes; `None`: its object is not desired any more.
+    pub(super) fn reckoned(&self, instance: &InstanceActual) -> Option<u64> {
         let Situation { desired, actual, .. } = self.situation;
-        let foreign = |instance: &&InstanceActual| {
-            let present = desired.revisions.get(&instance.revision);
-            holds_memory(instance) && present.is_none_or(|(digest, _)| *digest != instance.object)
-        };
-        let foreign = actual.instances.values().filter(foreign);
-        foreign.map(|instance| bytes_of(instance, desired)).fold(0, u64::saturating_add)
+        let (digest, object) = desired.revisions.get(&instance.revision)?;
+        let known = actual.revisions.get(&instance.revision);
+        (*digest == instance.object).then(|| need(object, known).bytes())
     }
-
-    /// What instances have in the node's memory that was on their devices.
-    fn moved_bytes(&self) -> u64 {
-        self.situation.actual.instances.values().map(|instance| instance.moved_bytes).sum()
-    }
-}
-
-/// Whether its program may have memory.
-pub(super) fn holds_memory(instance: &InstanceActual) -> bool {
-    !matches!(instance.phase, Phase::Priming | Phase::Primed | Phase::Ended { .. } | Phase::Deleting)
 }

@@ -18,10 +18,11 @@ use tombolo_api::desired::{Desired, RouteObject};
 use tombolo_api::report::RolledBack;
 use tombolo_api::serving::keys::UPDATE_STRATEGY;
 
-use super::room::{holds_memory, need};
+use super::room::need;
 use super::{Action, Draft, Pass, Scope, Settings, Situation, WakeReason};
 use crate::actual::{Actual, ImageState, InstanceActual, Phase, Takeover};
 use crate::annotations::{Scale, UpdateStrategy};
+use crate::rollout::Rollouts;
 use crate::routes::Unavailable;
 use crate::{devices, table};
 
@@ -54,12 +55,20 @@ impl Takeovers {
 }
 
 /// `desired` without the rollouts that cannot be: where one revision takes the place of another at once, or the node has not the
-/// memory or the devices for two beside each other.
-pub fn rollable<'a>(desired: &'a Desired, actual: &Actual, settings: &Settings) -> Cow<'a, Desired> {
+/// memory or the devices for two beside each other. What is learnt of their memory ends none of `rollouts` that is under way or undone.
+pub fn rollable<'a>(
+    desired: &'a Desired,
+    actual: &Actual,
+    settings: &Settings,
+    rollouts: &Rollouts,
+) -> Cow<'a, Desired> {
     let at_once: Vec<_> = desired
         .routes
         .iter()
-        .filter(|(_, route)| route.rollout.is_some() && moves_at_once(route, desired, actual, settings))
+        .filter(|(_, route)| {
+            let learns = !rollouts.holds_back(route);
+            route.rollout.is_some() && moves_at_once(route, desired, actual, settings, learns)
+        })
         .map(|(key, _)| key.clone())
         .collect();
     let mut rollable = Cow::Borrowed(desired);
@@ -96,7 +105,13 @@ pub fn not_kept(desired: &Desired, actual: &Actual, key: &RevisionKey) -> Option
     })
 }
 
-fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settings: &Settings) -> bool {
+fn moves_at_once(
+    route: &RouteObject,
+    desired: &Desired,
+    actual: &Actual,
+    settings: &Settings,
+    learns: bool,
+) -> bool {
     let names: BTreeSet<&String> = route.targets.iter().flat_map(|target| &target.candidates).collect();
     let mut bytes = Vec::new();
     for name in names {
@@ -111,7 +126,7 @@ fn moves_at_once(route: &RouteObject, desired: &Desired, actual: &Actual, settin
         if begun || alone {
             return true;
         }
-        bytes.push(need(object, known).bytes());
+        bytes.push(need(object, known.filter(|_| learns)).bytes());
     }
     bytes.sort_unstable();
     let together = bytes.iter().rev().take(2).fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
@@ -171,7 +186,7 @@ impl<'a> Pass<'a> {
         let key = || scope.key.clone();
         match &scope.known.takeover {
             // Found running by an agent that was started again: it had begun.
-            Takeover::None if self.current(scope).any(|(_, instance)| holds_memory(instance)) => {
+            Takeover::None if self.current(scope).any(|(_, instance)| instance.phase.holds_memory()) => {
                 if is_alone(self.standing(scope, &before)) {
                     draft.additions.push(Action::TakeOver { revision: key() });
                 }
@@ -207,7 +222,7 @@ impl<'a> Pass<'a> {
                     draft.additions.push(Action::StartDeadline { revision: key() });
                 }
                 // What waits for the one before is then left to wait until this one is ready or given up.
-                if self.has(scope.key, holds_memory) {
+                if self.has(scope.key, |instance| instance.phase.holds_memory()) {
                     takeovers.blocked.extend(others.iter().cloned());
                 }
                 takeovers.primed.insert(key());
@@ -356,14 +371,18 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Whether the node's memory can never hold one instance of it and one of `others` together.
+    /// Whether the node's memory can never hold one instance of it and one of `others` together. What was learnt of them counts only
+    /// before it is tried: nobody ends for one that runs beside it, or has come to nothing.
     fn is_too_large_beside(&self, scope: &Scope<'a>, others: &BTreeSet<RevisionKey>) -> bool {
         let Situation { desired, actual, .. } = self.situation;
+        let tried = scope.known.crashes.recent > 0
+            || self.current(scope).any(|(_, instance)| instance.phase.holds_memory());
+        let learnt = |key| actual.revisions.get(key).filter(|_| !tried);
         let needs = others.iter().filter_map(|key| {
             let (_, object) = desired.revisions.get(key)?;
-            Some(need(object, actual.revisions.get(key)).bytes())
+            Some(need(object, learnt(key)).bytes())
         });
-        let its = need(scope.object, Some(scope.known)).bytes();
+        let its = need(scope.object, learnt(scope.key)).bytes();
         let together = needs.max().map_or(0, |bytes| bytes.saturating_add(its));
         together > self.situation.settings.memory_bytes
     }

@@ -137,3 +137,71 @@ fn two_that_were_seen_to_need_too_much_follow_each_other() {
         assert_eq!((starts, takes_over), (together, !together), "{mebibytes}: {:?}", plan.actions);
     }
 }
+
+#[test]
+fn one_that_takes_much_before_it_is_ready_is_reckoned_with() {
+    let (desired, mut actual) = one_that_grows();
+    let digest = desired.revisions[&key("b-00001")].0;
+    let starting = InstanceActual { held_bytes: 500 * MI, ..instance("b-00001", digest, Phase::Probing) };
+    actual.instances.insert(InstanceId("b".into()), starting);
+    settle_at(&desired, &mut actual, 9, 1);
+    assert_eq!(ready(&actual, "a-00001"), 2);
+}
+
+/// Two revisions of a configuration that were seen to need more together than there is, the former one serving.
+fn too_large_together() -> (Desired, Actual) {
+    let (mut desired, mut actual) = given_routed(&[object("s-00001", &[]), object("s-00002", &[])]);
+    desired.routes.remove(&("default".to_owned(), "s-00001".to_owned()));
+    let route = Arc::make_mut(desired.routes.values_mut().next().unwrap());
+    route.targets[0].candidates = vec!["s-00002".into(), "s-00001".into()];
+    route.targets[0].configuration = "s".into();
+    let seen = Learnt::Seen(Footprint { least_bytes: 40 * MI, most_bytes: 500 * MI });
+    actual.revisions.values_mut().for_each(|known| known.memory = seen);
+    actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
+    let digest = desired.revisions[&key("s-00001")].0;
+    actual.instances.insert(InstanceId("old".into()), instance("s-00001", digest, Phase::Ready));
+    (desired, actual)
+}
+
+#[test]
+fn what_is_learnt_in_the_middle_of_a_swap_ends_nobody() {
+    let settings = Settings { memory_bytes: 900 * MI, ..SETTINGS };
+    let takes_over = |actual: &Actual| {
+        let (desired, _) = too_large_together();
+        let plan = fitting(&desired, actual, &Traffic::default(), &Targets::new(), &settings, NOW);
+        plan.actions.contains(&Action::TakeOver { revision: key("s-00002") })
+    };
+    let (desired, actual) = too_large_together();
+    assert!(takes_over(&actual), "neither runs beside the other");
+    let mut beside = actual.clone();
+    let digest = desired.revisions[&key("s-00002")].0;
+    beside.instances.insert(InstanceId("new".into()), instance("s-00002", digest, Phase::Probing));
+    assert!(!takes_over(&beside), "it runs already");
+    let mut failed = actual.clone();
+    failed.revisions.get_mut(&key("s-00002")).unwrap().crashes = Crashes { recent: 1, ..Crashes::default() };
+    assert!(!takes_over(&failed), "it came to nothing beside the one that serves");
+}
+
+#[test]
+fn what_is_learnt_ends_no_rollout_that_is_under_way() {
+    use crate::rollout::Rollouts;
+    let (mut desired, mut actual) = too_large_together();
+    let settings = Settings { memory_bytes: 900 * MI, ..SETTINGS };
+    let route = Arc::make_mut(desired.routes.values_mut().next().unwrap());
+    route.rollout = Some(tombolo_api::desired::RolloutSpec { duration_s: 300, gate: None });
+    let rolls = |actual: &Actual, rollouts: &Rollouts| {
+        let rollable = rollable(&desired, actual, &settings, rollouts);
+        rollable.routes.values().next().unwrap().rollout.is_some()
+    };
+    let mut rollouts = Rollouts::default();
+    let step = |actual: &Actual, rollouts: &mut Rollouts| {
+        let ready = |key: &RevisionKey| actual.revisions[key].ready_once;
+        rollouts.step(&desired, ready, &BTreeMap::new(), NOW);
+    };
+    step(&actual, &mut rollouts);
+    assert!(!rolls(&actual, &rollouts), "where none has begun the next one takes all at once");
+    actual.revisions.get_mut(&key("s-00002")).unwrap().ready_once = true;
+    step(&actual, &mut rollouts);
+    assert!(rollouts.holds_back(desired.routes.values().next().unwrap()));
+    assert!(rolls(&actual, &rollouts), "it is under way");
+}

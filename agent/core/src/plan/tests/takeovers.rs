@@ -324,7 +324,7 @@ fn rolled(
     traffic: &Traffic,
     settings: &Settings,
 ) -> (Plan, BTreeSet<String>) {
-    let rollable = rollable(desired, actual, settings);
+    let rollable = rollable(desired, actual, settings, rollouts);
     let ready = |key: &RevisionKey| crate::table::serves(&rollable, actual, key);
     rollouts.step(&rollable, ready, &BTreeMap::new(), NOW);
     let table = &crate::table::build(desired, actual, rollouts, &RouteTable::default(), NOW);
@@ -395,7 +395,7 @@ fn a_rollout_goes_on_where_both_fit_and_is_left_out_where_they_never_do() {
     with_rollout(&mut desired);
     let of = |mebibytes: u64| Settings { memory_bytes: mebibytes << 20, ..SETTINGS };
     let rolls = |actual: &Actual, settings: &Settings| {
-        let rollable = rollable(&desired, actual, settings);
+        let rollable = rollable(&desired, actual, settings, &Rollouts::default());
         rollable.routes.values().next().unwrap().rollout.is_some()
     };
     assert!(rolls(&actual, &of(64)));
