@@ -42,6 +42,7 @@ mod given_up;
 mod images;
 mod memory;
 mod outcomes;
+mod proof;
 mod suspending;
 mod takeovers;
 mod traffic;
@@ -247,6 +248,7 @@ impl Reconciler {
         self.ask_preferences(choices);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
+        let proved = self.prove_cut(now);
         let turns = |action: &Action| {
             matches!(action, Action::TakeOver { .. } | Action::StartDeadline { .. } | Action::Undo { .. })
         };
@@ -260,7 +262,7 @@ impl Reconciler {
             tokio::task::yield_now().await;
             self.publish();
         }
-        let again = self.look_at_instances(now) || turned;
+        let again = self.look_at_instances(now) || turned || proved;
         let wakes = wake.map(|(at, _)| at).into_iter().chain(self.rollout_wake).chain(self.collect_at);
         let until_wake =
             wakes.map(|at| Duration::from_millis(at.since(now) + 1)).fold(IDLE_POLL, Duration::min);

@@ -162,3 +162,25 @@ async fn memory_that_other_programs_have_is_left_to_them() {
     let outcomes = load.stop().await;
     assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
 }
+
+/// As Knative's; of what a node has not the room for it is not waited for.
+#[tokio::test]
+async fn a_new_revision_is_ready_when_its_least_instances_are() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").memory_mib(1024)).await;
+    let least = |name: &str, count: &str| {
+        Function::subject(name).annotation("autoscaling.knative.dev/min-scale", count)
+    };
+    site.hub.deploy(&least("several", "3").limit("memory", "64Mi")).await;
+    let is_told =
+        |ready: &str| node.log().contains(&format!("a revision has become ready revision=default/{ready}"));
+    assert!(is_told("several-00001 ready=3"), "{}", node.log());
+    // One of them fits beside, a second does not.
+    site.hub.deploy(&least("large", "2").limit("memory", "400Mi")).await;
+    assert!(is_told("large-00001 ready=1"), "{}", node.log());
+    until("the reason at the hub", 30, || async {
+        let text = site.hub.api.told("large").await.map_err(|error| error.to_string())?;
+        if text.contains("InsufficientMemory") && text.contains("1 of 2 wanted") { Ok(()) } else { Err(text) }
+    })
+    .await;
+}

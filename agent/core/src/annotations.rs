@@ -89,9 +89,11 @@ impl Scale {
         }
     }
 
-    /// How many ready instances prove a revision: as many as there may be, at most.
-    pub fn proof(&self) -> u32 {
-        self.initial.min(self.max.unwrap_or(u32::MAX)).min(INSTANCES_PER_REVISION_MAX)
+    /// How many ready instances prove a revision, of which the node has room for `room`: the initial ones and the fewest that are to
+    /// run, but no more than there may be. Of the fewest a node that has not the room for all proves it with those that it has.
+    pub fn proof(&self, room: u32) -> u32 {
+        let most = self.max.unwrap_or(u32::MAX).min(INSTANCES_PER_REVISION_MAX);
+        self.initial.max(self.floor().min(room)).min(most)
     }
 
     /// The fewest instances that run, whatever the traffic.
@@ -103,6 +105,25 @@ impl Scale {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_initial_and_the_least_instances_prove_a_revision() {
+        let proof = |pairs: &[(&str, &str)], room| {
+            let pairs = pairs.iter();
+            let annotations =
+                pairs.map(|(key, value)| (format!("autoscaling.knative.dev/{key}"), (*value).to_owned()));
+            let scale = Scale::of(&annotations.collect());
+            scale.proof(room)
+        };
+        let (least, initial) = (("min-scale", "4"), ("initial-scale", "2"));
+        assert_eq!(proof(&[], u32::MAX), 1);
+        assert_eq!(proof(&[initial], u32::MAX), 2);
+        assert_eq!(proof(&[least, initial], u32::MAX), 4);
+        assert_eq!(proof(&[least], 3), 3, "there is no room for more");
+        assert_eq!(proof(&[least, initial], 1), 2);
+        assert_eq!(proof(&[least, ("max-scale", "3")], u32::MAX), 3);
+        assert_eq!(proof(&[("min-scale", "99")], u32::MAX), INSTANCES_PER_REVISION_MAX);
+    }
 
     #[test]
     fn old_names_are_fallbacks() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tombolo_agent_core::actual::{Crashes, InstanceActual, Moment, Phase, Takeover};
+use tombolo_agent_core::actual::{InstanceActual, Moment, Phase};
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::limits;
@@ -183,36 +183,12 @@ impl Reconciler {
         known.phase = Phase::Ready;
         known.since = now;
         let (key, object) = (known.revision.clone(), known.object);
-        let initial = self.initial_scale(&key);
-        let ready =
-            self.actual.instances.values().filter(|other| {
-                other.revision == key && other.object == object && other.phase == Phase::Ready
-            });
-        let proves = ready.count() >= initial;
         if let Some(revision) =
             self.actual.revisions.get_mut(&key).filter(|revision| revision.object == object)
         {
             revision.last_active = now;
-            if !revision.ready_once && proves {
-                revision.ready_once = true;
-                revision.takeover = Takeover::None;
-                self.routes_changed = true;
-                revision.crashes = Crashes { total: revision.crashes.total, ..Crashes::default() };
-                self.ready_record.insert(&key, &object);
-                let desired = self.accepted.as_ref().and_then(|all| all.desired.revisions.get(&key));
-                if let Some((_, object)) = desired {
-                    self.executor.note_ready(object);
-                }
-                self.collect_soon(now);
-                self.event(EventKind::Normal, "RevisionReady", &key, format!("instance {instance} answers"));
-            }
+            self.prove(&key, now);
         }
-    }
-
-    /// How many ready instances prove a revision.
-    fn initial_scale(&self, key: &RevisionKey) -> usize {
-        let object = self.accepted.as_ref().and_then(|accepted| accepted.desired.revisions.get(key));
-        object.map_or(1, |(_, object)| Scale::of(&object.annotations).proof() as usize)
     }
 
     /// An instance's init has ended, and its last words are known.
