@@ -6,10 +6,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Component, Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
@@ -269,6 +271,19 @@ impl Hierarchies {
             fs::File::options().write(true).open(directory.join("cgroup.procs"))
         };
         self.roots.iter().map(join).collect()
+    }
+
+    /// What the kernel says through, on v1, that memory runs out, just before it kills. None where it kills all that is in the
+    /// cgroup, and where memory has no limits.
+    pub(crate) fn watch_memory(&self, path: &CgroupPath) -> io::Result<Option<EventFd>> {
+        let Some(directory) = self.directory("memory", path).filter(|_| !self.unified) else {
+            return Ok(None);
+        };
+        let events = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let control = fs::File::open(directory.join("memory.oom_control"))?;
+        let registration = format!("{} {}", events.as_raw_fd(), control.as_raw_fd());
+        fs::write(directory.join("cgroup.event_control"), registration)?;
+        Ok(Some(events))
     }
 
     /// How many processes of the cgroup the kernel has killed for memory.

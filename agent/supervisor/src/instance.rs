@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tombolo_agent_core::supervision::{InstancePhase, Request};
@@ -31,6 +32,8 @@ pub(crate) struct Instance {
     pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) output: Option<Source>,
     pub(crate) error: Option<Source>,
+    /// Says on cgroup v1, while it lives, that its memory has run out.
+    pub(crate) memory: Option<EventFd>,
     pub(crate) log: Log,
     /// Its record says less than what has happened.
     pub(crate) is_behind: bool,
@@ -54,6 +57,7 @@ impl Instance {
             pidfd: None,
             output: None,
             error: None,
+            memory: None,
             log,
             is_behind: false,
             reclaimer: None,

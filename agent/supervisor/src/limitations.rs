@@ -41,7 +41,7 @@ pub(crate) fn probe(hierarchies: &Hierarchies, open_files: Option<(u64, u64)>) -
     (Abilities { user_namespaces: users.is_ok(), open_files }, limitations)
 }
 
-/// Every instance costs four descriptors, more than the usual limit allows for all. What it was before.
+/// Every instance costs four descriptors, on cgroup v1 five, more than the usual limit allows for all. What it was before.
 fn raise_open_files() -> (u64, u64) {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

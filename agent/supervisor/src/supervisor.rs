@@ -3,7 +3,7 @@
 //! ```text
 //! socket ─▶ call ─┬─▶ answered at once (start, signal, thaw, list, sockets)
 //!                 └─▶ worker (create, freeze, delete, exec) ─▶ its message or its deadline ─▶ answer, the instance's next call
-//! SIGCHLD, pidfd ─▶ exit ─▶ record, event          FIFO ─▶ log
+//! SIGCHLD, pidfd ─▶ exit ─▶ record, event          FIFO ─▶ log          memory has run out ─▶ look for kills
 //! ```
 //!
 //! One thread and no blocking step but a short write of a file; whatever may take longer is a worker's.
@@ -11,6 +11,7 @@
 mod adopt;
 mod exits;
 mod jobs;
+mod memory;
 mod requests;
 mod sockets;
 
@@ -36,6 +37,7 @@ use crate::record::InstanceDirectories;
 use crate::sys;
 use exits::Reaped;
 use jobs::{Job, Planned};
+use memory::Look;
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
@@ -71,6 +73,8 @@ pub(crate) struct Supervisor {
     /// Instances that wait for a worker to be free.
     planned: VecDeque<Planned>,
     reaped: Reaped,
+    /// Whose memory has run out, by their slots.
+    looks: BTreeMap<u16, Look>,
     /// What agents listen on, kept open for the next agent.
     sockets: BTreeMap<String, OwnedFd>,
     ending: Option<Ending>,
@@ -93,6 +97,7 @@ enum Token {
     Job(u32),
     Process(u16),
     Output(u16, Stream),
+    Memory(u16),
 }
 
 impl Token {
@@ -105,6 +110,7 @@ impl Token {
             Self::Process(slot) => (4, slot.into()),
             Self::Output(slot, Stream::Out) => (5, slot.into()),
             Self::Output(slot, Stream::Error) => (6, slot.into()),
+            Self::Memory(slot) => (7, slot.into()),
         };
         kind << 32 | u64::from(number)
     }
@@ -120,6 +126,7 @@ impl Token {
             4 => Self::Process(slot),
             5 => Self::Output(slot, Stream::Out),
             6 => Self::Output(slot, Stream::Error),
+            7 => Self::Memory(slot),
             _ => return None,
         })
     }
@@ -191,6 +198,7 @@ impl Supervisor {
             last_job: 0,
             planned: VecDeque::new(),
             reaped: Reaped::default(),
+            looks: BTreeMap::new(),
             sockets: std::mem::take(&mut handover.sockets),
             ending: None,
             buffer: vec![0; MESSAGE_MAX],
@@ -227,7 +235,9 @@ impl Supervisor {
                     self.handle(token, event.events());
                 }
             }
-            self.give_up_late_jobs(Instant::now());
+            let now = Instant::now();
+            self.give_up_late_jobs(now);
+            self.look_for_kills(now);
         }
     }
 
@@ -246,11 +256,13 @@ impl Supervisor {
             Token::Job(number) => self.take_outcome(number),
             Token::Process(slot) => self.collect(slot),
             Token::Output(slot, stream) => self.pump(slot, stream),
+            Token::Memory(slot) => self.suspect_kill(slot),
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let Some(deadline) = self.jobs.values().map(|job| job.worker.deadline).min() else {
+        let looks = self.looks.values().map(|look| look.due);
+        let Some(deadline) = self.jobs.values().map(|job| job.worker.deadline).chain(looks).min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the last millisecond would be spent turning round.

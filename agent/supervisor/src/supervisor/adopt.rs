@@ -111,6 +111,8 @@ impl Supervisor {
             self.ended(&id, Status::default());
         } else if !has_ended {
             self.watch_output(&id);
+            self.watch_memory(&id);
+            self.suspect_kill(slot);
         }
     }
 }

@@ -101,11 +101,16 @@ impl Supervisor {
         if let Some(pidfd) = instance.pidfd.take() {
             self.unwatch(&pidfd);
         }
+        let memory = instance.memory.take();
+        if let Some(memory) = &memory {
+            self.unwatch(memory);
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let exit = ExitRecord {
             code: status.code,
             signal: status.signal,
-            out_of_memory: status.may_be_kill()
+            // Where kills are watched for, one that was counted was to end it, however it has ended meanwhile.
+            out_of_memory: (status.may_be_kill() || memory.is_some())
                 && self.hierarchies.oom_kills(&instance.record.cgroup) > instance.oom_kills_before,
             time_ms: u64::try_from(now).unwrap_or(u64::MAX),
         };

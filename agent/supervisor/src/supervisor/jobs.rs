@@ -196,7 +196,10 @@ impl Supervisor {
             (Purpose::Create { caller }, Ok(Outcome::Created { pid, limitation })) => {
                 self.note(limitation);
                 match self.created(id, pid) {
-                    Ok(()) => self.reply(caller, Ok(Answer::Created { pid })),
+                    Ok(()) => {
+                        self.reply(caller, Ok(Answer::Created { pid }));
+                        self.watch_memory(id);
+                    }
                     Err(refusal) => self.clean_up(id, caller, refusal),
                 }
             }
@@ -250,7 +253,7 @@ impl Supervisor {
     }
 
     /// Adds to what this machine cannot do; said to the next agent that connects.
-    fn note(&mut self, limitation: Option<String>) {
+    pub(super) fn note(&mut self, limitation: Option<String>) {
         if let Some(limitation) = limitation
             && !self.limitations.contains(&limitation)
         {
@@ -342,6 +345,9 @@ impl Supervisor {
         }
         if let Some(pidfd) = &instance.pidfd {
             self.unwatch(pidfd);
+        }
+        if let Some(memory) = &instance.memory {
+            self.unwatch(memory);
         }
         if let Err(error) = fs::remove_dir_all(&instance.directory) {
             tracing::error!(instance = %id, %error, "cannot remove its directory");

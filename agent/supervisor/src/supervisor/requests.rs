@@ -341,7 +341,7 @@ impl Supervisor {
         Ok(Answer::Done)
     }
 
-    fn thaw(&mut self, id: &InstanceId) -> Result<Answer, Refusal> {
+    pub(super) fn thaw(&mut self, id: &InstanceId) -> Result<Answer, Refusal> {
         let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
         match instance.phase() {
             InstancePhase::Running | InstancePhase::Moving => Ok(Answer::Done),

@@ -1,11 +1,12 @@
 //! Memory, processes, processor, and the writable layer: each bound holds, and what it says when it is met.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 
 use serde_json::json;
-use tombolo_agent_core::supervision::{Answer, InstancePhase, Refusal, Request};
+use tombolo_agent_core::supervision::{Answer, InstanceId, InstancePhase, Refusal, Request};
 
-use crate::machine::{Client, Machine, is_root, until};
+use crate::machine::{Client, Machine, is_root, supervisor, until};
 
 #[test]
 fn too_much_memory_is_killed_and_said() {
@@ -32,33 +33,99 @@ fn too_much_memory_is_killed_and_said() {
     assert_eq!((exit.code, exit.out_of_memory), (Some(0), false));
 }
 
-/// On cgroup v1 a killed worker leaves its parent alone; on v2 the whole instance ends, and is told.
+/// A configuration with little memory.
+fn little(config: &mut serde_json::Value) {
+    config["linux"]["resources"]["memory"] = json!({ "limit": 32 << 20, "swap": 32 << 20 })
+}
+
+/// The kernel sees to it on cgroup v2, the supervisor on v1.
 #[test]
-fn a_worker_killed_for_memory_is_no_reason_for_another_end() {
+fn a_worker_killed_for_memory_takes_its_instance_with_it() {
     if !is_root() {
         return;
     }
     let machine = Machine::start();
     let mut client = machine.connect();
-    let limited = |config: &mut serde_json::Value| {
-        config["linux"]["resources"]["memory"] = json!({ "limit": 32 << 20, "swap": 32 << 20 })
-    };
-    let (first, later) = (machine.id("later"), machine.id("stopped"));
-    client.create(&first, machine.spec("later", &["/guest", "worker:eat:200", "exit:1"], limited));
-    client.create(&later, machine.spec("stopped", &["/guest", "worker:eat:200", "sleep"], limited));
-    client.start(&first);
-    let exit = client.exit(&first);
-    if machine.cgroup_file("later", ("memory", "memory.oom_control"), "memory.oom.group").unwrap() == "1\n" {
-        assert_eq!((exit.code, exit.signal, exit.out_of_memory), (None, Some(libc::SIGKILL), true));
+    let killed = (None, Some(libc::SIGKILL), true);
+    let id = machine.id("lives");
+    client.create(&id, machine.spec("lives", &["/guest", "worker:eat:200", "sleep"], little));
+    client.start(&id);
+    let exit = client.exit(&id);
+    assert_eq!((exit.code, exit.signal, exit.out_of_memory), killed, "its init would live on");
+    // One that notices may be quicker.
+    let id = machine.id("ends");
+    client.create(&id, machine.spec("ends", &["/guest", "worker:eat:200", "exit:1"], little));
+    client.start(&id);
+    assert!(client.exit(&id).out_of_memory);
+    // Also what others run in it.
+    let (id, other) = (machine.id("probed"), machine.id("other"));
+    client.create(&id, machine.spec("probed", &["/guest", "sleep"], little));
+    client.create(&other, machine.spec("other", &["/guest", "sleep"], little));
+    client.start(&id);
+    client.start(&other);
+    eat_inside(&mut client, &id);
+    let exit = client.exit(&id);
+    assert_eq!((exit.code, exit.signal, exit.out_of_memory), killed);
+    // And nobody else.
+    assert_eq!(client.phase(&other), Some(InstancePhase::Running));
+    client.signal(&other, libc::SIGKILL);
+    assert!(!client.exit(&other).out_of_memory, "it was told to end");
+}
+
+/// Runs a command in an instance that takes more memory than there is.
+fn eat_inside(client: &mut Client, id: &InstanceId) {
+    let args = vec!["/guest".into(), "eat:200".into()];
+    // What becomes of the command depends on who is quicker.
+    drop(client.call(Request::Exec { id: id.clone(), args, timeout_ms: 20_000 }));
+}
+
+#[test]
+fn what_is_killed_for_memory_is_told_by_a_successor_too() {
+    if !is_root() {
         return;
     }
-    assert_eq!(machine.printed("later", "stdout"), ["worker: signal: 9 (SIGKILL)"]);
-    assert_eq!((exit.code, exit.out_of_memory), (Some(1), false), "it ended by itself");
-    client.start(&later);
-    until("the worker's end", || (!machine.printed("stopped", "stdout").is_empty()).then_some(()));
-    client.signal(&later, libc::SIGKILL);
-    let exit = client.exit(&later);
-    assert_eq!((exit.signal, exit.out_of_memory), (Some(libc::SIGKILL), false), "it was told to end");
+    let mut machine = Machine::start();
+    let mut client = machine.connect();
+    let names = ["unseen", "frozen", "adopted", "upgraded", "other"];
+    for name in names {
+        client.create(&machine.id(name), machine.spec(name, &["/guest", "sleep"], little));
+        client.start(&machine.id(name));
+    }
+    assert_eq!(client.call(Request::Freeze { id: machine.id("frozen") }), Ok(Answer::Done));
+    machine.process.kill().unwrap();
+    machine.process.wait().unwrap();
+    let procs = |name: &str| machine.cgroup_path(name, ("memory", "cgroup.procs"), "cgroup.procs");
+    // Whoever enters a frozen cgroup is frozen, but for v1, where that is another cgroup.
+    let unseen: &[&str] = if procs("frozen").starts_with("/sys/fs/cgroup/memory") {
+        &["unseen", "frozen"]
+    } else {
+        &["unseen"]
+    };
+    // While nobody is there.
+    for name in unseen {
+        let mut eats = std::process::Command::new("sh");
+        eats.args(["-c", "echo $$ > \"$0\" && exec \"$1\" eat:200"]);
+        let status = eats.arg(procs(name)).arg(machine.path("layer/guest")).status().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
+    machine.restart();
+    let mut client = machine.connect();
+    let ends = |client: &mut Client, name: &str| {
+        let id = machine.id(name);
+        let exit = until("its end", || client.list().into_iter().find(|record| record.id == id)?.exit);
+        assert!(exit.out_of_memory, "{name}: {exit:?}");
+    };
+    unseen.iter().for_each(|name| ends(&mut client, name));
+    eat_inside(&mut client, &machine.id("adopted"));
+    ends(&mut client, "adopted");
+    client.call(Request::Upgrade { binary: supervisor() }).unwrap();
+    eat_inside(&mut client, &machine.id("upgraded"));
+    ends(&mut client, "upgraded");
+    assert_eq!(client.phase(&machine.id("other")), Some(InstancePhase::Running));
+    for name in names {
+        client.delete(&machine.id(name));
+    }
+    assert!(machine.cgroups().is_empty());
 }
 
 #[test]

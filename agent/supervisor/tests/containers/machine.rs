@@ -222,11 +222,15 @@ impl Machine {
     }
 
     /// The file of an instance's cgroup, whichever of the two names it has here.
-    pub(crate) fn cgroup_file(&self, name: &str, v1: (&str, &str), v2: &str) -> Option<String> {
+    pub(crate) fn cgroup_path(&self, name: &str, v1: (&str, &str), v2: &str) -> PathBuf {
         let below = Path::new(&self.parent_cgroup).join(self.id(name).0);
-        let v1 = Path::new("/sys/fs/cgroup").join(v1.0).join(&below).join(v1.1);
-        let v2 = Path::new("/sys/fs/cgroup").join(below).join(v2);
-        fs::read_to_string(v1).or_else(|_| fs::read_to_string(v2)).ok()
+        let old = Path::new("/sys/fs/cgroup").join(v1.0).join(&below).join(v1.1);
+        if old.exists() { old } else { Path::new("/sys/fs/cgroup").join(below).join(v2) }
+    }
+
+    /// What is in that file.
+    pub(crate) fn cgroup_file(&self, name: &str, v1: (&str, &str), v2: &str) -> Option<String> {
+        fs::read_to_string(self.cgroup_path(name, v1, v2)).ok()
     }
 
     /// Stops an instance's processes without the supervisor.
