@@ -25,6 +25,9 @@ const READ_AHEAD_MAX: u64 = 8 * 1024;
 /// What an HTTP/2 client may send of a body before it is read, bytes. It lies in the router's memory, one for each request.
 pub(crate) const WINDOW: u32 = 64 * 1024;
 
+/// What of a body is kept for an HTTP/2 client or instance that does not read it, bytes for each.
+pub(crate) const SEND_BUFFER_MAX: usize = 64 * 1024;
+
 /// A request's body as it comes from the client.
 pub(crate) enum ClientBody {
     Empty,

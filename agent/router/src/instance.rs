@@ -11,9 +11,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use tombolo_agent_core::routes::Endpoint;
 
-use crate::body::RequestBody;
+use crate::body::{RequestBody, SEND_BUFFER_MAX};
 use crate::dialer::Dialer;
-use crate::http1::Upstream;
+use crate::http1::{HEAD_MAX, Upstream};
 use crate::worker::{lane, lanes};
 
 /// Idle connections that a thread keeps for one instance: as many as a busy front end has requests at once. One costs about 12 KiB.
@@ -21,6 +21,14 @@ const IDLE_CONNECTIONS_MAX: usize = 512;
 
 /// How long an idle connection is kept. Below the 5 s after which Node.js closes one, since a new one costs only about 50 µs.
 pub(crate) const IDLE_CONNECTION_MAX_AGE: Duration = Duration::from_secs(4);
+
+/// What an HTTP/2 instance may send of an answer before it is read, bytes. Much more than one segment of the loopback device
+/// (64 KiB): with as much a program that leaves Nagle's algorithm on would wait 40 ms for each to be acknowledged.
+const WINDOW: u32 = 256 * 1024;
+
+/// What an HTTP/2 instance may send of all answers together before they are read, bytes: as much as there can be, for each is
+/// bounded. With less, clients that do not read theirs would keep others from theirs.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Set in `requests` while the instance is not in the route table: takes no new requests, finishes those it has.
 const RETIRED: u32 = 1 << 31;
@@ -172,8 +180,10 @@ impl Instance {
             return Ok(sender);
         }
         let stream = dialer.dial(&self.endpoint.instance, self.endpoint.port).await?;
-        let (sender, driver) =
-            http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await?;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.max_header_list_size(HEAD_MAX as u32).max_send_buf_size(SEND_BUFFER_MAX);
+        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
         let instance = self.endpoint.instance.clone();
         tokio::spawn(async move {
             if let Err(error) = driver.await {

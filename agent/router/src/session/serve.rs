@@ -19,7 +19,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::{Entrance, Session};
 use crate::answer::Answer;
-use crate::body::{ClientBody, WINDOW};
+use crate::body::{ClientBody, SEND_BUFFER_MAX, WINDOW};
 use crate::deadline::Watchdog;
 use crate::http1::{Broken, Downstream, HEAD_MAX, Inbox, Outcome};
 use crate::reply::Reply;
@@ -35,9 +35,6 @@ const STREAMS_MAX: u32 = 200;
 /// What an HTTP/2 client may send of all bodies together before they are read, bytes: more than one that waits for an instance
 /// has, so that it does not keep the others from theirs.
 const CONNECTION_WINDOW: u32 = 4 * WINDOW;
-
-/// What of an answer is kept for an HTTP/2 client that does not read it, bytes for each request.
-const SEND_BUFFER_MAX: usize = 64 * 1024;
 
 /// How long a client may take to read the last answer, and to send what nobody reads, before its connection is closed. It is
 /// the only bound of that: most clients look for an answer only once they have sent all of their request.

@@ -116,7 +116,12 @@ impl Ground {
 
     /// A listener in an instance's new network namespace.
     pub(crate) fn listen(&self, instance: &str) -> TcpListener {
-        let (netns, listener) = netns::listen(PORT).unwrap();
+        self.listen_keeping(None, instance)
+    }
+
+    /// The same; its sockets, and those that the router has for it, keep so many bytes.
+    pub(crate) fn listen_keeping(&self, kept: impl Into<Option<u32>>, instance: &str) -> TcpListener {
+        let (netns, listener) = netns::listen(PORT, kept.into()).unwrap();
         self.dialer.add(id(instance), netns);
         TcpListener::from_std(listener).unwrap()
     }

@@ -10,10 +10,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::sched::{CloneFlags, unshare};
 
 /// A new network namespace with its loopback interface up, and a listener on a port of 127.0.0.1 in it.
-pub(crate) fn listen(port: u16) -> io::Result<(OwnedFd, TcpListener)> {
+/// `kept`: what its sockets keep of what is to be sent and of what has come, bytes, instead of the usual megabytes.
+pub(crate) fn listen(port: u16, kept: Option<u32>) -> io::Result<(OwnedFd, TcpListener)> {
     let make = move || {
         unshare(CloneFlags::CLONE_NEWNET)?;
         loopback_up()?;
+        if let Some(kept) = kept {
+            // Of this thread's namespace.
+            for file in ["/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_rmem"] {
+                std::fs::write(file, format!("{kept} {kept} {kept}"))?;
+            }
+        }
         let listener = TcpListener::bind(("127.0.0.1", port))?;
         listener.set_nonblocking(true)?;
         Ok((File::open("/proc/thread-self/ns/net")?.into(), listener))
