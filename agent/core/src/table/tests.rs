@@ -219,3 +219,21 @@ fn what_did_not_change_is_shared_with_the_table_before() {
         assert_eq!(Arc::ptr_eq(backend, &before.revisions[other]), *other != key, "{other}");
     }
 }
+
+#[test]
+fn each_time_out_of_a_revision_is_the_backends() {
+    let timeouts = |given: [Option<i64>; 3]| {
+        let mut desired = route(vec![target(100, &["a-00001"], &[])]);
+        let mut actual = Actual::default();
+        add_revision(&mut desired, &mut actual, "a-00001", true);
+        let (_, object) = desired.revisions.values_mut().next().unwrap();
+        let spec = &mut Arc::make_mut(object).spec;
+        [spec.timeout_seconds, spec.response_start_timeout_seconds, spec.idle_timeout_seconds] = given;
+        let table = build(&desired, &actual, NOW);
+        let backend = &table.revisions[&RevisionKey::new("default", "a-00001")];
+        [backend.timeout_ms, backend.response_start_timeout_ms, backend.idle_timeout_ms]
+    };
+    assert_eq!(timeouts([Some(7), Some(5), Some(3)]), [7_000, 5_000, 3_000]);
+    assert_eq!(timeouts([None; 3]), [300_000, 0, 0], "Knative has no others either until they are said");
+    assert_eq!(timeouts([Some(0); 3]), [300_000, 0, 0]);
+}
