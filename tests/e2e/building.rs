@@ -1,6 +1,7 @@
 //! From source to an answer: projects of each language, dependencies, repositories, and what a change of one line costs.
 
 mod interruptions;
+mod readme;
 mod registries;
 mod toolchains;
 mod users;

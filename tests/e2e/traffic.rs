@@ -208,6 +208,19 @@ async fn a_revision_whose_answers_break_off_is_rolled_back() {
     assert!(!failed.is_empty() && failed.iter().all(|outcome| outcome.answer.is_err()), "{failed:?}");
 }
 
+/// Every answer is good, and comes half a second later than those of the revision before.
+#[tokio::test]
+async fn a_slow_revision_is_rolled_back() {
+    let Some((site, node)) = site_and_node().await else { return };
+    deploy(&site, &node, gradual("1")).await;
+    let load = node.load("subject", "/", 4, 2);
+    site.hub.deploy_unready(&gradual("2").env("MODE", "slow")).await;
+    is_rolled_back(&node, "LatencyTooHigh").await;
+    is_told(&site, &node, &["LatencyTooHigh", "subject-00002 took", "to the first byte in the mean of"])
+        .await;
+    all_good(&load.stop().await);
+}
+
 /// It listens, takes its requests and never answers; their own limit of 300 s is far.
 #[tokio::test]
 async fn a_revision_that_hangs_is_rolled_back() {

@@ -2,12 +2,13 @@
 //! As the first process of its namespace it ignores SIGTERM, having no handler for it, except with `MODE=polite`.
 //!
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
-//! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=cutting` breaks those answers off, `MODE=silent`
-//! never gives them.
-//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/exit?CODE`, `/eat?MIB`,
-//! `/hold?MIB` (until it ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/head` (gives the request's
-//! head back), `/tunnel` (switches protocols, to one that gives every byte back), `/bytes?COUNT`, `/count` (how often it was asked
-//! this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MIB`
+//! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=cutting` breaks those answers off, `MODE=slow`
+//! gives them after half a second, `MODE=silent` never.
+//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/pause?MS` (in the middle
+//! of the answer), `/await?FILE` (makes it and waits until somebody removes it), `/exit?CODE`, `/eat?MIB`, `/hold?MIB` (until it
+//! ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/head` (gives the request's head back), `/tunnel`
+//! (switches protocols, to one that gives every byte back), `/bytes?COUNT`, `/count` (how often it was asked this),
+//! `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MIB`
 //! (prints so much as fast as it can), `/sicken` (from then on `/health` answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -84,6 +85,9 @@ fn serve(connection: TcpStream) -> io::Result<()> {
         while silent && path == "/" {
             std::thread::sleep(Duration::from_secs(3600));
         }
+        if mode == "slow" && path == "/" {
+            std::thread::sleep(Duration::from_millis(500));
+        }
         let (path, argument) = if cutting && path == "/" { ("/cut", "1000") } else { (path, argument) };
         if let Some(broken) = break_off(path, argument) {
             return output.write_all(&broken);
@@ -102,6 +106,13 @@ fn serve(connection: TcpStream) -> io::Result<()> {
         answer.clear();
         write!(answer, "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n\r\n", body.len())?;
         answer.extend_from_slice(&body);
+        if path == "/pause" {
+            let (begin, end) = answer.split_at(answer.len() - body.len() / 2);
+            output.write_all(begin)?;
+            std::thread::sleep(Duration::from_millis(argument.parse().unwrap_or(0)));
+            output.write_all(end)?;
+            continue;
+        }
         output.write_all(&answer)?;
     }
 }
@@ -133,6 +144,13 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
             std::thread::sleep(Duration::from_millis(number()));
             b"waited".to_vec()
         }
+        "/pause" => b"paused".to_vec(),
+        "/await" => shown(std::fs::write(argument, "").map(|()| {
+            while std::fs::exists(argument).unwrap_or(true) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            b"waited".to_vec()
+        })),
         "/hold" => {
             let held = vec![1_u8; usize::try_from(number()).unwrap_or(0) << 20];
             HELD.lock().unwrap_or_else(PoisonError::into_inner).push(held);

@@ -32,7 +32,7 @@ pub struct Function {
     service_annotations: BTreeMap<String, String>,
     probes: BTreeMap<String, Value>,
     concurrency: u32,
-    timeout_s: Option<u64>,
+    timeouts: BTreeMap<&'static str, u64>,
 }
 
 impl Function {
@@ -71,7 +71,7 @@ impl Function {
             service_annotations: BTreeMap::new(),
             probes: BTreeMap::new(),
             concurrency: 0,
-            timeout_s: None,
+            timeouts: BTreeMap::new(),
         }
     }
 
@@ -173,8 +173,14 @@ impl Function {
 
     /// How long a request may take.
     #[must_use]
-    pub fn timeout_s(mut self, seconds: u64) -> Self {
-        self.timeout_s = Some(seconds);
+    pub fn timeout_s(self, seconds: u64) -> Self {
+        self.timeout("timeoutSeconds", seconds)
+    }
+
+    /// `timeoutSeconds`, `responseStartTimeoutSeconds` or `idleTimeoutSeconds`.
+    #[must_use]
+    pub fn timeout(mut self, field: &'static str, seconds: u64) -> Self {
+        self.timeouts.insert(field, seconds);
         self
     }
 
@@ -196,8 +202,8 @@ impl Function {
             container["resources"] = json!({"limits": self.limits});
         }
         let mut spec = json!({"containers": [container], "containerConcurrency": self.concurrency});
-        if let Some(seconds) = self.timeout_s {
-            spec["timeoutSeconds"] = json!(seconds);
+        for (field, seconds) in &self.timeouts {
+            spec[*field] = json!(seconds);
         }
         if !self.selector.is_empty() {
             spec["nodeSelector"] = json!(self.selector);
