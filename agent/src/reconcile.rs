@@ -314,6 +314,7 @@ impl Reconciler {
             Action::Refit { instance, devices } => self.refit(instance, devices, now),
             Action::Start { instance } => self.start(instance, now),
             Action::Kill { instance } => {
+                self.tell_stubborn(&instance);
                 self.set_phase(&instance, Phase::Stopping { killed: true }, now);
                 self.executor.kill(instance);
             }

@@ -114,6 +114,8 @@ pub struct RevisionActual {
     pub cannot_suspend: Option<String>,
     /// What its instances hold of the node's memory. Durable.
     pub memory: Learnt,
+    /// It was told that its program does not end when it is asked to.
+    pub told_stubborn: bool,
 }
 
 impl RevisionActual {
@@ -131,6 +133,7 @@ impl RevisionActual {
             misfit: None,
             cannot_suspend: None,
             memory: Learnt::Nothing,
+            told_stubborn: false,
         }
     }
 

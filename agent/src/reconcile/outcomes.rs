@@ -6,6 +6,7 @@ use tombolo_agent_core::actual::{InstanceActual, Moment, Phase};
 use tombolo_agent_core::annotations::Scale;
 use tombolo_agent_core::backoff;
 use tombolo_agent_core::limits;
+use tombolo_agent_core::plan::TERMINATION_GRACE_MS;
 use tombolo_agent_core::supervision::{ExitRecord, InstanceId, InstancePhase, InstanceRecord};
 use tombolo_api::report::EventKind;
 use tombolo_api::serving::Container;
@@ -242,6 +243,26 @@ impl Reconciler {
                 Trouble::new("ProgressDeadlineExceeded", format!("{what}: it must listen on $PORT{why}"));
             self.crashed(&instance, false, trouble, now);
         }
+    }
+
+    /// Tells, once of each revision, of a program that is killed because it did not end when it was asked to.
+    pub(super) fn tell_stubborn(&mut self, id: &InstanceId) {
+        let Some(instance) = self.actual.instances.get(id) else { return };
+        if instance.phase != (Phase::Stopping { killed: false }) {
+            return;
+        }
+        if let Some(known) = self.actual.revisions.get_mut(&instance.revision)
+            && std::mem::replace(&mut known.told_stubborn, true)
+        {
+            return;
+        }
+        let message = format!(
+            "instance {id} is killed: its program did not end within {} s of SIGTERM, and must have a handler for it, as the \
+             first process of a container ignores it otherwise",
+            TERMINATION_GRACE_MS / 1000
+        );
+        tracing::warn!(revision = %instance.revision, message, "a program does not end when it is asked to");
+        self.event(EventKind::Warning, "ExceededGracePeriod", &instance.revision, message);
     }
 
     /// An instance came to nothing by itself: counted, told, and not tried again before its time.
