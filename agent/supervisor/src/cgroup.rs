@@ -24,6 +24,9 @@ const MOUNT: &str = "/sys/fs/cgroup";
 /// Controllers that enforce what a revision may ask for.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 
+/// Controllers whose hierarchies a container sees on v1: the JVM heeds limits only where it finds all of these but `pids`.
+const SHOWN: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+
 /// What one processor is worth beside the rest of the machine: the kernel's default for one cgroup, v1 `cpu.shares` and v2
 /// `cpu.weight`. Kubernetes weighs all its pods by their node's processors too.
 const SHARES_PER_CPU: u64 = 1024;
@@ -43,6 +46,16 @@ pub(crate) struct Hierarchies {
     unified: bool,
     /// Mount point of each hierarchy that instances are put into, with its controllers.
     roots: Vec<(PathBuf, Vec<String>)>,
+}
+
+/// A cgroup that a container sees, and where below [`MOUNT`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) directory: PathBuf,
+    /// Of its hierarchy; empty on v2, which has but one.
+    pub(crate) name: String,
+    /// Other names that programs look for the hierarchy by.
+    pub(crate) links: Vec<String>,
 }
 
 /// Path of a cgroup below every hierarchy's root; never empty, never upwards.
@@ -171,6 +184,24 @@ impl Hierarchies {
             // Where it cannot be set instances run all the same, slower beside others.
             let _ = fs::write(root.join(parent).join(file), value.to_string());
         }
+    }
+
+    /// What a container may see: the cgroup and no other, where programs that size themselves by their limits look for it.
+    pub(crate) fn shown(&self, path: &CgroupPath) -> Vec<Shown> {
+        let show = |(root, controllers): &(PathBuf, Vec<String>)| {
+            let directory = root.join(&path.0);
+            if self.unified {
+                return Some(Shown { directory, name: String::new(), links: Vec::new() });
+            }
+            let name = root.file_name()?.to_str()?.to_owned();
+            // Options of the mount are among what it calls controllers.
+            let mut links = controllers.clone();
+            links.retain(|controller| SHOWN.contains(&controller.as_str()));
+            let is_shown = !links.is_empty();
+            links.retain(|controller| *controller != name);
+            is_shown.then_some(Shown { directory, name, links })
+        };
+        self.roots.iter().filter_map(show).collect()
     }
 
     /// Stops every process, or lets them run again. Freezing waits until all have stopped.
@@ -436,6 +467,28 @@ mod tests {
         ] {
             assert_eq!(v1_hierarchy(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_container_sees_its_own_cgroup_of_each_hierarchy_that_limits_it() {
+        let path = CgroupPath::try_from(PathBuf::from("tombolo/a/b")).unwrap();
+        let of = |lines: &[&str]| {
+            let roots = lines.iter().filter_map(|line| v1_hierarchy(line)).collect();
+            Hierarchies { unified: false, roots }.shown(&path)
+        };
+        let both = "35 31 0:32 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct";
+        let memory = "36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory,release_agent=/x/y";
+        let freezer = "37 31 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer";
+        let shown = |name: &str, links: &[&str]| Shown {
+            directory: Path::new("/sys/fs/cgroup").join(name).join("tombolo/a/b"),
+            name: name.into(),
+            links: links.iter().map(|link| (*link).into()).collect(),
+        };
+        let want = [shown("cpu,cpuacct", &["cpu", "cpuacct"]), shown("memory", &[])];
+        assert_eq!(of(&[both, memory, freezer]), want);
+        assert_eq!(of(&[freezer]), []);
+        let unified = Hierarchies::unified_at(Path::new("/sys/fs/cgroup")).shown(&path);
+        assert_eq!(unified, [shown("", &[])]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! ├── bundle         config.json as the container runtime gets it
 //! ├── layers/N       the image's layers, read only, id-mapped
 //! ├── binds/N        files and directories of the host that the specification mounts
+//! ├── cgroups        its own cgroups, read only: what it has at /sys/fs/cgroup
 //! ├── nodes          small tmpfs with device nodes, only in a user namespace
 //! ├── writable       tmpfs with a bound: overlayfs' upper and work directories
 //! └── rootfs         the overlay
@@ -17,13 +18,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt as _, chown, fchown};
+use std::os::unix::fs::{PermissionsExt as _, chown, fchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, mkdirat};
 
+use crate::cgroup::Shown;
 use crate::sys;
 use crate::user_namespace::{self, UserRange};
 
@@ -32,6 +34,7 @@ pub(crate) const INSTANCE: &str = "/run/instance";
 pub(crate) const BUNDLE: &str = "/run/bundle";
 pub(crate) const ROOTFS: &str = "/run/rootfs";
 pub(crate) const NODES: &str = "/run/nodes";
+pub(crate) const CGROUPS: &str = "/run/cgroups";
 const BINDS: &str = "/run/binds";
 const LAYERS: &str = "/run/layers";
 const WRITABLE: &str = "/run/writable";
@@ -155,6 +158,25 @@ pub(crate) fn place_nodes() -> Result<fs::File, RootfsError> {
     let mounted = mount_for_nodes(Path::new(NODES));
     prepare("mount a tmpfs at", NODES, mounted.map_err(io::Error::from))?;
     prepare("open", NODES, fs::File::open(NODES))
+}
+
+/// Mounts the cgroups that the container may see below [`CGROUPS`].
+pub(crate) fn place_cgroups(shown: &[Shown]) -> Result<(), RootfsError> {
+    prepare("make", CGROUPS, fs::create_dir(CGROUPS))?;
+    for Shown { directory, name, links } in shown {
+        let target = Path::new(CGROUPS).join(name);
+        prepare("make", &target, fs::create_dir_all(&target))?;
+        prepare("bind", directory, user_namespace::bind(directory, &target, false, true, None))?;
+        for link in links {
+            let path = Path::new(CGROUPS).join(link);
+            match symlink(name, &path) {
+                // One hierarchy may be mounted at two places.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => prepare("make", &path, made)?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Mounts a file system at `path` on which device nodes can be opened.

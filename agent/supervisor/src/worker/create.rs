@@ -15,7 +15,7 @@ use oci_spec::runtime::{
     LinuxNamespaceType, Mount, MountBuilder, RootBuilder, Spec,
 };
 
-use crate::cgroup::{CgroupPath, Hierarchies};
+use crate::cgroup::{CgroupPath, Hierarchies, Shown};
 use crate::devices::Fitted;
 use crate::diagnostics::Witness;
 use crate::executor::{FilteredExecutor, StartHooks};
@@ -103,7 +103,7 @@ pub(crate) fn create(task: &CreateTask, hierarchies: &Hierarchies) -> Result<Out
     let first = users.as_ref().map_or(0, |users| users.range.first);
     let stdio = Stdio::open(&task.directory, first + user)?;
     let directory = fs::File::open(&task.directory).map_err(CreateError::Keep)?;
-    raise_rootfs(&mut spec, task, users.as_ref())?;
+    raise_rootfs(&mut spec, task, users.as_ref(), hierarchies)?;
     let (soft, hard) = task.open_files;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| CreateError::OpenFiles(error.into()))?;
     let pid = match hooks.names.is_empty() {
@@ -240,7 +240,12 @@ fn restrict_devices(
 }
 
 /// Builds scaffold and overlay, and writes the specification with its paths into the bundle.
-fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Result<(), CreateError> {
+fn raise_rootfs(
+    spec: &mut Spec,
+    task: &CreateTask,
+    users: Option<&Users>,
+    hierarchies: &Hierarchies,
+) -> Result<(), CreateError> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     let (mut bound, mut sources) = (Vec::new(), Vec::new());
     for (index, mount) in mounts.iter().enumerate() {
@@ -253,6 +258,7 @@ fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Re
     for (index, path) in bound.into_iter().zip(paths) {
         mounts[index].set_source(Some(path));
     }
+    show_cgroups(&mut mounts, &hierarchies.shown(&task.cgroup))?;
     if let Some(users) = users {
         mounts.extend(mount_nodes(spec, users)?);
     }
@@ -265,6 +271,23 @@ fn raise_rootfs(spec: &mut Spec, task: &CreateTask, users: Option<&Users>) -> Re
         task.upper_bytes == 0 || spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     spec.set_root(Some(RootBuilder::default().path(rootfs::ROOTFS).readonly(read_only).build()?));
     spec.save(Path::new(rootfs::BUNDLE).join("config.json"))?;
+    Ok(())
+}
+
+/// What is mounted as `cgroup` shows the instance's own and cannot be written. The container runtime would mount every
+/// hierarchy of v1 writable, and all of the host's v2 if its first attempt fails.
+fn show_cgroups(mounts: &mut [Mount], shown: &[Shown]) -> Result<(), CreateError> {
+    let is_cgroup = |mount: &&mut Mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"));
+    let mut wanted = mounts.iter_mut().filter(is_cgroup).peekable();
+    if wanted.peek().is_some() {
+        rootfs::place_cgroups(shown)?;
+    }
+    for mount in wanted {
+        let options = ["rbind", "rro", "rnosuid", "rnodev", "rnoexec"].map(str::to_owned).to_vec();
+        mount.set_typ(Some("bind".into()));
+        mount.set_source(Some(rootfs::CGROUPS.into()));
+        mount.set_options(Some(options));
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 
 use serde_json::json;
 use tombolo_agent_core::supervision::{Answer, InstanceId, InstancePhase, Refusal, Request};
@@ -165,6 +166,91 @@ fn processor_time_is_bounded() {
     client.delete(&id);
 }
 
+/// The JVM, Go, Node.js and the like size themselves by what they read there.
+#[test]
+fn a_program_sees_its_own_limits_and_nobody_elses_and_cannot_change_them() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let limit = 48 << 20;
+    let bytes = limit.to_string();
+    let is_v1 = Path::new("/sys/fs/cgroup/memory").is_dir();
+    let (memory, cpu, pids, processes) = match is_v1 {
+        true => {
+            ("memory/memory.limit_in_bytes", "cpu/cpu.cfs_quota_us", "pids/pids.max", "memory/cgroup.procs")
+        }
+        false => ("memory.max", "cpu.max", "pids.max", "cgroup.procs"),
+    };
+    let cpu_max = if is_v1 { "25000" } else { "25000 100000" };
+    let seen = [(memory, bytes.as_str()), (cpu, cpu_max), (pids, "77"), (processes, "1")];
+    let mut acts: Vec<String> = seen.iter().map(|(file, _)| format!("cat:/sys/fs/cgroup/{file}")).collect();
+    acts.extend(seen.iter().map(|(file, _)| format!("write:/sys/fs/cgroup/{file}")));
+    acts.extend(
+        ["ls:/sys/fs/cgroup", "cat:/proc/self/mountinfo", "cat:/proc/self/cgroup", "sleep"].map(Into::into),
+    );
+    let acts: Vec<&str> = std::iter::once("/guest").chain(acts.iter().map(String::as_str)).collect();
+    // Root inside is nobody outside, and root.
+    for (name, user_namespace) in [("mapped", true), ("root", false)] {
+        let id = machine.id(name);
+        let mut spec = machine.spec(name, &acts, |config| {
+            let resources = &mut config["linux"]["resources"];
+            resources["memory"] = json!({ "limit": limit, "swap": limit });
+            resources["cpu"] = json!({ "shares": 102, "quota": 25_000, "period": 100_000 });
+            resources["pids"] = json!({ "limit": 77 });
+        });
+        spec.user_namespace = user_namespace;
+        client.create(&id, spec);
+        client.start(&id);
+        let lines = until("what it sees", || {
+            Some(machine.printed(name, "stdout")).filter(|lines| lines.len() == 2 * seen.len() + 3)
+        });
+        for (index, (file, value)) in seen.iter().enumerate() {
+            assert_eq!(lines[index], format!("/sys/fs/cgroup/{file}={value}"), "{name}");
+            let written = lines[seen.len() + index].strip_prefix(&format!("write /sys/fs/cgroup/{file}: "));
+            // A mapped root is not the owner, and may hear of that first.
+            let refused = [libc::EROFS, libc::EACCES].map(|error| format!("error {error}"));
+            let refused = if user_namespace { &refused[..] } else { &refused[..1] };
+            assert!(refused.iter().any(|refused| written == Some(refused)), "{name}: {file}: {written:?}");
+        }
+        let listed = lines[2 * seen.len()].strip_prefix("/sys/fs/cgroup=").unwrap();
+        let unlisted = ["tombolo", "devices", "freezer", "unified", "systemd", "system.slice"];
+        assert!(!listed.split(',').any(|name| unlisted.contains(&name)), "{listed}");
+        assert_mounts_are_closed(&lines[2 * seen.len() + 1]);
+        // Programs look for their limits where these two say.
+        let paths = lines[2 * seen.len() + 2].strip_prefix("/proc/self/cgroup=").unwrap();
+        assert!(paths.split('|').all(|line| line.ends_with(":/")), "{paths}");
+
+        // A command inside sees the same, and nothing that looks on keeps the cgroup from going.
+        let args = vec!["/guest".to_owned(), format!("cat:/sys/fs/cgroup/{memory}")];
+        let Ok(Answer::Executed { output, .. }) =
+            client.call(Request::Exec { id: id.clone(), args, timeout_ms: 10_000 })
+        else {
+            panic!("{name}: no command inside")
+        };
+        assert_eq!(output.trim_end(), format!("/sys/fs/cgroup/{memory}={bytes}"));
+        client.delete(&id);
+        assert_eq!(machine.cgroup_file(name, ("memory", "memory.limit_in_bytes"), "memory.max"), None);
+    }
+}
+
+/// `mountinfo` is as the guest prints it.
+fn assert_mounts_are_closed(mountinfo: &str) {
+    let mounts: Vec<Vec<&str>> = mountinfo.split('|').map(|line| line.split(' ').collect()).collect();
+    let mut cgroups = 0;
+    for mount in mounts.iter().filter(|mount| mount[4].starts_with("/sys/fs/cgroup")) {
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            assert!(mount[5].split(',').any(|has| has == option), "{mount:?}");
+        }
+        if mount.iter().any(|field| field.starts_with("cgroup")) {
+            assert_eq!(mount[3], "/", "of its cgroup namespace: {mount:?}");
+            cgroups += 1;
+        }
+    }
+    assert!(cgroups > 0, "{mountinfo}");
+}
+
 /// A busy program outside gets no more of the processors than one instance does that has them to itself.
 #[test]
 fn all_instances_together_weigh_as_much_as_the_processors() {
@@ -176,7 +262,7 @@ fn all_instances_together_weigh_as_much_as_the_processors() {
     let id = machine.id("waits");
     client.create(&id, machine.guest("waits", &["/guest", "spin"]));
     let processors = std::thread::available_parallelism().unwrap().get();
-    let weight = |path: &std::path::Path| {
+    let weight = |path: &Path| {
         let read = |name: &str| fs::read_to_string(path.join(name)).ok();
         let v1 = read("cpu.shares").map(|shares| (shares.trim() == (1024 * processors).to_string(), shares));
         v1.or_else(|| {
