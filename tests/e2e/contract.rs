@@ -19,7 +19,9 @@ async fn ask(node: &Node, path: &str) -> String {
 
 #[tokio::test]
 async fn the_program_finds_what_the_runtime_contract_promises() {
-    let Some((_site, node)) = subject(Function::subject("subject").env("MINE", "kept")).await else { return };
+    let function =
+        Function::subject("subject").env("MINE", "kept").limit("memory", "64Mi").limit("cpu", "500m");
+    let Some((_site, node)) = subject(function).await else { return };
     let text = ask(&node, "/env").await;
     let env: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
     for (name, value) in [
@@ -37,6 +39,19 @@ async fn the_program_finds_what_the_runtime_contract_promises() {
     }
     assert!(!ask(&node, "/read?/etc/resolv.conf").await.starts_with("error"));
     assert!(ask(&node, "/read?/etc/hosts").await.contains("localhost"));
+    // Its limits, by cgroup v2 or v1.
+    let bytes = (64u64 << 20).to_string();
+    for (v2, v1, limit) in [
+        ("memory.max", "memory/memory.limit_in_bytes", bytes.as_str()),
+        ("cpu.max", "cpu/cpu.cfs_quota_us", "50000"),
+    ] {
+        let [v2, v1] = [v2, v1].map(|file| format!("/read?/sys/fs/cgroup/{file}"));
+        let mut seen = ask(&node, &v2).await;
+        if seen.starts_with("error") {
+            seen = ask(&node, &v1).await;
+        }
+        assert_eq!(seen.split_whitespace().next(), Some(limit), "{v1}");
+    }
 }
 
 #[tokio::test]
