@@ -205,10 +205,13 @@ impl Supervisor {
         };
         supervisor.watch(&supervisor.listener, Token::Listener)?;
         supervisor.watch(&supervisor.signals, Token::Signals)?;
+        // First, so that it is told of what has ended meanwhile.
+        let agent = handover.agent.take().map(|(socket, seq)| supervisor.connect_after_upgrade(socket, seq));
         supervisor.adopt(&mut handover);
         supervisor.reap();
-        if let Some((socket, seq)) = handover.agent.take() {
-            supervisor.greet_after_upgrade(socket, seq)?;
+        if let Some(caller) = agent {
+            let hello = supervisor.hello();
+            supervisor.reply(caller, Ok(hello));
         }
         Ok(supervisor)
     }
@@ -377,12 +380,10 @@ impl Supervisor {
         }
     }
 
-    fn greet_after_upgrade(&mut self, socket: OwnedFd, seq: u64) -> io::Result<()> {
+    fn connect_after_upgrade(&mut self, socket: OwnedFd, seq: u64) -> Caller {
         let number = self.connect(Connection::from(socket, true));
         self.agent = Some(number);
-        let hello = self.hello();
-        self.reply(Caller { connection: number, seq }, Ok(hello));
-        Ok(())
+        Caller { connection: number, seq }
     }
 
     fn pump(&mut self, slot: u16, stream: Stream) {

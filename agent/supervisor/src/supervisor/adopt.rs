@@ -14,7 +14,7 @@ use crate::cgroup::CgroupPath;
 use crate::handover::{Descriptors, Handover};
 use crate::instance::Instance;
 use crate::output::{Log, Source};
-use crate::record::Record;
+use crate::record::{Process, Record};
 use crate::{sys, worker};
 
 /// How long removing what a crash left of one creation may take; nobody is served meanwhile.
@@ -92,6 +92,7 @@ impl Supervisor {
             // Asked after opening: then what was opened is it, or has its id no more.
             instance.pidfd = opened.filter(|_| process.as_ref().is_some_and(|process| process.is_alive()));
         }
+        let init = instance.record.process.as_ref().map(Process::id);
         let runs = matches!(instance.phase(), InstancePhase::Running | InstancePhase::Moving);
         // A predecessor that was killed may have begun to stop its processes.
         if runs
@@ -108,7 +109,8 @@ impl Supervisor {
             tracing::error!(instance = %id, %error, "cannot watch its init");
         }
         if is_gone {
-            self.ended(&id, Status::default());
+            // A child of this one's, if the predecessor was replaced and not killed.
+            self.ended(&id, init.map_or_else(Status::default, Status::of_ended));
         } else if !has_ended {
             self.watch_output(&id);
             self.watch_memory(&id);

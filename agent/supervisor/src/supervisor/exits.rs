@@ -20,6 +20,20 @@ pub(super) struct Status {
 }
 
 impl Status {
+    /// None: it has not ended.
+    fn of(wait: WaitStatus) -> Option<Self> {
+        match wait {
+            WaitStatus::Exited(_, code) => Some(Self { code: Some(code), signal: None }),
+            WaitStatus::Signaled(_, signal, _) => Some(Self { code: None, signal: Some(signal as i32) }),
+            _ => None,
+        }
+    }
+
+    /// Of a process that runs no more; unknown unless it is this one's child.
+    pub(super) fn of_ended(pid: Pid) -> Self {
+        waitpid(pid, Some(WaitPidFlag::WNOHANG)).ok().and_then(Self::of).unwrap_or_default()
+    }
+
     /// Whether it was killed, or says so of what it ran, as shells do, or nobody tells how it ended.
     fn may_be_kill(self) -> bool {
         const SHELL: i32 = 128 + libc::SIGKILL;
@@ -44,14 +58,11 @@ impl Supervisor {
     /// Reaps every child that has ended.
     pub(super) fn reap(&mut self) {
         loop {
-            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, Status { code: Some(code), signal: None }),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, Status { code: None, signal: Some(signal as i32) })
-                }
+            let wait = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
-                Ok(_) => continue,
+                Ok(wait) => wait,
             };
+            let (Some(pid), Some(status)) = (wait.pid(), Status::of(wait)) else { continue };
             let is_worker = self.worker_ended(pid);
             // From now on its id may be another's.
             let reclaimer = self.instances.values_mut().find(|other| other.reclaimer == Some(pid));
@@ -82,12 +93,11 @@ impl Supervisor {
             return;
         };
         let status = match waitpid(process.id(), Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => Status { code: Some(code), signal: None },
-            Ok(WaitStatus::Signaled(_, signal, _)) => Status { code: None, signal: Some(signal as i32) },
-            Ok(_) => return,
+            Ok(wait) => Status::of(wait),
             Err(_) if process.is_alive() => return,
-            Err(_) => Status::default(),
+            Err(_) => Some(Status::default()),
         };
+        let Some(status) = status else { return };
         self.ended(&id, status);
     }
 

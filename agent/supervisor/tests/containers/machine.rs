@@ -376,6 +376,11 @@ impl Client {
         assert_eq!(self.call(Request::Delete { id: id.clone() }), Ok(Answer::Done));
     }
 
+    /// Whether a message said that it has ended, among those that came with answers.
+    pub(crate) fn was_told(&self, id: &InstanceId) -> bool {
+        self.exits.iter().any(|(ended, _)| ended == id)
+    }
+
     /// Waits for the end of an instance.
     pub(crate) fn exit(&mut self, id: &InstanceId) -> ExitRecord {
         loop {

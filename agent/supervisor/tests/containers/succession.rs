@@ -233,6 +233,34 @@ fn an_upgrade_in_place_keeps_everything() {
     assert!(machine.cgroups().is_empty());
 }
 
+/// Between two programs nobody hears of an end, and the agent's connection stays: it does not ask.
+#[test]
+fn an_instance_that_ends_during_an_upgrade_is_reported() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    let id = machine.id("ends");
+    let pid = client.create(&id, machine.guest("ends", &["sleep"]));
+    client.start(&id);
+    let binary = machine.path("slow-supervisor");
+    // Built-in commands only: the shell would ask how any child has ended.
+    let ends = format!("kill -KILL {pid}; while read -r pid name state rest < /proc/{pid}/stat");
+    let script =
+        format!("#!/bin/sh\n{ends} && [ $state != Z ]; do :; done\nexec {} \"$@\"\n", supervisor().display());
+    fs::write(&binary, script).unwrap();
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+    let upgraded = client.call(Request::Upgrade { binary });
+    assert!(matches!(upgraded, Ok(Answer::Hello { .. })), "{upgraded:?}");
+    // A call whose answer comes behind whatever was to be said.
+    let [record] = &client.list()[..] else { panic!("one is held") };
+    assert_eq!(record.phase, InstancePhase::Ended);
+    assert_eq!(record.exit.as_ref().and_then(|exit| exit.signal), Some(libc::SIGKILL), "still its child");
+    assert!(client.was_told(&id), "and the agent is told");
+    client.delete(&id);
+}
+
 #[test]
 fn an_upgrade_that_fails_changes_nothing() {
     if !is_root() {
