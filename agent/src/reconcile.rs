@@ -248,7 +248,7 @@ impl Reconciler {
         self.ask_preferences(choices);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
-        let proved = self.prove_cut(now);
+        let proved = self.prove_all(now);
         let turns = |action: &Action| {
             matches!(action, Action::TakeOver { .. } | Action::StartDeadline { .. } | Action::Undo { .. })
         };

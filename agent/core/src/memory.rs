@@ -59,11 +59,12 @@ impl NodeMemory {
     pub fn taken_by_others(&self, held_bytes: u64, before: u64) -> u64 {
         let others = self.total_bytes.saturating_sub(self.available_bytes).saturating_sub(held_bytes);
         let with_spare = others.saturating_add(self.total_bytes / 100 * SPARE_PERCENT);
-        let taken = with_spare.saturating_sub(self.total_bytes - self.for_instances());
+        let theirs = self.total_bytes - self.for_instances();
         let step = (self.total_bytes / STEPS).max(1);
-        // More counts at once, and less only when it is a step less, or what moves about the edge of one would be news each time.
-        let is_less = taken.saturating_add(step) < before || taken == 0;
-        if taken > before || is_less { taken.next_multiple_of(step) } else { before }
+        let taken = with_spare.saturating_sub(theirs).next_multiple_of(step);
+        // More counts at once, and less only when it is a whole step less: what moves about the edge of one would be news each time.
+        let is_less = with_spare.saturating_add(2 * step) < theirs.saturating_add(before);
+        if taken > before || is_less { taken } else { before }
     }
 }
 
@@ -159,15 +160,18 @@ impl Actual {
         changed
     }
 
-    /// Takes in what the kernel says of the node.
-    pub fn note_node(&mut self, node: &NodeMemory) {
-        // Of one that was not looked at, or cannot be, is not known what it holds: no more than it is given.
+    /// Takes in what the kernel says of the node. `tells`: it also says what each instance holds.
+    pub fn note_node(&mut self, node: &NodeMemory, tells: bool) {
+        // Of one that was found and not looked at yet, or cannot be, is not known what it holds: no more than it is given. One that
+        // has just been made holds nothing yet.
         let held = |instance: &InstanceActual| match instance.held_bytes {
+            _ if !instance.phase.holds_memory() => 0,
+            0 if tells && instance.begins => 0,
             0 => instance.claim.memory_bytes.unwrap_or(ASSUMED_BYTES),
             bytes => bytes,
         };
-        let holding = self.instances.values().filter(|instance| instance.phase.holds_memory());
-        let held = holding.map(|instance| held(instance).saturating_add(instance.moved_bytes));
+        let instances = self.instances.values();
+        let held = instances.map(|instance| held(instance).saturating_add(instance.moved_bytes));
         self.others_bytes = node.taken_by_others(held.fold(0, u64::saturating_add), self.others_bytes);
     }
 }

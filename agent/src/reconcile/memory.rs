@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tombolo_agent_core::actual::{InstanceActual, Moment, Phase, Traffic};
-use tombolo_agent_core::memory::{Footprint, Footprints, NodeMemory};
+use tombolo_agent_core::memory::{Footprint, Footprints};
 
 use super::Reconciler;
 use crate::gauge::Gauge;
@@ -18,59 +18,77 @@ const WAITING_POLL: Duration = Duration::from_secs(2);
 /// While requests are served, how often it is looked what that takes.
 const SERVING_POLL: Duration = Duration::from_secs(10);
 
-/// What was last seen of memory, and when.
+/// When memory was last looked at.
 pub(super) struct Looks {
     gauge: Gauge,
-    node: Option<(Moment, NodeMemory)>,
+    node_at: Option<Moment>,
     instances_at: Option<Moment>,
-    /// The kernel says what instances hold.
+    /// The kernel says what instances hold, as far as is known.
     tells: bool,
 }
 
 impl Looks {
     pub(super) fn new(gauge: Gauge) -> Self {
-        Self { gauge, node: None, instances_at: None, tells: false }
+        Self { gauge, node_at: None, instances_at: None, tells: true }
     }
 }
 
 impl Reconciler {
-    /// Before anything is planned on it. While a request waits only the node is asked, and what its instances hold comes after.
+    /// Before anything is planned on it. While a request waits only what is new is looked at, the rest once nobody waits for it.
     pub(super) fn look_at_memory(&mut self, traffic: &Traffic, now: Moment) {
-        if !traffic.is_held() || self.memory.node.is_none() {
+        if !traffic.is_held() {
             self.look_at_instances(now);
         }
-        let is_due = self.memory.node.is_none_or(|(at, _)| now.since(at) >= LOOK_MS);
-        if let Some(node) = self.memory.gauge.node().filter(|_| is_due) {
-            self.memory.node = Some((now, node));
-            self.actual.note_node(&node);
+        if self.memory.node_at.is_none_or(|at| now.since(at) >= LOOK_MS) {
+            self.note_held(|known| known.held_bytes == 0);
+            self.note_node(now);
         }
     }
 
-    /// What instances hold. Whether it changes what a plan is made from.
+    /// What all instances hold. Whether it changes what a plan is made from.
     pub(super) fn look_at_instances(&mut self, now: Moment) -> bool {
         if self.memory.instances_at.is_some_and(|at| now.since(at) < LOOK_MS) {
             return false;
         }
+        let (asked, changed) = self.note_held(|_| true);
+        if !asked {
+            return false;
+        }
+        self.memory.instances_at = Some(now);
+        let before = self.actual.others_bytes;
+        self.note_node(now);
+        changed || self.actual.others_bytes != before
+    }
+
+    /// Looks at those that `pass`. Whether there were any, and whether their revisions are reckoned with something else now.
+    fn note_held(&mut self, pass: impl Fn(&InstanceActual) -> bool) -> (bool, bool) {
         // One that rests has what it had; of one that was found resting that is not known.
         let is_asked = |known: &InstanceActual| match known.phase {
-            Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. } => true,
+            Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. } => pass(known),
             Phase::Frozen | Phase::Suspended => known.held_bytes == 0,
             _ => false,
         };
         let asked = self.actual.instances.iter().filter(|(_, known)| known.pid > 0 && is_asked(known));
-        let held = self.memory.gauge.held(asked.map(|(id, known)| (id, known.pid)));
-        (self.memory.instances_at, self.memory.tells) = (Some(now), !held.is_empty());
+        let asked: Vec<_> = asked.map(|(id, known)| (id, known.pid)).collect();
+        if asked.is_empty() {
+            return (false, false);
+        }
+        let held = self.memory.gauge.held(asked.into_iter());
+        self.memory.tells = !held.is_empty();
         let changed = self.actual.note_held(held);
         if changed {
             self.log_footprints();
             let footprints = Footprints::among(&self.actual.revisions).encode();
             self.outputs.records.footprints.send_replace(footprints);
         }
-        let before = self.actual.others_bytes;
-        if let Some((_, node)) = &self.memory.node {
-            self.actual.note_node(node);
+        (true, changed)
+    }
+
+    fn note_node(&mut self, now: Moment) {
+        if let Some(node) = self.memory.gauge.node() {
+            self.actual.note_node(&node, self.memory.tells);
         }
-        changed || self.actual.others_bytes != before
+        self.memory.node_at = Some(now);
     }
 
     /// How long no look at memory is due.

@@ -39,11 +39,11 @@ impl Reconciler {
         self.event(EventKind::Normal, "RevisionReady", key, message);
     }
 
-    /// The same of those for which there is not room enough, now that this is known. Whether any of them has.
-    pub(super) fn prove_cut(&mut self, now: Moment) -> bool {
-        let is_unproved =
-            |key: &&RevisionKey| self.actual.revisions.get(*key).is_some_and(|it| !it.ready_once);
-        let unproved: Vec<_> = self.cuts.keys().filter(is_unproved).cloned().collect();
+    /// The same of all that have not proved themselves: the room that there is has been found out, and instances come back to
+    /// be ready that were on their way out. Whether any of them has.
+    pub(super) fn prove_all(&mut self, now: Moment) -> bool {
+        let is_unproved = |key: &RevisionKey| self.actual.revisions.get(key).is_some_and(|it| !it.ready_once);
+        let unproved: Vec<_> = self.actual.revisions.keys().filter(|key| is_unproved(key)).cloned().collect();
         unproved.iter().for_each(|key| self.prove(key, now));
         let has_proved = |key: &RevisionKey| self.actual.revisions.get(key).is_some_and(|it| it.ready_once);
         unproved.iter().any(has_proved)

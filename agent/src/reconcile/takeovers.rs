@@ -21,7 +21,9 @@ impl Reconciler {
     }
 
     pub(super) fn take_over(&mut self, revision: &RevisionKey) {
-        if let Some(known) = self.actual.revisions.get_mut(revision) {
+        // It may have proved itself since this was planned.
+        let known = self.actual.revisions.get_mut(revision).filter(|known| !known.ready_once);
+        if let Some(known) = known {
             known.takeover = Takeover::Begun { started: None };
             self.routes_changed = true;
             let message = "requests wait for it; the revision before it ends first".to_owned();
@@ -30,7 +32,7 @@ impl Reconciler {
     }
 
     pub(super) fn undo(&mut self, revision: &RevisionKey, why: RolledBack) {
-        if let Some(known) = self.actual.revisions.get_mut(revision) {
+        if let Some(known) = self.actual.revisions.get_mut(revision).filter(|known| !known.ready_once) {
             self.outputs.outbox.push(
                 EventKind::Warning,
                 &why.reason,

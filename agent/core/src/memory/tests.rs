@@ -49,11 +49,13 @@ fn what_moves_a_little_is_no_news() {
     // 20 GiB are others', 16.8 beyond what is theirs: in steps of one.
     assert_eq!(taken(44, 0), 17);
     assert_eq!(taken(43, 17), 18, "more counts at once");
-    assert_eq!(taken(44, 18), 17);
-    assert_eq!(taken(44, 17), 17);
-    let node = NodeMemory { total_bytes, available_bytes: 44 * GI + GI / 2 };
-    assert_eq!(node.taken_by_others(0, 17 * GI) / GI, 17, "not a step less");
+    assert_eq!(taken(44, 18), 18, "not a whole step less");
+    assert_eq!(taken(45, 18), 16);
+    assert_eq!(taken(45, 17), 17);
     assert_eq!(taken(46, 17), 15);
+    // About the edge of nothing, too.
+    assert_eq!((taken(61, 0), taken(61, 1), taken(62, 1)), (0, 1, 0));
+    assert_eq!(taken(60, 0), 1);
     assert_eq!(taken(64, 1), 0);
 }
 
@@ -106,10 +108,10 @@ fn a_revision_is_known_by_the_least_and_the_most_of_its_instances() {
     assert!(!note(&mut actual, "c", GI), "it is gone");
 
     // Nothing that instances hold is others'.
-    actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI - 21 * MI });
+    actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI - 21 * MI }, true);
     assert_eq!(actual.others_bytes, 0);
     actual.instances.clear();
-    actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI });
+    actual.note_node(&NodeMemory { total_bytes: 4 * GI, available_bytes: GI }, true);
     assert!(actual.others_bytes > 2 * GI);
 }
 
@@ -118,24 +120,39 @@ fn of_what_was_not_looked_at_the_claim_is_taken_for_what_it_holds() {
     let mut actual = actual(&Phase::Frozen);
     let node = NodeMemory { total_bytes: 4 * GI, available_bytes: 2 * GI };
     for instance in actual.instances.values_mut() {
-        instance.claim.memory_bytes = Some(GI);
+        (instance.claim.memory_bytes, instance.begins) = (Some(GI), false);
     }
-    actual.note_node(&node);
+    actual.note_node(&node, true);
     assert_eq!(actual.others_bytes, 0, "all that is missing may be theirs");
     // What was on devices is in the node's memory beside it, and what waits holds nothing.
     for (instance, phase) in actual.instances.values_mut().zip([Phase::Suspended, Phase::Primed]) {
         (instance.phase, instance.moved_bytes) = (phase, if instance.held_bytes == 0 { GI } else { 0 });
     }
     actual.instances.get_mut(&InstanceId("b".into())).unwrap().moved_bytes = 0;
-    actual.note_node(&node);
+    actual.note_node(&node, true);
     assert_eq!(actual.others_bytes, 0);
     actual.instances.get_mut(&InstanceId("a".into())).unwrap().moved_bytes = 0;
-    actual.note_node(&node);
+    actual.note_node(&node, true);
     assert!(actual.others_bytes > GI / 2);
     // One that was found suspended is looked at with what it moved, which is reckoned for itself.
     actual.instances.get_mut(&InstanceId("a".into())).unwrap().moved_bytes = GI;
     note(&mut actual, "a", GI + 300 * MI);
     assert_eq!(actual.instances[&InstanceId("a".into())].held_bytes, 300 * MI);
+}
+
+#[test]
+fn what_has_just_been_made_hides_nothing_that_others_have() {
+    let mut actual = actual(&Phase::Launching);
+    for instance in actual.instances.values_mut() {
+        instance.claim.memory_bytes = Some(GI);
+    }
+    let node = NodeMemory { total_bytes: 4 * GI, available_bytes: 2 * GI };
+    actual.note_node(&node, true);
+    let theirs = actual.others_bytes;
+    assert!(theirs > GI, "{theirs}");
+    // Where the kernel does not say what instances hold, what is missing may be theirs for ever.
+    actual.note_node(&node, false);
+    assert_eq!(actual.others_bytes, 0);
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl<'a> Pass<'a> {
             for (id, instance) in self.index.of(scope.key).iter().copied() {
                 let rests = matches!(instance.phase, Phase::Frozen | Phase::Suspended);
                 if rests && !instance.astray && self.load(id) == 0 {
-                    let bytes = need.bytes().saturating_add(instance.moved_bytes);
+                    let bytes = need.bytes().max(instance.held_bytes).saturating_add(instance.moved_bytes);
                     resting.push((self.called(scope), id, bytes));
                 }
             }
