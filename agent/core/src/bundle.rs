@@ -1,9 +1,10 @@
 //! The OCI runtime specification (`config.json`, runtime-spec 1.0.2) of an instance, from its revision and its image.
 //!
 //! Implements Knative's runtime contract: `PORT` and `K_*` variables, standard input at its end, writable `/tmp` and
-//! `/var/log`, `/etc/resolv.conf`, its limits in `/sys/fs/cgroup`; what every container runtime sets: `PATH`, `HOME`,
+//! `/var/log`, `/etc/resolv.conf`; what every container runtime sets: `PATH`, `HOME`,
 //! `HOSTNAME`; and the node's own defaults: no capabilities beyond a few, no new privileges, masked paths, default devices
-//! only. Root file system, missing working directory, cgroup and user-namespace mappings are the supervisor's.
+//! only. Root file system, missing working directory, cgroup, its limits to be seen in
+//! `/sys/fs/cgroup`, and user-namespace mappings are the supervisor's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -281,8 +282,6 @@ fn system_mounts() -> Vec<Value> {
         { "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] },
         { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"] },
         { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
-        { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-          "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] },
     ]);
     mounts.as_array().cloned().unwrap_or_default()
 }

@@ -26,9 +26,9 @@ pub(crate) const IDLE_CONNECTION_MAX_AGE: Duration = Duration::from_secs(4);
 /// (64 KiB): with as much a program that leaves Nagle's algorithm on would wait 40 ms for each to be acknowledged.
 const WINDOW: u32 = 256 * 1024;
 
-/// What an HTTP/2 instance may send of all answers together before they are read, bytes: as much as there can be, for each is
-/// bounded. With less, clients that do not read theirs would keep others from theirs.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What an HTTP/2 instance may send of all answers of one thread together before they are read, bytes: 128 that nobody reads. With
+/// less, few clients that do not read theirs would keep others from theirs; without bound they would fill a small node's memory.
+const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// Set in `requests` while the instance is not in the route table: takes no new requests, finishes those it has.
 const RETIRED: u32 = 1 << 31;

@@ -35,6 +35,9 @@ pub(crate) struct Record {
     pub(crate) cgroup: CgroupPath,
     #[serde(default)]
     pub(crate) moved_bytes: u64,
+    /// Whether supervisors have ended it, since it was made, for processes killed for memory. Earlier releases did not.
+    #[serde(default)]
+    pub(crate) ends_with_kills: bool,
 }
 
 /// One certain process, not merely whichever has its id today.
@@ -121,6 +124,7 @@ impl Record {
             labels,
             cgroup,
             moved_bytes: 0,
+            ends_with_kills: true,
         }
     }
 

@@ -163,14 +163,16 @@ pub(crate) fn place_nodes() -> Result<fs::File, RootfsError> {
 /// Mounts the cgroups that the container may see below [`CGROUPS`].
 pub(crate) fn place_cgroups(shown: &[Shown]) -> Result<(), RootfsError> {
     prepare("make", CGROUPS, fs::create_dir(CGROUPS))?;
-    for Shown { directory, name, links } in shown {
+    for Shown { directory, name, .. } in shown {
         let target = Path::new(CGROUPS).join(name);
         prepare("make", &target, fs::create_dir_all(&target))?;
         prepare("bind", directory, user_namespace::bind(directory, &target, false, true, None))?;
+    }
+    // Only then: nothing can be mounted where a link is, and one hierarchy may be mounted at two places.
+    for Shown { name, links, .. } in shown {
         for link in links {
             let path = Path::new(CGROUPS).join(link);
             match symlink(name, &path) {
-                // One hierarchy may be mounted at two places.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => prepare("make", &path, made)?,
             }

@@ -438,7 +438,7 @@ impl Supervisor {
                 self.lock.remove(&self.run_dir);
                 Some(failures.is_empty())
             }
-            Ending::Upgrade { caller, binary } if self.is_idle() => {
+            Ending::Upgrade { caller, binary } if self.is_idle() && self.has_told(&caller) => {
                 let error = self.become_program(caller, &binary);
                 tracing::error!(binary = %binary.display(), %error, "cannot be replaced");
                 self.ending = None;

@@ -114,6 +114,7 @@ impl Supervisor {
         } else if !has_ended {
             self.watch_output(&id);
             self.watch_memory(&id);
+            self.forgive_kills(&id);
             self.suspect_kill(slot);
         }
     }

@@ -112,6 +112,8 @@ impl Supervisor {
             self.unwatch(&pidfd);
         }
         let memory = instance.memory.take();
+        let slot = instance.record.slot;
+        let has_run_out = memory.as_ref().is_some_and(|events| self.has_just_run_out(slot, events));
         if let Some(memory) = &memory {
             self.unwatch(memory);
         }
@@ -119,8 +121,8 @@ impl Supervisor {
         let exit = ExitRecord {
             code: status.code,
             signal: status.signal,
-            // Where kills are watched for, one that was counted was to end it, however it has ended meanwhile.
-            out_of_memory: (status.may_be_kill() || memory.is_some())
+            // Where kills are watched for, one that was counted just now was to end it, however it has ended meanwhile.
+            out_of_memory: (status.may_be_kill() || has_run_out)
                 && self.hierarchies.oom_kills(&instance.record.cgroup) > instance.oom_kills_before,
             time_ms: u64::try_from(now).unwrap_or(u64::MAX),
         };

@@ -132,6 +132,11 @@ impl Supervisor {
             && self.instances.values().all(|instance| !instance.is_busy && instance.waiting.is_empty())
     }
 
+    /// Whether the caller has been sent all that there was for it, or is gone.
+    pub(super) fn has_told(&self, caller: &Caller) -> bool {
+        self.connections.get(&caller.connection).is_none_or(|connection| !connection.has_waiting())
+    }
+
     pub(super) fn take_outcome(&mut self, number: u32) {
         let Some(job) = self.jobs.get(&number) else { return };
         match job.worker.report() {

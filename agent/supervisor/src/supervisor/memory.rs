@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::EventFd;
 use tombolo_agent_core::supervision::InstanceId;
 
 use super::{Supervisor, Token};
@@ -45,6 +46,15 @@ impl Supervisor {
         }
     }
 
+    /// An instance that lost processes under a supervisor which let it go on is not ended for these by the next.
+    pub(super) fn forgive_kills(&mut self, id: &InstanceId) {
+        if let Some(instance) = self.instances.get_mut(id).filter(|instance| !instance.record.ends_with_kills)
+        {
+            instance.record.ends_with_kills = true;
+            instance.oom_kills_before = self.hierarchies.oom_kills(&instance.record.cgroup);
+        }
+    }
+
     /// The memory of the instance in `slot` has run out, or may have while nobody watched.
     pub(super) fn suspect_kill(&mut self, slot: u16) {
         let instance = self.slots.get(&slot).and_then(|id| self.instances.get(id));
@@ -73,6 +83,11 @@ impl Supervisor {
             self.looks
                 .insert(slot, Look { due: now + pause, pause: (pause * 2).min(PAUSE_MAX), end: look.end });
         }
+    }
+
+    /// Whether memory has run out a moment ago, in the instance that is in `slot` and told so by `events`.
+    pub(super) fn has_just_run_out(&self, slot: u16, events: &EventFd) -> bool {
+        self.looks.contains_key(&slot) || events.read().is_ok()
     }
 
     /// Whether processes of the instance were killed for memory; `None`: it has ended.

@@ -274,15 +274,22 @@ fn raise_rootfs(
     Ok(())
 }
 
-/// What is mounted as `cgroup` shows the instance's own and cannot be written. The container runtime would mount every
-/// hierarchy of v1 writable, and all of the host's v2 if its first attempt fails.
-fn show_cgroups(mounts: &mut [Mount], shown: &[Shown]) -> Result<(), CreateError> {
-    let is_cgroup = |mount: &&mut Mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"));
-    let mut wanted = mounts.iter_mut().filter(is_cgroup).peekable();
-    if wanted.peek().is_some() {
-        rootfs::place_cgroups(shown)?;
+/// Where a container looks for its limits.
+const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+/// Whoever has a sysfs sees the instance's own cgroups in it, and cannot write there; so does what is mounted as `cgroup`, of which
+/// the container runtime would mount every hierarchy of v1 writable, and all of the host's v2 if its first attempt fails.
+fn show_cgroups(mounts: &mut Vec<Mount>, shown: &[Shown]) -> Result<(), CreateError> {
+    let is_cgroup = |mount: &Mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"));
+    if !mounts.iter().any(is_cgroup) {
+        let is_sysfs = |mount: &Mount| {
+            mount.typ().as_deref() == Some("sysfs") && mount.destination() == Path::new("/sys")
+        };
+        let Some(at) = mounts.iter().position(is_sysfs) else { return Ok(()) };
+        mounts.insert(at + 1, MountBuilder::default().typ("cgroup").destination(CGROUP_MOUNT).build()?);
     }
-    for mount in wanted {
+    rootfs::place_cgroups(shown)?;
+    for mount in mounts.iter_mut().filter(|mount| is_cgroup(mount)) {
         let options = ["rbind", "rro", "rnosuid", "rnodev", "rnoexec"].map(str::to_owned).to_vec();
         mount.set_typ(Some("bind".into()));
         mount.set_source(Some(rootfs::CGROUPS.into()));

@@ -111,6 +111,11 @@ impl Machine {
         InstanceId(format!("{}-{name}", self.prefix))
     }
 
+    /// What a supervisor keeps of an instance for the next one.
+    pub(crate) fn record(&self, name: &str) -> PathBuf {
+        self.run_dir().join("instances").join(self.id(name).0).join("record.json")
+    }
+
     /// Starts another supervisor in the same run directory.
     pub(crate) fn restart(&mut self) {
         self.process = spawn(self.directory.path(), &supervisor());
