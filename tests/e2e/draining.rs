@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::json;
-use tombolo_harness::{Function, Node, NodeOptions, Site, until};
+use tombolo_harness::{Function, Load, Node, NodeOptions, Site, until};
 
 /// Does `act` while a request is in each instance of `revision`, and lets these end once an instance drains.
 async fn while_some_are_in(node: &Node, (service, revision): (&str, &str), act: impl Future<Output = ()>) {
@@ -16,20 +16,28 @@ async fn while_some_are_in(node: &Node, (service, revision): (&str, &str), act: 
     let processes: Vec<_> = running.values().map(|pid| PathBuf::from(format!("/proc/{pid}"))).collect();
     // Each is there for as long as the program has the request, and until it is removed here.
     let held: Vec<_> = processes.iter().map(|process| process.join("root/tmp/held")).collect();
-    let requests = node.load(service, "/await?/tmp/held", held.len(), 0);
-    until("the program to have the requests", 20, || async {
-        if held.iter().all(|file| file.exists()) { Ok(()) } else { Err(&held) }
-    })
-    .await;
+    // One after the other: two that come at once may be sent to the same instance.
+    let mut requests = Vec::new();
+    for count in 1..=held.len() {
+        requests.push(node.load(service, "/await?/tmp/held", 1, 0));
+        until("the program to have the request", 20, || async {
+            let there: Vec<_> = held.iter().filter(|file| file.exists()).collect();
+            if there.len() == count { Ok(()) } else { Err(there) }
+        })
+        .await;
+    }
     act.await;
     until("an instance to drain", 25, || async {
         let running = node.instances(revision).await?;
         if running.len() < held.len() { Ok(()) } else { Err(format!("{running:?}")) }
     })
     .await;
-    let let_go = async || held.iter().try_for_each(fs::remove_file).expect("the instances are there");
-    let (outcomes, ()) = tokio::join!(requests.stop(), let_go());
-    let answers: Vec<_> = outcomes.into_iter().map(|outcome| outcome.answer).collect();
+    requests.iter().for_each(Load::no_more);
+    held.iter().try_for_each(fs::remove_file).expect("the instances are there");
+    let mut answers = Vec::new();
+    for load in requests {
+        answers.extend(load.stop().await.into_iter().map(|outcome| outcome.answer));
+    }
     assert_eq!(answers, vec![Ok((200, "waited".to_owned())); held.len()], "{revision}");
     until("its program to be gone", 60, || async {
         if processes.iter().all(|process| process.exists()) { Err(&processes) } else { Ok(()) }

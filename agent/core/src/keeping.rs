@@ -112,6 +112,8 @@ impl Images {
         let known = self.ready.entry(configuration.to_owned()).or_default();
         known.retain(|other| *other != image);
         known.push(image);
+        // It was wanted, though it may never be seen to be.
+        self.known.entry(image).or_insert(None);
     }
 
     /// What must not go, whatever happens.
@@ -212,6 +214,15 @@ mod tests {
         images.note_ready("default/a", image(4));
         images.note(&wanted(&[4], &[4]));
         assert_eq!(images.pinned(&wanted(&[4], &[4])), [image(3), image(4)].into());
+    }
+
+    #[test]
+    fn what_was_wanted_between_two_looks_alone_stays_for_its_time() {
+        let mut images = Images::default();
+        images.note_ready("default/passing", image(9));
+        images.note(&Wanted::default());
+        images.pass(100, Some(20));
+        assert_eq!(images.loose(&Wanted::default()), [(image(9), 20)]);
     }
 
     #[test]

@@ -61,9 +61,14 @@ impl Load {
         Self { stop, workers }
     }
 
+    /// Makes no further requests; those under way go on.
+    pub fn no_more(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Stops and gives every request that was made.
     pub async fn stop(self) -> Vec<Outcome> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.no_more();
         let mut all = Vec::new();
         for worker in self.workers {
             all.extend(worker.await.expect("a client does not panic"));
