@@ -346,6 +346,7 @@ fn record(keep: &Keep, progress: &Progress, tasks: &mut Tasks) -> Records {
 fn with_tls(router: Router, config: &TlsConfig, tasks: &mut Tasks) -> anyhow::Result<Router> {
     let Some(listen) = config.listen else { return Ok(router) };
     let files = Files { certificate: config.certificate.clone(), key: config.key.clone() };
+    // Where that cannot be asked they are read again at the first look.
     let known = files.modified().ok();
     let configs = watch::Sender::new(files.load().context("router.tls")?);
     let listener =
