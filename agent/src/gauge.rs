@@ -29,22 +29,20 @@ impl Gauge {
         NodeMemory::parse(&fs::read_to_string(&self.meminfo).ok()?)
     }
 
-    /// What these instances hold, by the pid of each one's init, bytes. Those are left out of which the kernel does not say: they
-    /// have ended, or there is no memory controller.
+    /// What these instances hold, by the pid of each one's init, bytes. `None`: the kernel does not say. It has ended, or there is
+    /// no memory controller.
     pub(crate) fn held<'a>(
         &mut self,
         instances: impl Iterator<Item = (&'a InstanceId, i32)>,
-    ) -> Vec<(InstanceId, u64)> {
+    ) -> Vec<(InstanceId, Option<u64>)> {
         let mut before = std::mem::take(&mut self.files);
-        let mut all = Vec::new();
-        for (id, pid) in instances {
-            let Some(file) = before.remove(id).or_else(|| memory_stat(id, pid)) else { continue };
-            if let Some(bytes) = fs::read_to_string(&file).ok().and_then(|text| held_bytes(&text)) {
-                all.push((id.clone(), bytes));
-                self.files.insert(id.clone(), file);
-            }
-        }
-        all
+        let mut read = |id: &InstanceId, pid| {
+            let file = before.remove(id).or_else(|| memory_stat(id, pid))?;
+            let bytes = held_bytes(&fs::read_to_string(&file).ok()?)?;
+            self.files.insert(id.clone(), file);
+            Some(bytes)
+        };
+        instances.map(|(id, pid)| (id.clone(), read(id, pid))).collect()
     }
 }
 
@@ -70,6 +68,7 @@ mod tests {
         let mut gauge = Gauge::new(Path::new("/proc/meminfo"));
         let id = InstanceId("a-00001-abcde-1".into());
         let me = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(gauge.held([(&id, me), (&id, i32::MAX)].into_iter()), []);
+        let held = gauge.held([(&id, me), (&id, i32::MAX)].into_iter());
+        assert_eq!(held, [(id.clone(), None), (id.clone(), None)]);
     }
 }

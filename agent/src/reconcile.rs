@@ -244,7 +244,7 @@ impl Reconciler {
             targets: &self.targets,
             settings: &self.settings,
         };
-        let Plan { actions, wake, wanted, cuts, choices } = plan::plan(&situation, now);
+        let Plan { actions, wake, wanted, cuts, paced, choices } = plan::plan(&situation, now);
         self.ask_preferences(choices);
         self.changed |= !actions.is_empty() || self.wanted != wanted || self.cuts != cuts;
         (self.wanted, self.cuts) = (wanted, cuts);
@@ -262,7 +262,8 @@ impl Reconciler {
             tokio::task::yield_now().await;
             self.publish();
         }
-        let again = self.look_at_instances(now) || turned || proved;
+        let looked = self.look_at_instances(&traffic, now);
+        let again = looked.is_some_and(|changed| changed || paced) || turned || proved;
         let wakes = wake.map(|(at, _)| at).into_iter().chain(self.rollout_wake).chain(self.collect_at);
         let until_wake =
             wakes.map(|at| Duration::from_millis(at.since(now) + 1)).fold(IDLE_POLL, Duration::min);

@@ -1,5 +1,7 @@
 //! How many instances there are: by concurrency, by request rate, within bounds, within the node's memory.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tombolo_harness::{Function, NodeOptions, Site, until};
 
 #[tokio::test]
@@ -136,6 +138,41 @@ async fn a_function_without_a_limit_grows_by_what_it_was_seen_to_hold() {
         let outcomes = load.stop().await;
         assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
     }
+}
+
+/// What a function loads at its first request no look before that sees.
+#[tokio::test]
+async fn a_burst_at_a_function_that_loads_late_takes_no_more_than_there_is() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7").memory_mib(1024)).await;
+    site.hub.deploy(&Function::subject("late").concurrency(1)).await;
+    until("what it holds at rest to be seen", 60, || async {
+        let log = node.log();
+        if log.contains("what its instances were seen to hold revision=default/late-00001") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .await;
+    let load = node.load("late", "/model?100", 20, 1);
+    let most = AtomicUsize::new(0);
+    until("the reason at the hub", 60, || async {
+        most.fetch_max(node.instances("late").await?.len(), Ordering::Relaxed);
+        let text = site.hub.api.told("late").await.map_err(|error| error.to_string())?;
+        let is_cut = text.contains("InsufficientMemory") && text.contains("one was seen to need 104Mi");
+        if is_cut { Ok(()) } else { Err(text) }
+    })
+    .await;
+    until("as many as fit into the 921 MiB that are for instances", 60, || async {
+        let running = node.instances("late").await?.len();
+        most.fetch_max(running, Ordering::Relaxed);
+        if running == 8 { Ok(()) } else { Err(format!("{running} instances")) }
+    })
+    .await;
+    assert_eq!(most.load(Ordering::Relaxed), 8);
+    let outcomes = load.stop().await;
+    assert!(outcomes.iter().all(tombolo_harness::Outcome::is_good), "requests wait, they do not fail");
 }
 
 #[tokio::test]

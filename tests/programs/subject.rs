@@ -4,12 +4,13 @@
 //! `--exit CODE` only ends with that status. `MODE=exit` ends at once, `MODE=deaf` runs without listening, `MODE=late` listens
 //! after two seconds, `MODE=failing` answers every request for `/` with 500, `MODE=cutting` breaks those answers off, `MODE=slow`
 //! gives them after half a second, `MODE=silent` never.
-//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/pause?MS` (in the middle
-//! of the answer), `/await?FILE` (makes it and waits until somebody removes it), `/exit?CODE`, `/eat?MIB`, `/hold?MIB` (until it
-//! ends), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the body back), `/head` (gives the request's head back), `/tunnel`
-//! (switches protocols, to one that gives every byte back), `/bytes?COUNT`, `/count` (how often it was asked this),
-//! `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT` (ends after half of what it promised), `/flood?MIB`
-//! (prints so much as fast as it can), `/sicken` (from then on `/health` answers 500).
+//! Paths: `/env`, `/open?FILE`, `/read?FILE`, `/write?FILE`, `/mknod?FILE`, `/wait?MS`, `/pause?MS` (in the middle of the
+//! answer), `/await?FILE` (makes it and waits until somebody removes it), `/exit?CODE`, `/eat?MIB`, `/hold?MIB` (until it
+//! ends), `/model?MIB` (holds as much from the first such request on), `/fork?COUNT`, `/log?TEXT`, `/stdin`, `/echo` (gives the
+//! body back), `/head` (gives the request's head back), `/tunnel` (switches protocols, to one that gives every byte back),
+//! `/bytes?COUNT`, `/count` (how often it was asked this), `/status?CODE`, and for faults `/garbage` (no HTTP), `/cut?COUNT`
+//! (ends after half of what it promised), `/flood?MIB` (prints so much as fast as it can), `/sicken` (from then on `/health`
+//! answers 500).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -155,6 +156,15 @@ fn act(path: &str, argument: &str, body: Vec<u8>) -> Vec<u8> {
             let held = vec![1_u8; usize::try_from(number()).unwrap_or(0) << 20];
             HELD.lock().unwrap_or_else(PoisonError::into_inner).push(held);
             b"held".to_vec()
+        }
+        "/model" => {
+            let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.is_empty() {
+                held.push(vec![1_u8; usize::try_from(number()).unwrap_or(0) << 20]);
+            }
+            drop(held);
+            std::thread::sleep(Duration::from_millis(300));
+            b"inferred".to_vec()
         }
         "/exit" => std::process::exit(i32::try_from(number()).unwrap_or(1)),
         "/eat" => {

@@ -211,6 +211,8 @@ pub struct InstanceActual {
     pub lost_since: Option<Moment>,
     /// Memory that it was last seen to hold and that cannot be taken back, bytes; 0: not looked at yet.
     pub held_bytes: u64,
+    /// When it was last looked at for that.
+    pub looked_at: Option<Moment>,
     /// It has not been looked at since it was ready, and has never been frozen.
     pub begins: bool,
     /// Bytes that it had on its devices and has in the node's memory now.
@@ -271,6 +273,7 @@ impl InstanceActual {
             devices: Devices::new(),
             lost_since: None,
             held_bytes: 0,
+            looked_at: None,
             begins: false,
             moved_bytes: 0,
             delayed: None,
@@ -369,6 +372,8 @@ pub struct Demand {
     pub held: u32,
     /// When a request last came or ended.
     pub last_request: Option<Moment>,
+    /// An instance has answered a request since the agent began, with anything but a 5xx: it has loaded what it needs for that.
+    pub served: bool,
 }
 
 /// What the router says of the node at this moment.

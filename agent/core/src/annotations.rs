@@ -51,6 +51,8 @@ pub struct Scale {
     pub max: Option<u32>,
     /// Instances that prove a new revision; at least 1.
     pub initial: u32,
+    /// The fewest while requests come; 0: one.
+    pub activation: u32,
     pub tier: IdleTier,
     pub strategy: UpdateStrategy,
     pub progress_deadline_ms: u64,
@@ -83,6 +85,10 @@ impl Scale {
             max: (max > 0).then_some(max),
             initial: number("autoscaling.knative.dev/initial-scale", "autoscaling.knative.dev/initialScale")
                 .max(1),
+            activation: number(
+                "autoscaling.knative.dev/activation-scale",
+                "autoscaling.knative.dev/activationScale",
+            ),
             tier,
             strategy,
             progress_deadline_ms: deadline.filter(|ms| *ms > 0).unwrap_or(PROGRESS_DEADLINE_MS),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tombolo_api::desired::Desired;
 use tombolo_api::{Digest, RevisionKey};
 
-use crate::actual::{Actual, InstanceActual, Phase, RevisionActual};
+use crate::actual::{Actual, InstanceActual, Moment, Phase, RevisionActual, Traffic};
 use crate::autoscale::capacity::ASSUMED_BYTES;
 use crate::stored::{self, StoredError};
 use crate::supervision::InstanceId;
@@ -90,13 +90,20 @@ pub struct Footprint {
     pub least_bytes: u64,
     /// The most that one held.
     pub most_bytes: u64,
+    /// One of them had answered a request by then: this is what they hold at work.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub served: bool,
 }
 
 impl Footprint {
     /// Of one that holds `bytes`.
     fn of(bytes: u64) -> Self {
         let step = (bytes.checked_next_power_of_two().unwrap_or(bytes) / 16).max(1 << 20);
-        Self { least_bytes: bytes / step * step, most_bytes: bytes.div_ceil(step).saturating_mul(step) }
+        Self {
+            least_bytes: bytes / step * step,
+            most_bytes: bytes.div_ceil(step).saturating_mul(step),
+            served: false,
+        }
     }
 }
 
@@ -122,12 +129,14 @@ impl Learnt {
         matches!(self, Self::Seen(_))
     }
 
-    /// An instance holds `bytes`. It serves (`ready`), and does so for the first time (`begins`).
-    fn see(&mut self, bytes: u64, ready: bool, begins: bool) {
-        let now = Footprint::of(bytes);
+    /// An instance holds `bytes`. It serves (`ready`), and does so for the first time (`begins`); its revision has answered
+    /// requests (`served`).
+    fn see(&mut self, bytes: u64, ready: bool, begins: bool, served: bool) {
+        let now = Footprint { served, ..Footprint::of(bytes) };
         match self {
             Self::Seen(footprint) => {
                 footprint.most_bytes = footprint.most_bytes.max(now.most_bytes);
+                footprint.served |= ready && served;
                 // What was frozen may have been swapped out.
                 if ready && begins {
                     footprint.least_bytes = footprint.least_bytes.min(now.least_bytes);
@@ -141,11 +150,19 @@ impl Learnt {
 }
 
 impl Actual {
-    /// Takes in what instances hold of the node's memory. Whether that changes what any of their revisions is reckoned with.
-    pub fn note_held(&mut self, held: impl IntoIterator<Item = (InstanceId, u64)>) -> bool {
+    /// Takes in what instances hold of the node's memory, bytes; `None`: the kernel does not say. Whether that changes what any of
+    /// their revisions is reckoned with.
+    pub fn note_held(
+        &mut self,
+        held: impl IntoIterator<Item = (InstanceId, Option<u64>)>,
+        traffic: &Traffic,
+        now: Moment,
+    ) -> bool {
         let mut changed = false;
         for (id, bytes) in held {
             let Some(instance) = self.instances.get_mut(&id) else { continue };
+            instance.looked_at = Some(now);
+            let Some(bytes) = bytes else { continue };
             // What came from its devices counts for itself.
             instance.held_bytes = bytes.saturating_sub(instance.moved_bytes);
             let ready = instance.phase == Phase::Ready;
@@ -154,7 +171,8 @@ impl Actual {
             let revision = self.revisions.get_mut(&instance.revision);
             let Some(known) = revision.filter(|known| known.object == instance.object) else { continue };
             let before = known.memory;
-            known.memory.see(instance.held_bytes, ready, begins);
+            let served = traffic.of(&instance.revision).served;
+            known.memory.see(instance.held_bytes, ready, begins, served);
             changed |= known.memory != before;
         }
         changed

@@ -3,9 +3,10 @@
 //! Removals come before additions. The plan leaves no choice to its execution. Every deadline that would change the answer
 //! is in `wake`. Executing all actions and planning again gives an empty plan (`plan/tests.rs`).
 //!
-//! [`scale`]: how many instances a revision has. [`devices`]: what of that there are devices for, and which. [`turns`]: who lets
-//! go of devices for whom. [`room`]: what of that fits. [`eviction`]: who gives way for it. [`life`]: what becomes of one instance.
-//! [`slots`]: those that wait. [`takeover`]: revisions that must not run beside the one before them.
+//! [`scale`]: how many instances a revision has. [`growth`]: how fast it gets them. [`devices`]: what of that there are devices
+//! for, and which. [`turns`]: who lets go of devices for whom. [`room`]: what of that fits. [`eviction`]: who gives way for it.
+//! [`life`]: what becomes of one instance. [`slots`]: those that wait. [`takeover`]: revisions that must not run
+//! beside the one before them.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use crate::supervision::InstanceId;
 
 mod devices;
 mod eviction;
+mod growth;
 mod life;
 mod overuse;
 mod room;
@@ -195,6 +197,7 @@ pub enum WakeReason {
     MoveRetry,
     TurnOver,
     MemoryOveruse,
+    Growth,
 }
 
 /// What to do now, and when to ask again if nothing changes before.
@@ -206,6 +209,8 @@ pub struct Plan {
     pub wanted: BTreeMap<RevisionKey, u32>,
     /// Why a revision gets fewer than it should have.
     pub cuts: BTreeMap<RevisionKey, String>,
+    /// Some revision grows no further before its instances are looked at.
+    pub paced: bool,
     /// Which devices to give is left to their plugins' preference: asked for and not known yet.
     pub choices: BTreeSet<Choice>,
 }
@@ -228,6 +233,7 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     let mut cuts = pass.fit_count(&mut scopes);
     cuts.extend(pass.fit_devices(&mut scopes, &mut draft));
     cuts.extend(pass.fit(&mut scopes, &mut draft));
+    let paced = pass.pace(&mut scopes, &mut draft);
     for (want, scope) in &scopes {
         pass.supply(scope, *want, &mut draft);
         pass.retire_surplus(scope, *want, &mut draft);
@@ -240,7 +246,7 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     pass.keep_slots(&scopes, &mut draft);
     let Draft { mut removals, additions, wake, choices, .. } = draft;
     removals.extend(additions);
-    Plan { actions: removals, wake, wanted, cuts, choices }
+    Plan { actions: removals, wake, wanted, cuts, paced, choices }
 }
 
 /// When `instance` will have been ready long enough for its revision's crashes to be forgotten; `None` if there is nothing

@@ -13,7 +13,7 @@ const GOLDEN: &str = include_str!("golden/footprints-1.json");
 
 #[test]
 fn what_version_1_wrote_of_footprints_is_read_and_written_the_same() {
-    let seen = Footprint { least_bytes: 20 << 20, most_bytes: 104 << 20 };
+    let seen = Footprint { least_bytes: 20 << 20, most_bytes: 104 << 20, served: false };
     let of =
         [("a-00001", Learnt::Seen(seen)), ("b-00001", Learnt::Nothing), ("c-00001", Learnt::Inherited(seen))];
     let known = |name: &str, memory| RevisionActual {

@@ -127,9 +127,7 @@ impl Exchange {
             self.open.sent(Instant::now());
             match self.send(&slot.instance).await {
                 Sent::Answered(response) => {
-                    if let Some(release) = &self.release {
-                        self.routed.revision.answered(release);
-                    }
+                    self.routed.revision.answered(response.status(), self.release.as_ref());
                     return Ok(Answered { response, slot });
                 }
                 Sent::Nothing(_) if retries < RETRIES_MAX => {

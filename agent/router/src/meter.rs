@@ -117,6 +117,7 @@ impl Meter {
             in_flight: count(revision.in_flight()),
             held: count(revision.held()),
             last_request: revision.tally.last_activity().map(&moment),
+            served: revision.tally.has_served(),
         };
         let revisions = self.revisions.read().expect("no panic under this lock");
         let revisions = revisions.iter().map(|(key, revision)| (key.clone(), demand(revision))).collect();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tombolo_agent_core::activation::{self, Held, Hold, Line, Refusal};
 use tombolo_agent_core::annotations::IdleTier;
@@ -328,9 +329,15 @@ impl Revision {
         }
     }
 
-    /// The head of the answer to a request has come that waited for a first instance.
-    pub(crate) fn answered(&self, release: &Release) {
-        self.node.activations.add(release.tier, Stage::Forward, release.at.elapsed());
+    /// The head of an answer has come; `release`: to a request that waited for a first instance.
+    pub(crate) fn answered(&self, status: StatusCode, release: Option<&Release>) {
+        if let Some(release) = release {
+            self.node.activations.add(release.tier, Stage::Forward, release.at.elapsed());
+        }
+        if !status.is_server_error() && self.tally.serve() {
+            // Growth may wait for it. A full channel is no loss, see `ask`.
+            drop(self.demand.try_send(self.key.clone()));
+        }
     }
 
     fn left_queue(&self, queue: &mut Queue, bytes: usize) {

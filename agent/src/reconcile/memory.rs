@@ -1,6 +1,7 @@
 //! What the reconciler learns of memory, at most once a second and only when there is something else to do: at rest nothing is
 //! looked at. What it means for the plan is decided by that.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tombolo_agent_core::actual::{InstanceActual, Moment, Phase, Traffic};
@@ -37,51 +38,77 @@ impl Reconciler {
     /// Before anything is planned on it. While a request waits only what is new is looked at, the rest once nobody waits for it.
     pub(super) fn look_at_memory(&mut self, traffic: &Traffic, now: Moment) {
         if !traffic.is_held() {
-            self.look_at_instances(now);
+            self.look_at_instances(traffic, now);
         }
+        self.note_first_answers(traffic, now);
         if self.memory.node_at.is_none_or(|at| now.since(at) >= LOOK_MS) {
-            self.note_held(|known| known.held_bytes == 0);
+            self.note_held(traffic, now, |known| known.held_bytes == 0);
             self.note_node(now);
         }
     }
 
-    /// What all instances hold. Whether it changes what a plan is made from.
-    pub(super) fn look_at_instances(&mut self, now: Moment) -> bool {
+    /// What all instances hold. Whether it changes what a plan is made from; `None`: none was looked at.
+    pub(super) fn look_at_instances(&mut self, traffic: &Traffic, now: Moment) -> Option<bool> {
         if self.memory.instances_at.is_some_and(|at| now.since(at) < LOOK_MS) {
-            return false;
+            return None;
         }
-        let (asked, changed) = self.note_held(|_| true);
-        if !asked {
-            return false;
-        }
+        let changed = self.note_held(traffic, now, |_| true)?;
         self.memory.instances_at = Some(now);
         let before = self.actual.others_bytes;
         self.note_node(now);
-        changed || self.actual.others_bytes != before
+        Some(changed || self.actual.others_bytes != before)
     }
 
-    /// Looks at those that `pass`. Whether there were any, and whether their revisions are reckoned with something else now.
-    fn note_held(&mut self, pass: impl Fn(&InstanceActual) -> bool) -> (bool, bool) {
+    /// What instances hold whose revision has answered for the first time: more of them may wait for it.
+    fn note_first_answers(&mut self, traffic: &Traffic, now: Moment) {
+        if !self.memory.tells {
+            return;
+        }
+        let revisions = self.actual.revisions.iter().filter(|(key, known)| {
+            let is_known = known.memory.is_seen() && known.memory.footprint().is_some_and(|seen| seen.served);
+            !is_known && traffic.of(key).served
+        });
+        let answered: BTreeSet<_> = revisions.map(|(key, _)| key.clone()).collect();
+        if !answered.is_empty() {
+            let is_new =
+                |known: &InstanceActual| known.phase == Phase::Ready && answered.contains(&known.revision);
+            self.note_held(traffic, now, is_new);
+        }
+    }
+
+    /// Looks at those that `pass`. Whether their revisions are reckoned with something else now; `None`: there were none.
+    fn note_held(
+        &mut self,
+        traffic: &Traffic,
+        now: Moment,
+        pass: impl Fn(&InstanceActual) -> bool,
+    ) -> Option<bool> {
         // One that rests has what it had; of one that was found resting that is not known.
         let is_asked = |known: &InstanceActual| match known.phase {
             Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. } => pass(known),
-            Phase::Frozen | Phase::Suspended => known.held_bytes == 0,
+            Phase::Frozen | Phase::Suspended => known.held_bytes == 0 && pass(known),
             _ => false,
         };
         let asked = self.actual.instances.iter().filter(|(_, known)| known.pid > 0 && is_asked(known));
-        let asked: Vec<_> = asked.map(|(id, known)| (id, known.pid)).collect();
+        let asked: Vec<_> = asked.collect();
         if asked.is_empty() {
-            return (false, false);
+            return None;
         }
-        let held = self.memory.gauge.held(asked.into_iter());
-        self.memory.tells = !held.is_empty();
-        let changed = self.actual.note_held(held);
+        let serves = asked.iter().any(|(_, known)| known.phase == Phase::Ready);
+        let held = self.memory.gauge.held(asked.into_iter().map(|(id, known)| (id, known.pid)));
+        // What leaves may have ended.
+        match held.iter().any(|(_, bytes)| bytes.is_some()) {
+            true => self.memory.tells = true,
+            false if serves => self.memory.tells = false,
+            false => {}
+        }
+        let changed = self.actual.note_held(held, traffic, now);
         if changed {
             self.log_footprints();
             let footprints = Footprints::among(&self.actual.revisions).encode();
             self.outputs.records.footprints.send_replace(footprints);
         }
-        (true, changed)
+        Some(changed)
     }
 
     fn note_node(&mut self, now: Moment) {
@@ -115,7 +142,7 @@ impl Reconciler {
 
     fn log_footprints(&self) {
         for (revision, known) in &self.actual.revisions {
-            if let Some(Footprint { least_bytes, most_bytes }) = known.memory.footprint() {
+            if let Some(Footprint { least_bytes, most_bytes, .. }) = known.memory.footprint() {
                 let (least_mebibytes, most_mebibytes) = (least_bytes >> 20, most_bytes >> 20);
                 tracing::debug!(%revision, least_mebibytes, most_mebibytes, "what its instances were seen to hold");
             }

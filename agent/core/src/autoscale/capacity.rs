@@ -1,5 +1,5 @@
 //! What a node's memory allows of what is wanted: with limits it never scales into an out-of-memory kill, without them as far as
-//! was seen of such instances. Knows bytes, numbers and an order; must not know how the numbers were wanted.
+//! was seen of such instances, which the plan waits for. Knows bytes, numbers and an order; must not know how the numbers were wanted.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

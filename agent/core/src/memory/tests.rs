@@ -1,7 +1,7 @@
 //! What the kernel's words are taken for, and what is learnt of them.
 
 use super::*;
-use crate::actual::{InstanceActual, Moment};
+use crate::actual::{Demand, InstanceActual, Moment};
 
 const MI: u64 = 1 << 20;
 const GI: u64 = 1 << 30;
@@ -90,14 +90,16 @@ fn learnt(actual: &Actual) -> Learnt {
 }
 
 fn note(actual: &mut Actual, name: &str, bytes: u64) -> bool {
-    actual.note_held([(InstanceId(name.into()), bytes)])
+    actual.note_held([(InstanceId(name.into()), Some(bytes))], &Traffic::default(), Moment(7))
 }
 
 #[test]
 fn a_revision_is_known_by_the_least_and_the_most_of_its_instances() {
     let mut actual = actual(&Phase::Ready);
     assert!(note(&mut actual, "a", 100 * MI));
-    let seen = |least, most| Learnt::Seen(Footprint { least_bytes: least * MI, most_bytes: most * MI });
+    let seen = |least, most| {
+        Learnt::Seen(Footprint { least_bytes: least * MI, most_bytes: most * MI, served: false })
+    };
     // In steps of at most an eighth.
     assert_eq!(learnt(&actual), seen(96, 104));
     assert!(!note(&mut actual, "a", 101 * MI), "a little is no news");
@@ -170,7 +172,7 @@ fn what_is_not_ready_says_nothing_of_how_one_begins() {
     let mut actual = actual(&Phase::Probing);
     assert!(!note(&mut actual, "a", 7 * MI));
     assert_eq!(learnt(&actual), Learnt::Nothing);
-    let inherited = Footprint { least_bytes: 50 * MI, most_bytes: 80 * MI };
+    let inherited = Footprint { least_bytes: 50 * MI, most_bytes: 80 * MI, served: true };
     for known in actual.revisions.values_mut() {
         known.memory = Learnt::Inherited(inherited);
     }
@@ -180,12 +182,51 @@ fn what_is_not_ready_says_nothing_of_how_one_begins() {
         instance.phase = Phase::Ready;
     }
     note(&mut actual, "a", 30 * MI);
-    assert_eq!(learnt(&actual), Learnt::Seen(Footprint { least_bytes: 30 * MI, most_bytes: 30 * MI }));
+    assert_eq!(
+        learnt(&actual),
+        Learnt::Seen(Footprint { least_bytes: 30 * MI, most_bytes: 30 * MI, served: false })
+    );
     // One of another object.
     for instance in actual.instances.values_mut() {
         (instance.phase, instance.object) = (Phase::Ready, Digest::of(b"before"));
     }
     assert!(!note(&mut actual, "a", GI));
+}
+
+#[test]
+fn what_they_hold_at_work_is_known_once_one_that_answers_was_looked_at() {
+    let mut actual = actual(&Phase::Probing);
+    let revision = RevisionKey::new("default", "s-00001");
+    let demand = Demand { served: true, ..Demand::default() };
+    let served = Traffic { revisions: [(revision, demand)].into(), ..Traffic::default() };
+    let a = InstanceId("a".into());
+    let look = |actual: &mut Actual, bytes, traffic: &Traffic, at| {
+        actual.note_held([(a.clone(), bytes)], traffic, Moment(at))
+    };
+    let of_served = |actual: &Actual| learnt(actual).footprint().map(|footprint| footprint.served);
+    assert!(!look(&mut actual, Some(30 * MI), &served, 1), "another one answered");
+    actual.instances.values_mut().for_each(|instance| instance.phase = Phase::Ready);
+    assert!(look(&mut actual, Some(30 * MI), &Traffic::default(), 2));
+    assert_eq!(of_served(&actual), Some(false));
+    assert!(!look(&mut actual, None, &served, 3), "the kernel does not say");
+    assert_eq!(
+        (of_served(&actual), actual.instances[&InstanceId("a".into())].looked_at),
+        (Some(false), Some(Moment(3)))
+    );
+    assert!(look(&mut actual, Some(30 * MI), &served, 4));
+    assert_eq!(of_served(&actual), Some(true));
+    // It stays known, in another agent, too.
+    assert!(!look(&mut actual, Some(30 * MI), &Traffic::default(), 5));
+    let footprints = Footprints::decode(&Footprints::among(&actual.revisions).encode()).unwrap();
+    let (key, known) = actual.revisions.iter().next().unwrap();
+    assert_eq!(footprints.of(key, &known.object, &desired(&["s-00001"]), &BTreeMap::new()), known.memory);
+    // A revision whose predecessor had answered is thought to be alike until it is seen itself.
+    actual.revisions.values_mut().for_each(|known| {
+        known.memory = Learnt::Inherited(known.memory.footprint().unwrap());
+    });
+    assert_eq!(of_served(&actual), Some(true));
+    assert!(look(&mut actual, Some(30 * MI), &Traffic::default(), 6));
+    assert_eq!(of_served(&actual), Some(false));
 }
 
 /// As the hub wants it: revisions of one configuration, and the digest of each one's object.

@@ -32,7 +32,7 @@ pub(super) fn need(object: &RevisionObject, known: Option<&RevisionActual>) -> N
     }
     let requested = limits::memory_bytes(object);
     match (known.and_then(|known| known.memory.footprint()), requested) {
-        (Some(Footprint { least_bytes, most_bytes }), requested) => {
+        (Some(Footprint { least_bytes, most_bytes, .. }), requested) => {
             let requested = requested.unwrap_or(0);
             Need::Seen { first: least_bytes.max(requested), most: most_bytes.max(requested) }
         }
@@ -103,12 +103,17 @@ impl<'a> Pass<'a> {
 
     /// Whether one instance more would fit beside everything that runs.
     pub(super) fn has_room_for(&self, scope: &Scope<'a>) -> bool {
+        need(scope.object, Some(scope.known)).bytes() <= self.room_left()
+    }
+
+    /// What everything that runs leaves of the node's memory, bytes.
+    pub(super) fn room_left(&self) -> u64 {
         let running = |scope: Scope<'a>| {
             let claim = self.claim(&scope, 0);
             claim.need.bytes().saturating_mul(u64::from(claim.running + claim.stopping))
         };
         let used = self.scopes().map(running).fold(self.apart_bytes(), u64::saturating_add);
-        need(scope.object, Some(scope.known)).bytes() <= self.budget().saturating_sub(used)
+        self.budget().saturating_sub(used)
     }
 
     fn budget(&self) -> u64 {

@@ -65,7 +65,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The fewest instances, whatever the traffic. A revision that no route leads to needs none.
-    fn floor(&self, scope: &Scope<'a>) -> u32 {
+    pub(super) fn floor(&self, scope: &Scope<'a>) -> u32 {
         let floor = scope.scale.floor();
         match scope.known.ready_once || self.given_up_until(scope).is_some() {
             false => floor.max(scope.scale.initial),

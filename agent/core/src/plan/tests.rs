@@ -13,6 +13,7 @@ use crate::supervision::ExitRecord;
 mod devices;
 mod eviction;
 mod given_up;
+mod growth;
 mod memory;
 mod overuse;
 mod properties;
@@ -111,7 +112,9 @@ fn asking(desired: &Desired, want: u32, at: Moment) -> Targets {
 }
 
 fn instance(revision: &str, object: Digest, phase: Phase) -> InstanceActual {
-    InstanceActual { pid: 7, ..InstanceActual::new(key(revision), object, 8080, phase, NOW) }
+    // Looked at for long enough, whenever it is asked.
+    let looked_at = Some(Moment(u64::MAX));
+    InstanceActual { pid: 7, looked_at, ..InstanceActual::new(key(revision), object, 8080, phase, NOW) }
 }
 
 fn ended() -> Phase {
@@ -203,7 +206,7 @@ fn settle(
 }
 
 fn with_demand(name: &str, in_flight: u32, held: u32, last: Moment) -> Traffic {
-    let demand = Demand { in_flight, held, last_request: Some(last) };
+    let demand = Demand { in_flight, held, last_request: Some(last), served: false };
     Traffic { revisions: [(key(name), demand)].into(), ..Traffic::default() }
 }
 
@@ -299,7 +302,9 @@ fn what_is_more_than_a_node_gives_one_revision_is_told_of() {
     let bound: Vec<_> = bound.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let (desired, mut actual) = given_routed(&[object("s-00001", &bound)]);
     actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
-    let plan = fitting(&desired, &actual, &Traffic::default(), &asking(&desired, 50, NOW), &settings, NOW);
+    let mut traffic = with_demand("s-00001", 1, 0, NOW);
+    traffic.revisions.get_mut(&key("s-00001")).unwrap().served = true;
+    let plan = fitting(&desired, &actual, &traffic, &asking(&desired, 50, NOW), &settings, NOW);
     assert_eq!((plan.wanted[&key("s-00001")], plan.cuts.len()), (most, 0));
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,7 +15,9 @@ use tombolo_agent_core::actual::Moment;
 use tombolo_agent_core::routes::{Backend, Unavailable};
 use tombolo_router::Refused;
 
-use crate::ground::{Client, HOST, backend, body_text, ground, id, key, reason, table, text, until, within};
+use crate::ground::{
+    Client, Ground, HOST, backend, body_text, ground, id, key, reason, table, text, until, within,
+};
 
 #[tokio::test]
 async fn a_request_is_held_until_the_first_instance_is_ready() {
@@ -42,6 +44,7 @@ async fn a_request_is_held_until_the_first_instance_is_ready() {
     assert_eq!(body_text(&post.await.unwrap()), "held");
     assert_eq!(get.await.unwrap().status(), StatusCode::OK);
     until("nothing is in flight", || ground.in_flight() + ground.held() == 0).await;
+    assert_eq!(ground.demand.recv().await, Some(key("a")), "growth may wait for the first answer");
 
     // To zero and back: asked again.
     ground.put(table(backend(&[]))).await;
@@ -59,6 +62,27 @@ async fn what_was_never_asked_for_has_no_last_request() {
     let traffic = ground.meter.traffic(|_| Moment(7));
     assert_eq!(traffic.revisions[&key("a")].last_request, None);
     assert!(traffic.instances.is_empty());
+}
+
+#[tokio::test]
+async fn the_first_answer_of_a_revision_is_told_once() {
+    let mut ground = ground!();
+    ground.serve("i1", |request: Request<Incoming>| async move {
+        match request.uri().path() {
+            "/loading" => Response::builder().status(503).body(Full::default()).unwrap(),
+            _ => text("loaded"),
+        }
+    });
+    ground.put(table(backend(&["i1"]))).await;
+    let has_served = |ground: &Ground| ground.meter.traffic(|_| Moment(7)).of(&key("a")).served;
+    assert_eq!(ground.get("/loading").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!has_served(&ground) && ground.demand.try_recv().is_err(), "it has not served");
+    for _ in 0..3 {
+        assert_eq!(ground.get("/").await.status(), StatusCode::OK);
+        assert!(has_served(&ground));
+    }
+    assert_eq!(ground.demand.recv().await, Some(key("a")));
+    assert!(ground.demand.try_recv().is_err(), "told once");
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ async fn a_request_wakes_a_frozen_instance_and_goes_there() {
     assert_eq!(body_text(&ground.get("/").await), "awake");
     assert_eq!(alarm.woken(), [id("i1")]);
     assert_eq!(ground.demand.try_recv(), Ok(key("a")), "whoever keeps the books hears of it");
+    assert_eq!(ground.demand.try_recv(), Ok(key("a")), "and of the first answer");
     // It is the same instance once it is known to be ready, and needs no waking then.
     ground.put(table(backend(&["i1"]))).await;
     assert_eq!(body_text(&ground.get("/").await), "awake");

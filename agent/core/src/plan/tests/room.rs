@@ -13,7 +13,7 @@ fn one_that_grows() -> (Desired, Actual) {
         known.ready_once = true;
     }
     let known = actual.revisions.get_mut(&key("a-00001")).unwrap();
-    known.memory = Learnt::Seen(Footprint { least_bytes: 50 * MI, most_bytes: 200 * MI });
+    known.memory = Learnt::Seen(Footprint { least_bytes: 50 * MI, most_bytes: 200 * MI, served: true });
     (desired, actual)
 }
 
@@ -93,9 +93,11 @@ fn nobody_gives_way_where_other_programs_have_it_all() {
     for (name, known) in &mut actual.revisions {
         known.ready_once = true;
         if *name.name == *"b-00001" {
-            known.memory = Learnt::Seen(Footprint { least_bytes: 100 * MI, most_bytes: 100 * MI });
+            known.memory =
+                Learnt::Seen(Footprint { least_bytes: 100 * MI, most_bytes: 100 * MI, served: true });
         } else {
-            known.memory = Learnt::Seen(Footprint { least_bytes: 200 * MI, most_bytes: 200 * MI });
+            known.memory =
+                Learnt::Seen(Footprint { least_bytes: 200 * MI, most_bytes: 200 * MI, served: true });
             let id = InstanceId(name.name.to_string());
             let digest = desired.revisions[name].0;
             actual.instances.insert(id, instance(&name.name, digest, Phase::Frozen));
@@ -122,7 +124,7 @@ fn two_that_were_seen_to_need_too_much_follow_each_other() {
         desired.routes.remove(&("default".to_owned(), "s-00001".to_owned()));
         let route = Arc::make_mut(desired.routes.values_mut().next().unwrap());
         route.targets[0].candidates = vec!["s-00002".into(), "s-00001".into()];
-        let seen = Footprint { least_bytes: 40 * MI, most_bytes: mebibytes * MI };
+        let seen = Footprint { least_bytes: 40 * MI, most_bytes: mebibytes * MI, served: true };
         for (name, learnt) in [("s-00001", Learnt::Seen(seen)), ("s-00002", Learnt::Inherited(seen))] {
             let known = actual.revisions.get_mut(&key(name)).unwrap();
             (known.memory, known.ready_once) = (learnt, name == "s-00001");
@@ -155,7 +157,7 @@ fn too_large_together() -> (Desired, Actual) {
     let route = Arc::make_mut(desired.routes.values_mut().next().unwrap());
     route.targets[0].candidates = vec!["s-00002".into(), "s-00001".into()];
     route.targets[0].configuration = "s".into();
-    let seen = Learnt::Seen(Footprint { least_bytes: 40 * MI, most_bytes: 500 * MI });
+    let seen = Learnt::Seen(Footprint { least_bytes: 40 * MI, most_bytes: 500 * MI, served: true });
     actual.revisions.values_mut().for_each(|known| known.memory = seen);
     actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
     let digest = desired.revisions[&key("s-00001")].0;
