@@ -108,12 +108,15 @@ impl Images {
     }
 
     /// An image of a configuration has been ready, whether or not it is wanted any more when that is noted. Before [`Images::note`].
-    pub fn note_ready(&mut self, configuration: &str, image: Digest) {
+    /// True: it has to be written.
+    pub fn note_ready(&mut self, configuration: &str, image: Digest) -> bool {
+        let before = self.clone();
         let known = self.ready.entry(configuration.to_owned()).or_default();
         known.retain(|other| *other != image);
         known.push(image);
         // It was wanted, though it may never be seen to be.
         self.known.entry(image).or_insert(None);
+        *self != before
     }
 
     /// What must not go, whatever happens.
@@ -211,7 +214,7 @@ mod tests {
         images.note(&wanted(&[4], &[4]));
         assert_eq!(images.pinned(&wanted(&[4], &[4])), [image(3), image(4)].into());
         // What is ready still is told of too, and is no way back from itself.
-        images.note_ready("default/a", image(4));
+        assert!(!images.note_ready("default/a", image(4)));
         images.note(&wanted(&[4], &[4]));
         assert_eq!(images.pinned(&wanted(&[4], &[4])), [image(3), image(4)].into());
     }
@@ -219,7 +222,8 @@ mod tests {
     #[test]
     fn what_was_wanted_between_two_looks_alone_stays_for_its_time() {
         let mut images = Images::default();
-        images.note_ready("default/passing", image(9));
+        assert!(images.note_ready("default/passing", image(9)));
+        assert!(!images.note_ready("default/passing", image(9)), "nothing is other than it was");
         images.note(&Wanted::default());
         images.pass(100, Some(20));
         assert_eq!(images.loose(&Wanted::default()), [(image(9), 20)]);

@@ -236,10 +236,11 @@ fn collect(inner: &Arc<Inner>, wanted: &Wanted) -> bool {
     let shelf = &inner.shelf;
     let (store, goal) = (&inner.tools.images, shelf.goal());
     let mut images = shelf.aged();
+    let mut is_changed = false;
     for (configuration, image) in std::mem::take(&mut *lock(&shelf.ready)) {
-        images.note_ready(&configuration, image);
+        is_changed |= images.note_ready(&configuration, image);
     }
-    let mut is_changed = images.note(&needs);
+    is_changed |= images.note(&needs);
     let pinned = images.pinned(&needs);
     let loose = images.loose(&needs);
     let old = loose.partition_point(|(_, age)| *age >= shelf.unused_s);
