@@ -221,3 +221,78 @@ async fn a_new_revision_is_ready_when_its_least_instances_are() {
     })
     .await;
 }
+
+/// Each beside one without the annotation that is asked the same, and last.
+#[tokio::test]
+async fn the_annotations_of_the_autoscaler_act_as_they_are_called() {
+    let Some(mut site) = Site::start().await else { return };
+    let node = site.node(NodeOptions::named("press-7")).await;
+    let function = |name: &str| {
+        Function::subject(name).env("MODE", "polite").annotation("autoscaling.knative.dev/window", "6s")
+    };
+    let with = |name: &str, annotation: &str, value: &str| {
+        function(name).annotation(&format!("autoscaling.knative.dev/{annotation}"), value)
+    };
+    let busy = |function: Function| function.annotation("autoscaling.knative.dev/target", "1");
+    let rates = with("rates", "metric", "rps")
+        .annotation("autoscaling.knative.dev/target", "5")
+        .annotation("autoscaling.knative.dev/max-scale", "4");
+    let all = [
+        with("kept", "scale-to-zero-pod-retention-period", "30m"),
+        with("three", "activation-scale", "3"),
+        busy(with("lasting", "scale-down-delay", "30m")),
+        busy(function("swift")),
+        rates,
+        function("plain"),
+    ];
+    for function in all {
+        site.hub.deploy(&function).await;
+    }
+    for name in ["kept", "three", "plain"] {
+        until("the first answer", 20, || node.answer(name, "/")).await;
+    }
+    let count = async |name: &str| node.instances(name).await.map(|instances| instances.len());
+    let becomes = async |name: &str, wanted: usize| {
+        until(&format!("{wanted} of {name}"), 60, || async {
+            let running = count(name).await?;
+            if running == wanted { Ok(()) } else { Err(format!("{running} instances")) }
+        })
+        .await;
+    };
+    becomes("plain", 0).await;
+    becomes("three", 0).await;
+    assert_eq!(count("kept").await, Ok(1), "the last one is kept for its time");
+    node.answer("three", "/").await.expect("it wakes");
+    becomes("three", 3).await;
+
+    // Many short requests: a rate, and hardly any concurrency.
+    let loads = ["plain", "rates"].map(|name| node.load(name, "/", 4, 100));
+    becomes("rates", 4).await;
+    assert_eq!(count("plain").await, Ok(1));
+    for load in loads {
+        assert!(load.stop().await.iter().all(tombolo_harness::Outcome::is_good));
+    }
+
+    let loads = ["lasting", "swift"].map(|name| node.load(name, "/wait?300", 4, 1));
+    until("both to panic", 30, || async {
+        let text = node.metrics().await?;
+        let panics = |name: &str| {
+            let of_it = |line: &&str| line.starts_with("tombolo_autoscaler_panic{") && line.contains(name);
+            text.lines().find(of_it).is_some_and(|line| line.ends_with(" 1"))
+        };
+        if panics("lasting") && panics("swift") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    for name in ["lasting", "swift"] {
+        until("an instance for each request", 60, || async {
+            let running = count(name).await?;
+            if running >= 4 { Ok(()) } else { Err(format!("{running} instances")) }
+        })
+        .await;
+    }
+    for load in loads {
+        assert!(load.stop().await.iter().all(tombolo_harness::Outcome::is_good));
+    }
+    becomes("swift", 0).await;
+    assert!(count("lasting").await.expect("the agent says what it runs") >= 4, "none leaves before its time");
+}
