@@ -14,7 +14,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// Reads what the kernel says of memory.
 pub(crate) struct Gauge {
     meminfo: PathBuf,
-    /// Of each instance that was asked for, its `memory.stat`.
+    /// Of each instance that was asked for and told, its `memory.stat`.
     files: BTreeMap<InstanceId, PathBuf>,
 }
 
@@ -35,14 +35,18 @@ impl Gauge {
         &mut self,
         instances: impl Iterator<Item = (&'a InstanceId, i32)>,
     ) -> Vec<(InstanceId, Option<u64>)> {
-        let mut before = std::mem::take(&mut self.files);
         let mut read = |id: &InstanceId, pid| {
-            let file = before.remove(id).or_else(|| memory_stat(id, pid))?;
+            let file = self.files.remove(id).or_else(|| memory_stat(id, pid))?;
             let bytes = held_bytes(&fs::read_to_string(&file).ok()?)?;
             self.files.insert(id.clone(), file);
             Some(bytes)
         };
         instances.map(|(id, pid)| (id.clone(), read(id, pid))).collect()
+    }
+
+    /// Forgets instances that are gone.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&InstanceId) -> bool) {
+        self.files.retain(|id, _| is_there(id));
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is on the node right now: the planner's second input, kept by the agent's reconciler, changed by
 //! the outcomes of actions and by what the supervisor, the probes and the router report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tombolo_api::report::RolledBack;
@@ -372,8 +372,6 @@ pub struct Demand {
     pub held: u32,
     /// When a request last came or ended.
     pub last_request: Option<Moment>,
-    /// An instance has answered a request since the agent began, with anything but a 5xx: it has loaded what it needs for that.
-    pub served: bool,
 }
 
 /// What the router says of the node at this moment.
@@ -382,6 +380,8 @@ pub struct Traffic {
     pub revisions: BTreeMap<RevisionKey, Demand>,
     /// Requests in each instance; absent means none.
     pub instances: BTreeMap<InstanceId, u32>,
+    /// Those that have brought an answer to its end that was none of failure: they have loaded what they need for it.
+    pub served: BTreeSet<InstanceId>,
     /// Requests may still go where an older route table sent them.
     pub unsettled: bool,
 }

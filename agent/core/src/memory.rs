@@ -90,7 +90,7 @@ pub struct Footprint {
     pub least_bytes: u64,
     /// The most that one held.
     pub most_bytes: u64,
-    /// One of them had answered a request by then: this is what they hold at work.
+    /// Of one that had answered a request by then: this is what they hold at work.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub served: bool,
 }
@@ -129,8 +129,8 @@ impl Learnt {
         matches!(self, Self::Seen(_))
     }
 
-    /// An instance holds `bytes`. It serves (`ready`), and does so for the first time (`begins`); its revision has answered
-    /// requests (`served`).
+    /// An instance holds `bytes`. It serves (`ready`), and does so for the first time (`begins`); it has answered requests
+    /// (`served`).
     fn see(&mut self, bytes: u64, ready: bool, begins: bool, served: bool) {
         let now = Footprint { served, ..Footprint::of(bytes) };
         match self {
@@ -171,7 +171,7 @@ impl Actual {
             let revision = self.revisions.get_mut(&instance.revision);
             let Some(known) = revision.filter(|known| known.object == instance.object) else { continue };
             let before = known.memory;
-            let served = traffic.of(&instance.revision).served;
+            let served = traffic.served.contains(&id);
             known.memory.see(instance.held_bytes, ready, begins, served);
             changed |= known.memory != before;
         }

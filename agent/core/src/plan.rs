@@ -231,9 +231,9 @@ pub fn plan(situation: &Situation<'_>, now: Moment) -> Plan {
     pass.takeovers = pass.find_takeovers(&mut draft);
     let mut scopes: Vec<_> = pass.scopes().map(|scope| (pass.wanted(&scope), scope)).collect();
     let mut cuts = pass.fit_count(&mut scopes);
+    let paced = pass.pace(&mut scopes, &mut draft);
     cuts.extend(pass.fit_devices(&mut scopes, &mut draft));
     cuts.extend(pass.fit(&mut scopes, &mut draft));
-    let paced = pass.pace(&mut scopes, &mut draft);
     for (want, scope) in &scopes {
         pass.supply(scope, *want, &mut draft);
         pass.retire_surplus(scope, *want, &mut draft);
@@ -276,6 +276,8 @@ struct Scope<'a> {
     known: &'a RevisionActual,
     scale: Scale,
     asked: Asked,
+    /// Of the instances that are wanted, those that come later: see [`growth`].
+    later: u32,
 }
 
 /// A plan in the making.
@@ -326,7 +328,7 @@ impl<'a> Pass<'a> {
         self.situation.desired.revisions.iter().filter_map(|(key, (digest, object))| {
             let known = actual.revisions.get(key).filter(|known| known.object == *digest)?;
             let (scale, asked) = (Scale::of(&object.annotations), inventory::asked(object));
-            Some(Scope { key, digest, object, known, scale, asked })
+            Some(Scope { key, digest, object, known, scale, asked, later: 0 })
         })
     }
 

@@ -127,7 +127,9 @@ impl Exchange {
             self.open.sent(Instant::now());
             match self.send(&slot.instance).await {
                 Sent::Answered(response) => {
-                    self.routed.revision.answered(response.status(), self.release.as_ref());
+                    if let Some(release) = &self.release {
+                        self.routed.revision.answered(release);
+                    }
                     return Ok(Answered { response, slot });
                 }
                 Sent::Nothing(_) if retries < RETRIES_MAX => {

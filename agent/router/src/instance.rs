@@ -3,7 +3,7 @@
 //! It must not know hosts, splits or queues.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http2;
@@ -37,6 +37,8 @@ const RETIRED: u32 = 1 << 31;
 pub(crate) struct Instance {
     pub(crate) endpoint: Endpoint,
     requests: AtomicU32,
+    /// It has brought an answer to its end, none of failure.
+    served: AtomicBool,
     /// Whether it left the route table, for those who stay as long as they like.
     leaving: watch::Sender<bool>,
     /// Each thread uses connections that its own epoll set watches.
@@ -65,7 +67,17 @@ pub(crate) enum ConnectError {
 impl Instance {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
         let lanes = (0..lanes()).map(|_| Lane::default()).collect();
-        Self { endpoint, requests: AtomicU32::new(0), leaving: watch::Sender::new(false), lanes }
+        let (requests, served) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self { endpoint, requests, served, leaving: watch::Sender::new(false), lanes }
+    }
+
+    /// It has served a request. Whether it is the first one.
+    pub(crate) fn serve(&self) -> bool {
+        !self.has_served() && !self.served.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 
     fn lane(&self) -> &Lane {

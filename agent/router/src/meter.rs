@@ -1,7 +1,7 @@
 //! What the router counts, for whoever scales, drains and reports. Read from outside at any time; written by the data path
 //! through shared atomics, without locks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
@@ -117,17 +117,19 @@ impl Meter {
             in_flight: count(revision.in_flight()),
             held: count(revision.held()),
             last_request: revision.tally.last_activity().map(&moment),
-            served: revision.tally.has_served(),
         };
         let revisions = self.revisions.read().expect("no panic under this lock");
         let revisions = revisions.iter().map(|(key, revision)| (key.clone(), demand(revision))).collect();
-        let mut loads = BTreeMap::new();
+        let (mut loads, mut served) = (BTreeMap::new(), BTreeSet::new());
         for instance in self.instances.read().expect("no panic under this lock").values() {
             if instance.load() > 0 {
                 *loads.entry(instance.endpoint.instance.clone()).or_default() += instance.load();
             }
+            if instance.has_served() {
+                served.insert(instance.endpoint.instance.clone());
+            }
         }
-        Traffic { revisions, instances: loads, unsettled: false }
+        Traffic { revisions, instances: loads, served, unsettled: false }
     }
 
     /// How long the ways to traffic take.

@@ -260,6 +260,9 @@ impl Streaming {
         let Some((slot, mut open)) = self.held.take() else { return };
         // A call that ends without telling its outcome.
         open.call_ended(grpc::UNKNOWN);
+        if open.is_whole() {
+            slot.served();
+        }
         if let Some(Source::Http1(connection)) = source {
             slot.instance.checkin(connection, now);
         }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tombolo_agent_core::activation::{self, Held, Hold, Line, Refusal};
 use tombolo_agent_core::annotations::IdleTier;
@@ -329,15 +328,9 @@ impl Revision {
         }
     }
 
-    /// The head of an answer has come; `release`: to a request that waited for a first instance.
-    pub(crate) fn answered(&self, status: StatusCode, release: Option<&Release>) {
-        if let Some(release) = release {
-            self.node.activations.add(release.tier, Stage::Forward, release.at.elapsed());
-        }
-        if !status.is_server_error() && self.tally.serve() {
-            // Growth may wait for it. A full channel is no loss, see `ask`.
-            drop(self.demand.try_send(self.key.clone()));
-        }
+    /// The head of the answer to a request has come that waited for a first instance.
+    pub(crate) fn answered(&self, release: &Release) {
+        self.node.activations.add(release.tier, Stage::Forward, release.at.elapsed());
     }
 
     fn left_queue(&self, queue: &mut Queue, bytes: usize) {
@@ -378,6 +371,14 @@ impl Slot {
     /// What a request that did not wait was released from, if that is known to have rested.
     pub(crate) fn release(&self) -> Option<Release> {
         self.woken.then(|| Release { at: Instant::now(), tier: IdleTier::Frozen })
+    }
+
+    /// The instance has brought an answer to its end that was none of failure.
+    pub(crate) fn served(&self) {
+        if self.instance.serve() {
+            // Growth may wait for it. A full channel is no loss, see `ask`.
+            drop(self.revision.demand.try_send(self.revision.key.clone()));
+        }
     }
 
     /// Wait until whatever stays at the instance as long as it likes has to go.

@@ -193,6 +193,11 @@ impl Open {
         }
     }
 
+    /// Whether its answer is a success so far as is known.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.visit.as_ref().is_some_and(Visit::is_whole)
+    }
+
     /// Its answer, which has begun, will not come to its end, by the instance's fault. Without effect on a call, which tells that itself.
     pub(crate) fn broken(&self) {
         if let Some(visit) = self.visit.as_ref().filter(|visit| visit.is_whole()) {

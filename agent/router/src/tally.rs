@@ -2,7 +2,7 @@
 //!
 //! It must not know what is done with the numbers.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tombolo_agent_core::waits::{STEP_MS, STEPS, Waits};
@@ -19,8 +19,6 @@ pub(crate) struct Tally {
     pub(crate) presence: Presence,
     /// By first digit of the status, from 1.
     pub(crate) answers: [AtomicU64; 5],
-    /// An instance has answered a request, with anything but a 5xx.
-    served: AtomicBool,
     /// Requests whose client left before the answer.
     pub(crate) abandoned: AtomicU64,
     /// Those of them that were at an instance.
@@ -41,7 +39,6 @@ impl Tally {
             start,
             presence: Presence::default(),
             answers: Default::default(),
-            served: AtomicBool::new(false),
             abandoned: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             awaiting: Awaiting::default(),
@@ -76,15 +73,6 @@ impl Tally {
             count.fetch_add(1, Ordering::Relaxed);
         }
         self.latency.add(took);
-    }
-
-    /// An instance has answered. Whether it is the first time.
-    pub(crate) fn serve(&self) -> bool {
-        !self.has_served() && !self.served.swap(true, Ordering::Relaxed)
-    }
-
-    pub(crate) fn has_served(&self) -> bool {
-        self.served.load(Ordering::Relaxed)
     }
 
     pub(crate) fn refused(&self, why: Refused) {

@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tombolo_agent_core::actual::{InstanceActual, Moment, Phase, Traffic};
-use tombolo_agent_core::memory::{Footprint, Footprints};
+use tombolo_agent_core::actual::{Actual, InstanceActual, Moment, Phase, Traffic};
+use tombolo_agent_core::memory::{Footprint, Footprints, Learnt};
+use tombolo_agent_core::supervision::InstanceId;
 
 use super::Reconciler;
 use crate::gauge::Gauge;
@@ -42,7 +43,7 @@ impl Reconciler {
         }
         self.note_first_answers(traffic, now);
         if self.memory.node_at.is_none_or(|at| now.since(at) >= LOOK_MS) {
-            self.note_held(traffic, now, |known| known.held_bytes == 0);
+            self.note_held(traffic, now, |_, known| known.held_bytes == 0);
             self.note_node(now);
         }
     }
@@ -52,27 +53,25 @@ impl Reconciler {
         if self.memory.instances_at.is_some_and(|at| now.since(at) < LOOK_MS) {
             return None;
         }
-        let changed = self.note_held(traffic, now, |_| true)?;
+        let changed = self.note_held(traffic, now, |_, _| true)?;
         self.memory.instances_at = Some(now);
         let before = self.actual.others_bytes;
         self.note_node(now);
         Some(changed || self.actual.others_bytes != before)
     }
 
-    /// What instances hold whose revision has answered for the first time: more of them may wait for it.
+    /// What instances hold that have answered, where that is not known of their revision: more of them may wait for it.
     fn note_first_answers(&mut self, traffic: &Traffic, now: Moment) {
-        if !self.memory.tells {
-            return;
-        }
-        let revisions = self.actual.revisions.iter().filter(|(key, known)| {
-            let is_known = known.memory.is_seen() && known.memory.footprint().is_some_and(|seen| seen.served);
-            !is_known && traffic.of(key).served
-        });
-        let answered: BTreeSet<_> = revisions.map(|(key, _)| key.clone()).collect();
-        if !answered.is_empty() {
-            let is_new =
-                |known: &InstanceActual| known.phase == Phase::Ready && answered.contains(&known.revision);
-            self.note_held(traffic, now, is_new);
+        let Actual { instances, revisions, .. } = &self.actual;
+        let is_news = |id: &InstanceId| {
+            let instance = instances.get(id).filter(|instance| instance.phase == Phase::Ready)?;
+            let known = revisions.get(&instance.revision).filter(|known| known.object == instance.object)?;
+            Some(!matches!(known.memory, Learnt::Seen(Footprint { served: true, .. })))
+        };
+        let answered = traffic.served.iter().filter(|id| is_news(id) == Some(true));
+        let answered: BTreeSet<_> = answered.cloned().collect();
+        if self.memory.tells && !answered.is_empty() {
+            self.note_held(traffic, now, |id, _| answered.contains(id));
         }
     }
 
@@ -81,20 +80,22 @@ impl Reconciler {
         &mut self,
         traffic: &Traffic,
         now: Moment,
-        pass: impl Fn(&InstanceActual) -> bool,
+        pass: impl Fn(&InstanceId, &InstanceActual) -> bool,
     ) -> Option<bool> {
         // One that rests has what it had; of one that was found resting that is not known.
         let is_asked = |known: &InstanceActual| match known.phase {
-            Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. } => pass(known),
-            Phase::Frozen | Phase::Suspended => known.held_bytes == 0 && pass(known),
+            Phase::Probing | Phase::Ready | Phase::Draining | Phase::Stopping { .. } => known.pid > 0,
+            Phase::Frozen | Phase::Suspended => known.pid > 0 && known.held_bytes == 0,
             _ => false,
         };
-        let asked = self.actual.instances.iter().filter(|(_, known)| known.pid > 0 && is_asked(known));
+        let instances = &self.actual.instances;
+        let asked = instances.iter().filter(|(id, known)| is_asked(known) && pass(id, known));
         let asked: Vec<_> = asked.collect();
         if asked.is_empty() {
             return None;
         }
         let serves = asked.iter().any(|(_, known)| known.phase == Phase::Ready);
+        self.memory.gauge.retain(|id| instances.contains_key(id));
         let held = self.memory.gauge.held(asked.into_iter().map(|(id, known)| (id, known.pid)));
         // What leaves may have ended.
         match held.iter().any(|(_, bytes)| bytes.is_some()) {

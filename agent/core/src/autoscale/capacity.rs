@@ -50,6 +50,8 @@ pub struct Claim {
     /// Started instances that are being stopped: their memory is not free yet.
     pub stopping: u32,
     pub wanted: u32,
+    /// Further ones that are wanted once these are there.
+    pub later: u32,
 }
 
 /// What one revision gets.
@@ -118,7 +120,7 @@ fn reason(claim: &Claim, allowed: u32, free_bytes: u64, budget_bytes: u64) -> St
     format!(
         "InsufficientMemory: {allowed} of {} wanted instances; one {needs} {}, and {} of this node's {} for instances are free: \
          {advice}, or use more nodes",
-        claim.wanted,
+        claim.wanted.saturating_add(claim.later),
         mebibytes(needed),
         mebibytes(free_bytes),
         mebibytes(budget_bytes),

@@ -1,7 +1,7 @@
 //! What the kernel's words are taken for, and what is learnt of them.
 
 use super::*;
-use crate::actual::{Demand, InstanceActual, Moment};
+use crate::actual::{InstanceActual, Moment};
 
 const MI: u64 = 1 << 20;
 const GI: u64 = 1 << 30;
@@ -196,17 +196,16 @@ fn what_is_not_ready_says_nothing_of_how_one_begins() {
 #[test]
 fn what_they_hold_at_work_is_known_once_one_that_answers_was_looked_at() {
     let mut actual = actual(&Phase::Probing);
-    let revision = RevisionKey::new("default", "s-00001");
-    let demand = Demand { served: true, ..Demand::default() };
-    let served = Traffic { revisions: [(revision, demand)].into(), ..Traffic::default() };
     let a = InstanceId("a".into());
+    let served = Traffic { served: [a.clone()].into(), ..Traffic::default() };
+    let another = Traffic { served: [InstanceId("b".into())].into(), ..Traffic::default() };
     let look = |actual: &mut Actual, bytes, traffic: &Traffic, at| {
         actual.note_held([(a.clone(), bytes)], traffic, Moment(at))
     };
     let of_served = |actual: &Actual| learnt(actual).footprint().map(|footprint| footprint.served);
-    assert!(!look(&mut actual, Some(30 * MI), &served, 1), "another one answered");
+    assert!(!look(&mut actual, Some(30 * MI), &served, 1), "it is not ready");
     actual.instances.values_mut().for_each(|instance| instance.phase = Phase::Ready);
-    assert!(look(&mut actual, Some(30 * MI), &Traffic::default(), 2));
+    assert!(look(&mut actual, Some(30 * MI), &another, 2));
     assert_eq!(of_served(&actual), Some(false));
     assert!(!look(&mut actual, None, &served, 3), "the kernel does not say");
     assert_eq!(

@@ -39,7 +39,7 @@ impl<'a> Pass<'a> {
             // That others have their turn is nothing to tell.
             let waits_its_turn = turns.yields(index) || turns.awaits_its_own(index);
             if allowed < *wanted && !self.takeovers.blocked.contains(scope.key) && !waits_its_turn {
-                cuts.insert(scope.key.clone(), self.why(scope, *wanted, allowed, draft));
+                cuts.insert(scope.key.clone(), self.why(scope, *wanted + scope.later, allowed, draft));
                 if allowed == 0 {
                     draft.short.push(scope.asked.clone());
                 }

@@ -17,32 +17,41 @@ const AMPLE: u64 = 4;
 /// When it is asked again whether an instance was looked at that should have been, milliseconds.
 const ASK_AGAIN_MS: u64 = 100;
 
+/// The node's memory that nobody has, bytes, once somebody asks.
+#[derive(Default)]
+struct Room {
+    left_bytes: Option<u64>,
+}
+
 impl<'a> Pass<'a> {
     /// Lowers what is wanted of revisions without a memory limit to what may start before those that run are looked at: the first
     /// until an instance has answered a request, and then, where memory is not ample, as many again as were looked at. What is
     /// asked for by number, as a least scale, is not held back. Whether anybody is.
     pub(super) fn pace(&self, scopes: &mut [(u32, Scope<'a>)], draft: &mut Draft) -> bool {
         let mut paced = false;
+        let mut room = Room::default();
         for (wanted, scope) in scopes.iter_mut().filter(|(wanted, _)| *wanted > 1) {
-            let most = self.most_at_once(scope, *wanted, draft);
-            paced |= most < *wanted;
-            *wanted = (*wanted).min(most);
+            let most = self.most_at_once(scope, *wanted, &mut room, draft);
+            scope.later = wanted.saturating_sub(most);
+            *wanted -= scope.later;
+            paced |= scope.later > 0;
         }
         paced
     }
 
-    fn most_at_once(&self, scope: &Scope<'a>, wanted: u32, draft: &mut Draft) -> u32 {
-        // What rests has its memory already.
+    fn most_at_once(&self, scope: &Scope<'a>, wanted: u32, room: &mut Room, draft: &mut Draft) -> u32 {
+        // What rests has its memory already, and those of another object are to have as many successors.
         let has_memory = |phase: &Phase| phase.holds_memory() && !matches!(phase, Phase::Stopping { .. });
-        let there = self.current(scope).filter(|(_, instance)| has_memory(&instance.phase)).count() as u32;
+        let all = self.index.of(scope.key).iter();
+        let there = all.filter(|(_, instance)| has_memory(&instance.phase)).count() as u32;
         let most = self.floor(scope).max(scope.scale.activation).max(there).max(1);
         if wanted <= most || limits::memory_limit_bytes(scope.object).is_some() {
             return wanted;
         }
         // Where the kernel does not say what an answer takes, nothing will be learnt.
-        let answered = self.situation.traffic.of(scope.key).served;
-        let served = scope.known.memory.footprint().map_or(answered, |footprint| footprint.served);
-        if served && self.has_ample_room_for(scope, wanted) {
+        let answered = || self.current(scope).any(|(id, _)| self.situation.traffic.served.contains(id));
+        let served = scope.known.memory.footprint().map_or_else(answered, |footprint| footprint.served);
+        if served && self.takes_ample(scope, wanted - most, room) {
             return wanted;
         }
         let settled_ms = if served { SETTLED_MS } else { UNSERVED_SETTLED_MS };
@@ -59,9 +68,13 @@ impl<'a> Pass<'a> {
         most.max(settled.saturating_mul(2))
     }
 
-    fn has_ample_room_for(&self, scope: &Scope<'a>, instances: u32) -> bool {
-        let needed = self.claim(scope, 0).need.bytes().saturating_mul(u64::from(instances));
-        needed.saturating_mul(AMPLE) <= self.room_left()
+    /// Takes of `room` what so many more instances have where it is ample; whether it is.
+    fn takes_ample(&self, scope: &Scope<'a>, more: u32, room: &mut Room) -> bool {
+        let left = room.left_bytes.get_or_insert_with(|| self.room_left());
+        let needed = self.claim(scope, 0).need.bytes().saturating_mul(AMPLE).saturating_mul(u64::from(more));
+        let rest = left.checked_sub(needed);
+        *left = rest.unwrap_or(*left);
+        rest.is_some()
     }
 
     fn soon(&self) -> Moment {

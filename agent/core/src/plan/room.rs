@@ -149,7 +149,7 @@ impl<'a> Pass<'a> {
                 _ => running += 1,
             }
         }
-        Claim { need: need(scope.object, Some(scope.known)), running, stopping, wanted }
+        Claim { need: need(scope.object, Some(scope.known)), running, stopping, wanted, later: scope.later }
     }
 
     /// What instances hold beside the claims of desired revisions: all of it where their object is not desired any more, what is

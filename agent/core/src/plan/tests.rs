@@ -8,6 +8,7 @@ use tombolo_api::serving::keys;
 use super::*;
 use crate::actual::{Crashes, Demand, ImageState, Takeover, Target};
 use crate::devices::overuse::{Policy, Rule};
+use crate::memory::{Footprint, Learnt};
 use crate::supervision::ExitRecord;
 
 mod devices;
@@ -205,8 +206,14 @@ fn settle(
     panic!("did not converge");
 }
 
+/// One instance of each revision has answered and was looked at.
+fn at_work(actual: &mut Actual) {
+    let seen = Footprint { least_bytes: 20 << 20, most_bytes: 30 << 20, served: true };
+    actual.revisions.values_mut().for_each(|known| known.memory = Learnt::Seen(seen));
+}
+
 fn with_demand(name: &str, in_flight: u32, held: u32, last: Moment) -> Traffic {
-    let demand = Demand { in_flight, held, last_request: Some(last), served: false };
+    let demand = Demand { in_flight, held, last_request: Some(last) };
     Traffic { revisions: [(key(name), demand)].into(), ..Traffic::default() }
 }
 
@@ -302,9 +309,8 @@ fn what_is_more_than_a_node_gives_one_revision_is_told_of() {
     let bound: Vec<_> = bound.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let (desired, mut actual) = given_routed(&[object("s-00001", &bound)]);
     actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
-    let mut traffic = with_demand("s-00001", 1, 0, NOW);
-    traffic.revisions.get_mut(&key("s-00001")).unwrap().served = true;
-    let plan = fitting(&desired, &actual, &traffic, &asking(&desired, 50, NOW), &settings, NOW);
+    at_work(&mut actual);
+    let plan = fitting(&desired, &actual, &Traffic::default(), &asking(&desired, 50, NOW), &settings, NOW);
     assert_eq!((plan.wanted[&key("s-00001")], plan.cuts.len()), (most, 0));
 }
 

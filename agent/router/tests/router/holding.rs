@@ -65,7 +65,7 @@ async fn what_was_never_asked_for_has_no_last_request() {
 }
 
 #[tokio::test]
-async fn the_first_answer_of_a_revision_is_told_once() {
+async fn the_first_answer_of_an_instance_is_told_once() {
     let mut ground = ground!();
     ground.serve("i1", |request: Request<Incoming>| async move {
         match request.uri().path() {
@@ -74,7 +74,7 @@ async fn the_first_answer_of_a_revision_is_told_once() {
         }
     });
     ground.put(table(backend(&["i1"]))).await;
-    let has_served = |ground: &Ground| ground.meter.traffic(|_| Moment(7)).of(&key("a")).served;
+    let has_served = |ground: &Ground| ground.meter.traffic(|_| Moment(7)).served.contains(&id("i1"));
     assert_eq!(ground.get("/loading").await.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(!has_served(&ground) && ground.demand.try_recv().is_err(), "it has not served");
     for _ in 0..3 {

@@ -7,7 +7,7 @@ use super::*;
 const MI: u64 = 1 << 20;
 
 fn claim(mebibytes: u64, running: u32, wanted: u32) -> Claim {
-    Claim { need: Need::Limit(mebibytes * MI), running, stopping: 0, wanted }
+    Claim { need: Need::Limit(mebibytes * MI), running, stopping: 0, wanted, later: 0 }
 }
 
 fn allowed(budget: u64, claims: &[Claim]) -> Vec<u32> {

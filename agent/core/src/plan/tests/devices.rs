@@ -55,10 +55,8 @@ fn no_more_instances_run_than_there_are_devices() {
     let (desired, mut actual) = given_routed(&[with_devices("s-00001", 2, &[])]);
     has(&mut actual, "abcdE", NOW);
     let asked = asking(&desired, 3, NOW);
-    let mut traffic = with_demand("s-00001", 1, 0, NOW);
-    traffic.revisions.get_mut(&key("s-00001")).unwrap().served = true;
-    actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
-    let first = targeted(&desired, &actual, &traffic, &asked, NOW);
+    at_work(&mut actual);
+    let first = targeted(&desired, &actual, &Traffic::default(), &asked, NOW);
     assert_eq!(first.wanted, [(key("s-00001"), 2)].into());
     let cut = &first.cuts[&key("s-00001")];
     assert!(

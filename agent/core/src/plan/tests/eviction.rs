@@ -71,9 +71,7 @@ fn nobody_gives_way_for_nothing_or_while_called() {
     actual.revisions.values_mut().for_each(|known| known.ready_once = true);
     // The one that is called keeps its place, and without it there is not enough.
     let mut traffic = with_demand("c-00001", 0, 1, NOW);
-    traffic
-        .revisions
-        .insert(key("b-00001"), Demand { in_flight: 1, held: 0, last_request: Some(NOW), served: false });
+    traffic.revisions.insert(key("b-00001"), Demand { in_flight: 1, held: 0, last_request: Some(NOW) });
     traffic.instances.insert(InstanceId("b-00001".into()), 1);
     let plan = settle_small(&desired, &mut actual, &traffic, NOW);
     assert_eq!(phase(&actual, "a-00001"), Some(&Phase::Frozen));

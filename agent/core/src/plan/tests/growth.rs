@@ -1,7 +1,6 @@
 //! A revision without a memory limit grows by what its instances were seen to hold at work.
 
 use super::*;
-use crate::memory::{Footprint, Learnt};
 
 const MI: u64 = 1 << 20;
 
@@ -29,7 +28,7 @@ fn learn(actual: &mut Actual, most_mebibytes: u64, served: bool) {
 /// How many start at once where 20 are wanted and the node has 8 GiB, and when that is asked again.
 fn planned_at(desired: &Desired, actual: &Actual, served: bool, now: Moment) -> (usize, Option<Moment>) {
     let mut traffic = with_demand("a-00001", 1, 9, now);
-    traffic.revisions.get_mut(&key("a-00001")).unwrap().served = served;
+    traffic.served.extend(served.then(|| InstanceId("one".into())));
     let plan = targeted(desired, actual, &traffic, &asking(desired, 20, NOW), now);
     let starts = plan.actions.iter().filter(|action| matches!(action, Action::Launch { .. })).count();
     assert_eq!(plan.paced, starts < 19, "{plan:?}");
@@ -79,6 +78,32 @@ fn where_memory_is_not_ample_as_many_again_start_as_were_looked_at() {
         actual.instances.insert(InstanceId(name.into()), young);
     }
     assert_eq!(at(&actual, 1_000), (0, Some(NOW.after(1_900))));
+}
+
+#[test]
+fn those_of_another_object_have_as_many_successors_at_once() {
+    let (desired, mut actual) = with_one(5, |_| {});
+    let former =
+        InstanceActual { object: Digest::of(b"before"), ..actual.instances.values().next().unwrap().clone() };
+    for number in 0..9 {
+        actual.instances.insert(InstanceId(format!("former-{number}")), former.clone());
+    }
+    assert_eq!(planned_at(&desired, &actual, false, NOW.after(10)).0, 9);
+}
+
+#[test]
+fn several_that_grow_at_once_share_what_is_ample() {
+    let (desired, mut actual) = given_routed(&["a-00001", "b-00001"].map(|name| object(name, &[])));
+    at_work(&mut actual);
+    actual.revisions.values_mut().for_each(|known| known.ready_once = true);
+    let starts = |memory_mebibytes: u64| {
+        let settings = Settings { memory_bytes: memory_mebibytes * MI, ..SETTINGS };
+        let targets = asking(&desired, 20, NOW);
+        let plan = fitting(&desired, &actual, &Traffic::default(), &targets, &settings, NOW);
+        plan.actions.iter().filter(|action| matches!(action, Action::Launch { .. })).count()
+    };
+    // Nineteen more of 30 MiB, four times each.
+    assert_eq!([2_000, 3_000, 5_000].map(starts), [2, 21, 40]);
 }
 
 #[test]

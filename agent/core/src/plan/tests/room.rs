@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::actual::InstanceClaim;
-use crate::memory::{Footprint, Learnt};
 
 const MI: u64 = 1 << 20;
 

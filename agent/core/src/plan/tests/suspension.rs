@@ -89,10 +89,9 @@ fn one_that_answers_is_not_taken_from() {
     }
     call(&desired, &mut actual, "s-00001", NOW.after(1));
     let mut traffic = with_demand("t-00001", 0, 1, NOW.after(2));
-    traffic.revisions.insert(
-        key("s-00001"),
-        Demand { in_flight: 1, held: 0, last_request: Some(NOW.after(2)), served: false },
-    );
+    traffic
+        .revisions
+        .insert(key("s-00001"), Demand { in_flight: 1, held: 0, last_request: Some(NOW.after(2)) });
     let plan = targeted(&desired, &actual, &traffic, &asking(&desired, 0, NOW), NOW.after(2));
     assert_eq!(plan.actions, []);
     assert!(plan.cuts[&key("t-00001")].starts_with("InsufficientDevices: "), "{:?}", plan.cuts);
@@ -214,9 +213,7 @@ fn one_that_is_called_without_a_pause_lets_go_when_its_turn_is_over() {
     let s = given_one((&desired, &mut actual), "s-00001", Phase::Ready, "a", NOW);
     let t = given_one((&desired, &mut actual), "t-00001", Phase::Suspended, "a", NOW);
     let mut traffic = with_demand("t-00001", 0, 1, NOW);
-    traffic
-        .revisions
-        .insert(key("s-00001"), Demand { in_flight: 3, held: 1, last_request: Some(NOW), served: false });
+    traffic.revisions.insert(key("s-00001"), Demand { in_flight: 3, held: 1, last_request: Some(NOW) });
     traffic.instances.insert(s.clone(), 3);
     let (early, over) = (Moment(NOW.0 + TURN_MS - 1), NOW.after(TURN_MS));
     let plan = planned_up(&desired, &actual, &traffic, early);
@@ -231,9 +228,7 @@ fn one_that_is_called_without_a_pause_lets_go_when_its_turn_is_over() {
     execute(&desired, &mut actual, &[Action::Drain { instance: s.clone() }], over);
     assert_eq!(planned_up(&desired, &actual, &traffic, over).actions, []);
     traffic.instances.clear();
-    traffic
-        .revisions
-        .insert(key("s-00001"), Demand { in_flight: 0, held: 4, last_request: Some(over), served: false });
+    traffic.revisions.insert(key("s-00001"), Demand { in_flight: 0, held: 4, last_request: Some(over) });
     settle(&desired, &mut actual, &traffic, &asking(&desired, 1, over), over);
     assert_eq!(
         (&actual.instances[&s].phase, &actual.instances[&t].phase),
@@ -448,9 +443,7 @@ fn one_that_is_made_and_called_begins_though_another_waits_for_all_devices() {
     }
     let mut traffic = Traffic::default();
     for name in ["s-00001", "t-00001", "u-00001"] {
-        traffic
-            .revisions
-            .insert(key(name), Demand { in_flight: 0, held: 1, last_request: Some(NOW), served: false });
+        traffic.revisions.insert(key(name), Demand { in_flight: 0, held: 1, last_request: Some(NOW) });
     }
     let plan = targeted(&desired, &actual, &traffic, &asking(&desired, 1, NOW), NOW);
     assert!(plan.actions.contains(&Action::Start { instance: InstanceId("t".into()) }), "{:?}", plan.actions);

@@ -47,13 +47,12 @@ fn more_than_one_are_made_of_what_waits_and_new_ones() {
     let (digest, made) = object("s-00001", &[]);
     let (desired, mut actual) = given_routed(&[(digest, made)]);
     let three = asking(&desired, 3, NOW);
-    let mut traffic = with_demand("s-00001", 1, 0, NOW);
-    traffic.revisions.get_mut(&key("s-00001")).unwrap().served = true;
+    at_work(&mut actual);
     actual.revisions.get_mut(&key("s-00001")).unwrap().ready_once = true;
     for (id, phase, starts) in [("a", Phase::Primed, 1), ("b", Phase::Priming, 0), ("c", Phase::Draining, 0)]
     {
         actual.instances = [(InstanceId(id.into()), instance("s-00001", digest, phase))].into();
-        let actions = targeted(&desired, &actual, &traffic, &three, NOW).actions;
+        let actions = targeted(&desired, &actual, &Traffic::default(), &three, NOW).actions;
         let count = |wanted: fn(&Action) -> bool| actions.iter().filter(|action| wanted(action)).count();
         assert_eq!(count(|action| matches!(action, Action::Launch { .. })), 2, "{id}: {actions:?}");
         assert_eq!(count(|action| matches!(action, Action::Start { .. })), starts, "{id}");

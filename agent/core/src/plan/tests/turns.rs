@@ -95,9 +95,7 @@ impl World {
         let mut traffic = Traffic::default();
         for (key, function) in &self.functions {
             let (in_flight, held) = (function.running.len() as u32, function.held.len() as u32);
-            traffic
-                .revisions
-                .insert(key.clone(), Demand { in_flight, held, last_request: function.last, served: false });
+            traffic.revisions.insert(key.clone(), Demand { in_flight, held, last_request: function.last });
             let serving = |phase: &Phase| matches!(phase, Phase::Ready | Phase::Draining);
             let at = self
                 .actual
