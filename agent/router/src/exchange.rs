@@ -229,7 +229,11 @@ impl Exchange {
 
     /// Give the router's own answer.
     fn refuse(mut self, answer: Answer) -> Response<Reply> {
-        self.open.answered(answer.status(), self.start, Instant::now());
+        let now = Instant::now();
+        self.open.answered(answer.status(), self.start, now);
+        if answer.status().is_client_error() {
+            self.routed.revision.tally.faults_of_clients.add(now.saturating_duration_since(self.start));
+        }
         own(answer, self.open.is_call)
     }
 

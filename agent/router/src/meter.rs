@@ -272,6 +272,7 @@ fn read(revision: &Revision, now: Instant) -> RevisionMeter {
         given_up: tally.given_up.load(Ordering::Relaxed),
         broken: tally.broken.load(Ordering::Relaxed),
         latency: tally.latency.read(),
+        faults_of_clients: tally.faults_of_clients.read(),
         cold_starts: tally.cold_starts.read(),
         refused: std::array::from_fn(|why| tally.refused[why].load(Ordering::Relaxed)),
     }

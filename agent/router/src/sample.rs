@@ -136,6 +136,8 @@ pub struct RevisionMeter {
     pub broken: u64,
     /// From the request's arrival to the head of its answer, for `answers`.
     pub latency: Histogram,
+    /// Of `latency`, those that the router answered itself (400, 408) for what their clients did, or did not do.
+    pub faults_of_clients: Histogram,
     /// How long requests were held that came when no instance was ready and then got one.
     pub cold_starts: Histogram,
     /// By [`Refused`], in the order of [`Refused::ALL`].
@@ -203,6 +205,7 @@ impl RevisionMeter {
             given_up: 0,
             broken: 0,
             latency: Histogram::default(),
+            faults_of_clients: Histogram::default(),
             cold_starts: Histogram::default(),
             refused: [0; Refused::ALL.len()],
         }

@@ -27,6 +27,8 @@ pub(crate) struct Tally {
     /// Answers, 5xx left out, that their instance did not bring to an end.
     pub(crate) broken: AtomicU64,
     pub(crate) latency: Times,
+    /// Of `latency`, those that the router answered itself for what their clients did, or did not do.
+    pub(crate) faults_of_clients: Times,
     pub(crate) cold_starts: Times,
     pub(crate) refused: [AtomicU64; Refused::ALL.len()],
     /// Milliseconds after `start`, plus one; 0: there was none.
@@ -44,6 +46,7 @@ impl Tally {
             awaiting: Awaiting::default(),
             broken: AtomicU64::new(0),
             latency: Times::default(),
+            faults_of_clients: Times::default(),
             cold_starts: Times::default(),
             refused: Default::default(),
             last_activity_ms: AtomicU64::new(0),

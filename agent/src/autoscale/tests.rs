@@ -213,6 +213,7 @@ fn counted(born: RealInstant, at: RealInstant, arrived: u64) -> RevisionMeter {
         given_up: 0,
         broken: 0,
         latency: Default::default(),
+        faults_of_clients: Default::default(),
         cold_starts: Default::default(),
         refused: [0; 6],
     }

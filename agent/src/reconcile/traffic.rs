@@ -94,11 +94,13 @@ impl Reconciler {
     }
 }
 
-/// Waiting for an instance is left out: a cold start is no fault of the code.
+/// Waiting for an instance is left out: a cold start is no fault of the code. So is what clients did not send.
 fn health(meter: &RevisionMeter, waiting: Waits) -> Health {
-    let served_us = meter.latency.sum_us.saturating_sub(meter.cold_starts.sum_us);
+    let others_us = meter.cold_starts.sum_us.saturating_add(meter.faults_of_clients.sum_us);
+    let served_us = meter.latency.sum_us.saturating_sub(others_us);
+    let answers: u64 = meter.answers.iter().sum();
     Health {
-        answers: meter.answers.iter().sum(),
+        answers: answers.saturating_sub(meter.faults_of_clients.count()),
         errors: meter.failed(),
         latency_sum_ms: served_us as f64 / 1000.0,
         abandoned: meter.given_up,
@@ -133,12 +135,17 @@ mod tests {
             given_up: 3,
             broken: 2,
             latency: times(2_500_000),
-            cold_starts: times(2_000_000),
+            faults_of_clients: Histogram {
+                counts: std::array::from_fn(|bucket| u64::from(bucket < 2)),
+                sum_us: 200_000,
+            },
+            cold_starts: times(1_800_000),
             refused: [2; 6],
         };
         let waiting = Waits::new(vec![0, 0, 5]);
         let expected = Health {
-            answers: 37,
+            // Without the two whose clients sent nothing whole.
+            answers: 35,
             // Of the class 5xx, and those broken off.
             errors: 10,
             latency_sum_ms: 500.0,

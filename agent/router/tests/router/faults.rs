@@ -118,6 +118,8 @@ async fn a_client_that_does_not_send_its_body_is_told_that_it_was_too_slow() {
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
         assert!(answer.contains("x-tombolo-reason: RequestBodyTimeout"), "{answer}");
         until("nothing is in flight", || ground.in_flight() == 0).await;
+        let counted = ground.meter.revision(&key("a")).unwrap();
+        assert_eq!(counted.faults_of_clients.count(), counted.answers[3], "it is no fault of the revision");
     }
 }
 
