@@ -62,7 +62,7 @@ pub(crate) struct Open {
 struct Visit {
     revision: Arc<Revision>,
     answered: bool,
-    /// It was answered with a 5xx.
+    /// It was answered with a 5xx, or its call ended with what counts as one.
     failed: bool,
     /// Of a call that has been answered and whose outcome is still to come: how long the answer took. Counted with the outcome.
     took: Option<Duration>,
@@ -226,7 +226,9 @@ impl Open {
         if let Some(visit) = &mut self.visit
             && let Some(took) = visit.took.take()
         {
-            visit.revision.tally.answered(grpc::counted_as(outcome), took);
+            let status = grpc::counted_as(outcome);
+            visit.failed = status.is_server_error();
+            visit.revision.tally.answered(status, took);
         }
     }
 

@@ -1,5 +1,5 @@
-//! What the reconciler learns of memory, at most once a second and only when there is something else to do: at rest nothing is
-//! looked at. What it means for the plan is decided by that.
+//! What the reconciler learns of memory, at most once a second and at a revision's first answer, and only when there is something
+//! else to do: at rest nothing is looked at. What it means for the plan is decided by that.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -148,7 +148,7 @@ impl Parameters {
     /// What a revision with these annotations and this `containerConcurrency` scales by. The hub has validated the annotations:
     /// what is out of its range here is as if absent.
     pub fn of(annotations: &BTreeMap<String, String>, concurrency: u32, defaults: &Defaults) -> Self {
-        let read = Annotated(annotations);
+        let (read, scale) = (Annotated(annotations), Scale::of(annotations));
         let metric = match read.text("metric") {
             Some("rps") => Metric::Rps,
             _ => Metric::Concurrency,
@@ -182,15 +182,13 @@ impl Parameters {
             max_scale_down_rate: defaults.max_scale_down_rate,
             target_burst_capacity: burst.unwrap_or(defaults.target_burst_capacity),
             scale_down_delay_ms: read.up_to_an_hour("scale-down-delay", defaults.scale_down_delay_ms),
-            activation_scale: read.number("activation-scale").unwrap_or(0),
+            activation_scale: scale.activation,
             range: range(&read, defaults),
             to_zero: ToZero {
                 enabled: defaults.enable_scale_to_zero,
                 grace_period_ms: defaults.grace_period_ms,
                 retention_ms: read.up_to_an_hour("scale-to-zero-pod-retention-period", defaults.retention_ms),
-                activation_timeout_ms: Scale::of(annotations)
-                    .progress_deadline_ms
-                    .saturating_add(ACTIVATION_BUFFER_MS),
+                activation_timeout_ms: scale.progress_deadline_ms.saturating_add(ACTIVATION_BUFFER_MS),
             },
             reaction: match annotations.get(keys::REACTION).map(String::as_str) {
                 Some("fast") => Reaction::Fast,

@@ -11,6 +11,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
+use tombolo_agent_core::actual::Moment;
 use tombolo_agent_core::routes::Backend;
 
 use crate::ground::{Ground, HOST, backend, ground, id, key, table, until};
@@ -310,6 +311,21 @@ async fn calls_count_by_their_outcome() {
     assert_eq!(got.status(), "4");
     expected[4] += 1;
     until("it is counted", || answers() == expected).await;
+}
+
+#[tokio::test]
+async fn an_instance_has_served_once_a_call_has_not_failed() {
+    let ground = ground!();
+    ground.serve("i1", end);
+    ground.put(table(h2c(&["i1"]))).await;
+    let calls = [("/trailers/14", false), ("/head/14", false), ("/none", false), ("/trailers/0", true)];
+    for (path, has_served) in calls {
+        let (_sender, answer) = call(&ground, path, "").await;
+        drop(answer.await.unwrap().into_body().collect().await.unwrap());
+        until("the call has ended", || ground.in_flight() == 0).await;
+        let served = ground.meter.traffic(|_| Moment(7)).served;
+        assert_eq!(served.contains(&id("i1")), has_served, "{path}");
+    }
 }
 
 #[tokio::test]
